@@ -33,6 +33,7 @@ FACTS = {
     "tokens": {"texts": ["a red fox", "a blue bird"] * 4, "clip_dim": 3, "encoder": "text-8-1-2", "batch_size": 8},
     "chats": {"texts": ["a red fox", "a blue bird"] * 4, "size": 16, "model": "llava-8-1-2", "batch_size": 8},
     "dialogs": {"texts": ["a red fox", "a blue bird"] * 4, "encoder": "text-8-1-2", "batch_size": 8},
+    "demonstrations": {"texts": ["a red fox", "a blue bird"] * 4, "model": "gpt2-8-1-2", "vectors": 2, "batch_size": 8},
     "dense": {"size": 16, "regions": ["ground", "road"], "encoder": "conv-s", "batch_size": 8},
     "frames": {"size": 16, "encoder": "conv-s", "batch_size": 8},
     "regions": {

@@ -580,6 +580,8 @@ WITHOUT = {
     "stic:dpo_loss": "softplus of a margin",
     "lol:fused_scores": "scores of tokens, no loss",
     "lol:contrastive_answer_score": "a score of an answer, no loss",
+    "mend:context_distillation_losses": "two losses, of two sets of logits and five masks",
+    "mend:candidate_scores": "scores of answers, no loss",
     "ritual:combine_logits": "scores of tokens, no loss",
     "ritual:diffusion_noise": "pixels, no loss",
     "ritual:masked_lm_loss": "torch's cross-entropy of shifted logits",

@@ -4,8 +4,8 @@
 
     {"task": "sentiment", "input": "a fine film", "output": "good", "options": ["good", "bad"]}
 
-`options` may be absent: then the outputs of the task are its options. A column `role` with "demonstration" or "query" says that an
-example serves as one of them only, as in MetaICL's files of few shots. A column `split` gives each task its split.
+`options` may be absent: then the outputs of the task are its options. A column `role` restricts an example to "demonstration" or
+"query", as in MetaICL's files of few shots. A column `split` gives each task its split.
 
 `?texts=more.txt` adds plain texts for training: a text file with one a line, a table with a column `text`, or a folder of these.
 
@@ -50,7 +50,7 @@ def load(place: str, *, texts: str = "", test: str = "", valid: str = "") -> Dem
     for example, split in rows:
         if of.setdefault(example.task, split) != split:
             raise DataError(
-                f"{place}: the task '{example.task}' is in two splits; the splits need different tasks. Mark the examples of a task by "
+                f"{place}: the task '{example.task}' is in two splits, and these need different tasks. Mark a task's examples by "
                 'the column role: "demonstration" or "query"'
             )
     parts = item_splits(place, [split for _, split in rows], np.ones(len(rows), bool), together, test, valid)

@@ -1,7 +1,7 @@
 """The contract of demonstrations: the form that every source for the task `demonstrations` returns (numpy only, no torch).
 
-A task is a set of examples, each an input with its output. A query is an example that is answered. Demonstrations are other examples
-of the same task, which come before the query. The splits have different tasks.
+A task is a set of examples, each an input with its output. A query is an example that is answered. Demonstrations are other
+examples of the same task, which come before the query. The splits have different tasks.
 
 `Members` draws demonstrations for items of any kind: it knows only the group of each item.
 """
@@ -27,7 +27,8 @@ ROLES = ("", "demonstration", "query")
 class Example:
     """An example of a task.
 
-    Raises DataError without a task or an output, for an option without text, for equal options, and for an output that is no option.
+    Raises DataError without a task, an input or an output. Where there are options, they must have text and differ, and the output
+    must be one of them.
     """
 
     task: str
@@ -39,8 +40,9 @@ class Example:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise DataError(f"has the role '{self.role}'; the roles are demonstration and query, or none")
-        if not self.task.strip() or not self.output.strip():
-            raise DataError("has no task or no output, or an empty one")
+        for name in ("task", "input", "output"):
+            if not getattr(self, name).strip():
+                raise DataError(f"has no {name}, or an empty one")
         if not self.options:
             return
         if any(not option.strip() for option in self.options):
@@ -161,4 +163,4 @@ class DemonstrationData:
     @property
     def spec(self) -> dict[str, Any]:
         """The facts that a learner is built from, ready for JSON."""
-        return {"examples": len(self.train), "texts": len(self.texts)}
+        return {"examples": len(self.train), "plain_texts": len(self.texts)}

@@ -50,8 +50,8 @@ def load(
     """
     if not 2 <= symbols <= len(SYMBOLS) or not 2 <= labels <= len(LABELS) or not 1 <= queries <= symbols:
         raise CounterpointError(
-            f"symbol-tasks: symbols lies in 2..{len(SYMBOLS)}, labels in 2..{len(LABELS)} and queries in 1..symbols, got {symbols}, "
-            f"{labels} and {queries}"
+            f"symbol-tasks: symbols lies in 2..{len(SYMBOLS)}, labels in 2..{len(LABELS)} and queries in 1..symbols, got "
+            f"{symbols}, {labels} and {queries}"
         )
     if min(train, valid, test) < 2 or min(texts, seed) < 0 or again < 1:
         raise CounterpointError(

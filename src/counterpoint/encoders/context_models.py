@@ -5,8 +5,8 @@
     t5-W-D-H         a T5 with D layers in its encoder and D in its decoder, built here
     hf:NAME          any causal or encoder-decoder model of transformers, by name or folder
 
-A causal model reads [context ; query]. An encoder-decoder model reads [context ; source] by its encoder and the query by its decoder.
-A query begins with the decoder's start there. So the logits at position t predict the token at t + 1 in both.
+A causal model reads [context ; query]. The encoder of an encoder-decoder model reads [context ; source], its decoder the query,
+which begins with the decoder's start. So the logits at position t predict the token at t + 1 in both.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def _fetched(name: str, kind: str, **more: Any) -> Any:
     except Exception as error:  # of transformers and of its HTTP client
         text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CounterpointError(
-            f"{name} could not be loaded: {text[:300].rstrip('.')}. A model that is not on this machine is downloaded; name a folder, "
-            "or a model that is built here, such as gpt2-s"
+            f"{name} could not be loaded: {text[:300].rstrip('.')}. A model that is not on this machine is downloaded; name a "
+            "folder, or a model that is built here, such as gpt2-s"
         ) from error
 
 
@@ -154,23 +154,23 @@ class ContextModel(nn.Module):
             query: the query, padded on the right.
         """
         if self.encoder_decoder:
-            logits: Tensor = self.model(
+            found = self.model(
                 inputs_embeds=torch.cat([context, self.embed(query.source)], 1),
                 attention_mask=torch.cat([mask, query.source_mask], 1).long(),
                 decoder_input_ids=query.ids,
                 decoder_attention_mask=query.mask.long(),
                 use_cache=False,
-            ).logits
-            return logits
+            )
+            return torch.as_tensor(found.logits)
         both = torch.cat([mask, query.mask], 1)
-        logits = self.model(
+        found = self.model(
             inputs_embeds=torch.cat([context, self.embed(query.ids)], 1),
             attention_mask=both.long(),
             position_ids=places(both),
             logits_to_keep=query.ids.shape[1],
             use_cache=False,
-        ).logits
-        return logits
+        )
+        return torch.as_tensor(found.logits)
 
 
 def places(mask: Bool[Tensor, "n tokens"]) -> Int[Tensor, "n tokens"]:

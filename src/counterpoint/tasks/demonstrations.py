@@ -6,22 +6,22 @@ A training batch:
     batch["mask"]      [B, L] True at tokens, False at padding
     batch["query"]     the query with its answer, a `Query` [B, ...] padded on the right
     batch["cut"]       [B] number of demonstrations that were shortened or left out for lack of room
-    batch["index"]     [B] positions: below the number of queries one of these, from there on a plain text
+    batch["index"]     [B] positions: first the queries, then the plain texts, then the queries again, with others after them
 
-A plain text is cut in two: its first part takes the place of the demonstrations, the rest that of the query, without an answer.
+A plain text is cut in two: its first part takes the place of the demonstrations, the rest that of the query, all of it an answer.
 
-An evaluation batch also has "other", a pair (ids, mask) of demonstrations of another task. "candidates" is a `Query` [B * C, ...] of each
-query with each candidate answer, and "there" [B, C] is True at the candidates that a query has. "ends" [B, K] counts the tokens up to
-the end of each demonstration. A learner's `predict` returns "scores" [B, C], and "NAME_scores" of other methods.
+An evaluation batch also has "other", a pair (ids, mask) of demonstrations of another task. "candidates" is a `Query` [B * C, ...],
+each query with each of its candidate answers. "there" [B, C] is True at the candidates that a query has. "ends" [B, K] counts the
+tokens up to the end of each demonstration. A learner's `predict` returns "scores" [B, C], and "NAME_scores" of other methods.
 
-Demonstrations are drawn anew in each epoch of training, and once for the evaluation. The query is never among them, and is never cut.
-Demonstrations that do not fit are: the first that does not fit loses the beginning of its input, and the further ones are left out.
+Demonstrations are drawn anew in each epoch of training, and once for the evaluation. The query is never among them, and is never
+cut. Where demonstrations exceed the room, one loses the beginning of its input, and the further ones are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -42,12 +42,13 @@ from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig, optimisers, rise_and_fall
 from counterpoint.engine.run import Run
-from counterpoint.engine.stages import Turn
+from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, RunError
 from counterpoint.tasks.measures.candidates import CandidateEvaluator
 from counterpoint.tasks.splits import check_watched, named_split
 
+SHOWN = 8  # batches of the figure
 AT_ONCE = 32  # queries in a batch of the evaluation
 DRAWN = 2403_06914  # part of the seed of the evaluation's demonstrations
 
@@ -64,6 +65,8 @@ class DemonstrationsConfig(OptimConfig):
     """The model that answers: gpt2-W-D-H, llama-W-D-H, qwen2-W-D-H, t5-W-D-H (width, layers, heads), hf:NAME, or run:RUN."""
     model_epochs: int = 20
     """Passes of a model that is built here over the training queries, with demonstrations before them."""
+    model_queries: int = 1
+    """Number of queries of a task that such a model answers one after another; more than 1 only for a causal model."""
     model_lr: float = 3e-3
     """Learning rate of such a model at a batch of 256."""
     vocabulary: int = 2000
@@ -85,16 +88,17 @@ class DemonstrationsConfig(OptimConfig):
     evaluate_every: int = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
 
-    counts: ClassVar[tuple[str, ...]] = ("batch_size", "vocabulary", "context", "example_tokens", "evaluate_every")
+    counts: ClassVar[tuple[str, ...]] = (
+        *("batch_size", "vocabulary", "context", "example_tokens", "model_queries", "evaluate_every"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_share("dropout", "warmup", "beta")
         self.need_positive("model_lr")
-        if 1.0 in (self.dropout, self.warmup, self.beta):
-            raise CounterpointError(
-                f"dropout, warmup and beta must be below 1, got {self.dropout}, {self.warmup} and {self.beta}"
-            )
+        for name in ("dropout", "warmup", "beta"):
+            if getattr(self, name) == 1.0:
+                raise CounterpointError(f"{name} must be below 1, got 1.0")
         for name in self.counts:
             if getattr(self, name) < 1:
                 raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -108,6 +112,11 @@ class DemonstrationsConfig(OptimConfig):
     def trains_model(self) -> bool:
         """Whether the model is built here, and so trains in the run."""
         return not self.model.startswith(("run:", "hf:"))
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether a stage learns from plain texts."""
+        return False
 
     @property
     def room(self) -> int:
@@ -151,7 +160,7 @@ def finished_model(name: str) -> Run:
         raise RunError(f"{run.path} is not finished; finish it first: counterpoint train --resume {run.path}")
     if run.config.get("task") != DemonstrationsTask.name:
         raise RunError(
-            f"{run.path} is a run of the task {run.config.get('task')}, whose model reads no demonstrations; name one of demonstrations"
+            f"{run.path} is a run of the task {run.config.get('task')}, whose model reads none; name one of demonstrations"
         )
     return run
 
@@ -173,6 +182,7 @@ class DemonstrationLearner(Learner):
         torch.manual_seed(seed)
         self.config = config
         self.tokenizer = Tokenizer.from_json(data.tokenizer)
+        self.texts = getattr(data, "plain_texts", 0)
         self.model = ContextModel(data.built, self.tokenizer, self.positions, config.dropout)
 
     @property
@@ -181,8 +191,14 @@ class DemonstrationLearner(Learner):
         return int(self.config.context)
 
     def begin(self, survey: Survey) -> None:
-        """Take the weights of the run that `model` names."""
-        if not self.config.model.startswith("run:"):
+        """Take the weights of the run that `model` names. DataError without texts that a stage learns from."""
+        config = self.config
+        if config.reads_texts and not len(survey.text_rows):
+            raise DataError(
+                "the first stage learns from plain texts that can be cut in two, and these data have none; add some (?texts=FILE), or "
+                "set --pretrain-epochs 0"
+            )
+        if not config.model.startswith("run:"):
             return
         run = finished_model(self.config.model)
         weights = {k.removeprefix("model."): v for k, v in run.load_weights().items() if k.startswith("model.")}
@@ -208,25 +224,63 @@ class DemonstrationLearner(Learner):
         query: Query = batch["query"]
         return masked_lm_loss(self.full(batch), torch.where(query.answer, query.ids, IGNORED))
 
+    def model_stage(self) -> Stage:
+        """Return the stage of a model that is built here."""
+        config = self.config
+        changed = replace(config, lr=config.model_lr)
+
+        def batches(survey: Survey) -> Batches:
+            return QueryBatches(survey.examples + self.texts + survey.rows, config.batch_size)
+
+        return Stage(
+            "model", config.model_epochs, lambda: [self.model], lambda: [self.turn([self.model], changed)], batches
+        )
+
     def turn(self, modules: Sequence[nn.Module], config: Any) -> Turn:
         """Return a turn over these modules, whose rate rises and falls on lines."""
         steps = self.steps_per_epoch
         curve = rise_and_fall(self.epochs, steps, config.warmup)
         return optimisers(config, modules, self.epochs, config.batch_size, steps_per_epoch=steps, curve=curve)
 
+    def scores(self, batch: dict[str, Any], method: str = "") -> Tensor:
+        """Return the scores [n, candidates] of a batch's candidates. "full": after all demonstrations."""
+        raise NotImplementedError
+
+    def figures(self, survey: Survey) -> dict[str, Any]:
+        """Draw the accuracy by the number of demonstrations, of the learner's own method and of all demonstrations."""
+        most = self.config.demonstrations
+        counts = sorted({0, most, *(2**n for n in range(10) if 2**n < most)})
+        series: dict[str, list[list[float]]] = {name: [[], []] for name in (self.reads, "all demonstrations")}
+        for count in counts:
+            for name, method in zip(series, ("", "full"), strict=True):
+                evaluator = survey.evaluator("test")
+                for rows in survey.in_batches("test")[:SHOWN]:
+                    batch = first(survey.batch("test", rows), count)
+                    evaluator.choose("", rows.tolist(), self.scores(batch, method).detach())
+                series[name][0].append(count)
+                series[name][1].append(round(evaluator.compute()["accuracy"], 4))
+        caption = f"Accuracy on test tasks by the number of demonstrations. The model reads {self.reads}, or the demonstrations."
+        figure = {"kind": "curves", "series": series, "xlabel": "demonstrations", "caption": caption}
+        return super().figures(survey) | {"Accuracy by demonstrations": figure}
+
+    @property
+    def reads(self) -> str:
+        """What the model reads in place of the demonstrations, for the figure."""
+        raise NotImplementedError
+
 
 class TextBatches(Batches):
     """Batches of all plain texts, whose positions follow those of the queries.
 
     Args:
-        queries: number of training queries.
-        rows: numbers of the texts that are used.
+        before: number of positions before those of the texts.
+        rows: numbers of the texts, or of the queries, that are used.
         batch_size: number of texts in a batch, over all processes.
     """
 
-    def __init__(self, queries: int, rows: Indices, batch_size: int) -> None:
+    def __init__(self, before: int, rows: Indices, batch_size: int) -> None:
         super().__init__(len(rows), batch_size)
-        self.chosen = queries + rows
+        self.chosen = before + rows
 
     def order(self, generator: np.random.Generator) -> Indices:
         return np.asarray(generator.permutation(self.chosen))
@@ -297,7 +351,7 @@ class _Episodes(Dataset[dict[str, Any]]):
         self.task, self.split, self.draw, self.asked = task, split, draw, asked
 
     def __len__(self) -> int:
-        return len(self.split) + (0 if self.asked else len(self.task.data.texts))
+        return len(self.split) * (1 if self.asked else 2) + (0 if self.asked else len(self.task.data.texts))
 
     def __getitem__(self, positions: Sequence[int]) -> dict[str, Any]:
         rows = [self._row(int(n)) for n in positions]
@@ -317,9 +371,9 @@ class _Episodes(Dataset[dict[str, Any]]):
         other, there = padded(others, self.task.pad, left=True)
         batch["other"] = (other, there) if any(others) else (other[:, :0], there[:, :0])
         most = max(len(row["candidates"]) for row in rows)
-        nothing: tuple[list[int], list[int]] = (rows[0]["query"][0], [])
+        nothing: tuple[list[int], list[int]] = (rows[0]["query"][0][0], [])
         filled = [[*row["candidates"], *[nothing] * (most - len(row["candidates"]))] for row in rows]
-        batch["candidates"] = self.task.query([one for row in filled for one in row])
+        batch["candidates"] = self.task.query([[one] for row in filled for one in row])
         counts = torch.tensor([len(row["candidates"]) for row in rows])
         batch["there"] = torch.arange(most) < counts[:, None]
         ends = [np.cumsum([len(one) for one in row["demos"]] or [0]) for row in rows]
@@ -328,9 +382,13 @@ class _Episodes(Dataset[dict[str, Any]]):
         return batch
 
     def _row(self, n: int) -> dict[str, Any]:
-        if n >= len(self.split):
-            return self.task.text_row(n - len(self.split))
-        config, split = self.task.config, self.split
+        config, split, texts = self.task.config, self.split, len(self.task.data.texts)
+        alone = n < len(split)
+        if not alone:
+            n -= len(split)
+            if n < texts:
+                return self.task.text_row(n)
+            n -= texts
         at = int(split.queries[n])
         example, group = split.examples[at], int(split.groups[at])
         seeds = [part.all_epochs if isinstance(part, Position) else part for part in self.draw]
@@ -339,7 +397,11 @@ class _Episodes(Dataset[dict[str, Any]]):
         drawn = split.members.draw(group, config.demonstrations, generator, without=at)
         demos, cut = self._fitted(drawn, room)
         before = self.task.encoded(example.input)
-        found = {"demos": demos, "cut": cut, "query": (before, self.task.encoded(example.output))}
+        found = {"demos": demos, "cut": cut, "query": [(before, self.task.encoded(example.output))]}
+        if not alone:
+            among = split.queries[split.groups[split.queries] == group]
+            for other in generator.choice(among, config.model_queries - 1).tolist():
+                found["query"].append(self._pair(other))
         if self.asked:
             found["candidates"] = [(before, self.task.encoded(option)) for option in split.options(example)]
             another = split.members.draw(
@@ -348,11 +410,22 @@ class _Episodes(Dataset[dict[str, Any]]):
             found["other"] = self._fitted(another, room)[0]
         return found
 
+    def _pair(self, n: int) -> tuple[list[int], list[int]]:
+        example = self.split.examples[n]
+        return self.task.encoded(example.input), self.task.encoded(example.output)
+
     def _fitted(self, drawn: Indices, room: int) -> tuple[list[list[int]], int]:
-        pairs = [
-            tuple(map(self.task.encoded, (self.split.examples[n].input, self.split.examples[n].output))) for n in drawn
-        ]
-        return fitted(pairs, room, self.task.config.example_tokens)  # type: ignore[arg-type]
+        return fitted([self._pair(n) for n in drawn.tolist()], room, self.task.config.example_tokens)
+
+
+def first(batch: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Return a batch of the evaluation with the first demonstrations of each query alone."""
+    ids, mask, ends = batch["ids"], batch["mask"], batch["ends"]
+    many = ends[:, min(count, ends.shape[1]) - 1].tolist() if count else [0] * len(ids)
+    rows = [row[there][:end].tolist() for row, there, end in zip(ids, mask, many, strict=True)]
+    kept, there = padded(rows, 0, left=True)
+    at = slice(None) if any(many) else slice(0, 0)
+    return {**batch, "ids": kept[:, at].to(ids.device), "mask": there[:, at].to(ids.device)}
 
 
 class DemonstrationsTask:
@@ -377,8 +450,8 @@ class DemonstrationsTask:
             lonely = self.split(name).without_pool() if config.demonstrations else []
             if lonely:
                 raise DataError(
-                    f"{data.name}: {len(lonely)} tasks of the {name} split have a query and no other example to draw as its "
-                    f"demonstration, such as '{lonely[0]}'; add examples, or set --demonstrations 0"
+                    f"{data.name}: {len(lonely)} tasks of the {name} split have no example besides a query, so no demonstration, "
+                    f"such as '{lonely[0]}'; add examples, or set --demonstrations 0"
                 )
 
     @cached_property
@@ -409,31 +482,29 @@ class DemonstrationsTask:
         answers = split.options(example) if split is not self.data.train else (example.output,)
         return len(self.encoded(example.input)) + max(len(self.encoded(answer)) for answer in answers)
 
-    def query(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Query:
-        """Return queries of pairs of input and answer, as the model takes them."""
+    def query(self, rows: Sequence[Sequence[tuple[list[int], list[int]]]]) -> Query:
+        """Return queries as the model takes them. A row is pairs of input and answer; an encoder-decoder model takes the first."""
         start = int(self.facts["start"])
         if start >= 0:  # an encoder reads the input
-            source = padded([before for before, _ in pairs], self.pad)
-            ids, mask = padded([[start, *after] for _, after in pairs], self.pad)
-            first = [1] * len(pairs)
+            source = padded([row[0][0] for row in rows], self.pad)
+            rows = [[([start], row[0][1])] for row in rows]
         else:
-            source = (torch.zeros(len(pairs), 0, dtype=torch.int64), torch.zeros(len(pairs), 0, dtype=torch.bool))
-            ids, mask = padded([[*before, *after] for before, after in pairs], self.pad)
-            first = [len(before) for before, _ in pairs]
-        answer = mask & (torch.arange(ids.shape[1]) >= torch.tensor(first, dtype=torch.int64)[:, None])
-        return Query(*source, ids, mask, answer)
+            source = (torch.zeros(len(rows), 0, dtype=torch.int64), torch.zeros(len(rows), 0, dtype=torch.bool))
+        ids, mask = padded([[t for pair in row for part in pair for t in part] for row in rows], self.pad)
+        flags = [[f for before, after in row for f in (*(0,) * len(before), *(1,) * len(after))] for row in rows]
+        return Query(*source, ids, mask, padded(flags, 0)[0].bool())
 
     @cached_property
     def text_rows(self) -> Indices:
         """Numbers of the plain texts that can be cut in two."""
         many = np.array([len(self.text_tokens(n)) for n in range(len(self.data.texts))], np.int64)
-        return np.flatnonzero((many * self.config.beta >= 1) & (many > 1))
+        return np.flatnonzero(many * self.config.beta >= 1)
 
     def text_row(self, n: int) -> dict[str, Any]:
         """Return a plain text, cut in two."""
         ids = self.text_tokens(n)
         at = min(int(self.config.beta * len(ids)), self.config.room)
-        return {"demos": [ids[:at]], "cut": 0, "query": ([], ids[at:])}
+        return {"demos": [ids[:at]], "cut": 0, "query": [([], ids[at:])]}
 
     def text_tokens(self, n: int) -> list[int]:
         """Return the tokens of a plain text, at most as many as the context holds."""
@@ -465,8 +536,8 @@ class DemonstrationsTask:
             )
         if left:
             self.notes.append(
-                f"{left} of {len(self.data.train)} training queries have more tokens than the context of {self.config.context} holds, "
-                "and are left out; raise --context to use them"
+                f"{left} of {len(self.data.train)} training queries have more tokens than the context of {self.config.context} "
+                "holds, and are left out; raise --context to use them"
             )
 
     def check_asked(self, name: str) -> None:

@@ -14,8 +14,8 @@ arXiv 2403.06914. Authors' code: github bigheiniu/MEND (CC-BY-NC 4.0).
     L = L_pred + lambda L_KL                                     stage 2: queries of training tasks, L_pred over the answer's tokens
 
 - A new task needs no training: the distiller reads its demonstrations once, and its vectors serve all queries.
-- With an encoder-decoder model, vectors and input enter its encoder, and the answer is the query of its decoder. The distiller then is an
-  encoder. The authors' code lacks this branch, which their paper evaluates.
+- Of an encoder-decoder model, the encoder reads vectors and input, the decoder the answer. The distiller then is an encoder.
+  The authors' code lacks this branch, which their paper evaluates.
 - Demonstrations are padded on the left, and positions count tokens alone. So padding moves no token.
 - Left out: switches of the authors' code that no experiment of the paper uses (contrast, state and gradient matching, fusion).
 - The temperature enters the divergence alone, as in the authors' code.
@@ -24,7 +24,6 @@ arXiv 2403.06914. Authors' code: github bigheiniu/MEND (CC-BY-NC 4.0).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -38,16 +37,14 @@ from counterpoint.core.masking import IGNORED
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
-from counterpoint.encoders.chat_models import padded
 from counterpoint.encoders.context_models import Distiller, check_context_model
 from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.demonstrations import DemonstrationLearner, DemonstrationsConfig, TextBatches
 
 METHODS = ("full", "zero", "other")
-SHOWN = 8  # batches of the figure
 COPY = "copy"
 ABSENT = -10000.0  # score of a candidate that a query does not have
 
@@ -91,8 +88,9 @@ def context_distillation_losses(
         kl_weight: weight of the divergence, at least 0.
 
     Without a query's token the divergence is 0, and without an answer's token the prediction term is 0. Raises ValueError for
-    shapes that do not fit, a value out of range, and a row whose teacher has more or fewer tokens of the query than the student.
+    shapes that do not fit and a value out of range. Student and teacher need as many tokens of the query in each row.
     """
+    need_rows(student_logits=student_logits)
     n, many = query_ids.shape
     if student_logits.shape[:2] != (n, num_vectors + many):
         raise ValueError(
@@ -141,8 +139,8 @@ def candidate_scores(
     rows, many = ids.shape
     if student_logits.shape[:2] != (rows, num_vectors + many) or answer_mask.shape != ids.shape:
         raise ValueError(
-            f"student_logits must be [rows, num_vectors + query, vocabulary] with num_vectors {num_vectors}, and answer_mask as ids, "
-            "got " + shapes(student_logits=student_logits, ids=ids, answer_mask=answer_mask)
+            f"student_logits must be [rows, {num_vectors} + query, vocabulary], and ids and answer_mask [rows, query], got "
+            + shapes(student_logits=student_logits, ids=ids, answer_mask=answer_mask)
         )
     if class_mask.shape[1:] != (num_class,) or class_mask.numel() != rows:
         raise ValueError(
@@ -202,8 +200,12 @@ class MENDConfig(DemonstrationsConfig):
                 raise unknown("method", name, METHODS)
         if self.pretrain_epochs < 0 or not self.pretrain_epochs + self.epochs:
             raise CounterpointError(
-                f"pretrain_epochs and epochs must be at least 0, and one of them above 0, got {self.pretrain_epochs} and {self.epochs}"
+                f"pretrain_epochs and epochs must be at least 0, one of them above 0, got {self.pretrain_epochs} and {self.epochs}"
             )
+
+    @property
+    def reads_texts(self) -> bool:
+        return self.pretrain_epochs > 0
 
     @property
     def room(self) -> int:
@@ -239,45 +241,21 @@ class MEND(DemonstrationLearner):
 
     # --- stages
 
-    def begin(self, survey: Survey) -> None:
-        super().begin(survey)
-        config = self.config
-        if config.pretrain_epochs and not len(self.texts(survey)):
-            raise DataError(
-                "the first stage learns from plain texts of two tokens and more, and these data have none; add some (?texts=FILE), or "
-                "set --pretrain-epochs 0"
-            )
-
-    def texts(self, survey: Survey) -> Any:
-        """Return the numbers of the plain texts that can be cut in two."""
-        return survey.text_rows
-
     def stages(self) -> list[Stage]:
-        config = self.config
+        config, distiller = self.config, self.distiller
 
-        def stage(name: str, epochs: int, lr: float, module: Any, **more: Any) -> Stage:
+        def stage(name: str, epochs: int, lr: float, **more: Any) -> Stage:
             changed = replace(config, lr=lr)
-            return Stage(name, epochs, lambda: [module], lambda: [self.turn([module], changed)], **more)
+            return Stage(name, epochs, lambda: [distiller], lambda: [self.turn([distiller], changed)], **more)
 
-        found = []
-        if config.trains_model:
-            found.append(stage("model", config.model_epochs, config.model_lr, self.model))
-        enter = self.copy
-        if config.pretrain_epochs:
-            found.append(
-                stage(
-                    "pretrain",
-                    config.pretrain_epochs,
-                    config.pretrain_lr,
-                    self.distiller,
-                    batches=lambda survey: TextBatches(survey.examples, self.texts(survey), config.batch_size),
-                    enter=enter,
-                )
-            )
-        if config.epochs:
-            last = None if config.pretrain_epochs else enter
-            found.append(stage("finetune", config.epochs, config.lr, self.distiller, enter=last))
-        return found
+        def texts(survey: Survey) -> TextBatches:
+            return TextBatches(survey.examples, survey.text_rows, config.batch_size)
+
+        later = [
+            stage("pretrain", config.pretrain_epochs, config.pretrain_lr, batches=texts, enter=self.copy),
+            stage("finetune", config.epochs, config.lr, enter=None if config.pretrain_epochs else self.copy),
+        ]
+        return [*([self.model_stage()] if config.trains_model else []), *(one for one in later if one.epochs)]
 
     def copy(self, survey: Survey) -> None:
         """Let the distiller start from the model's weights."""
@@ -316,6 +294,10 @@ class MEND(DemonstrationLearner):
         )
         return found
 
+    @property
+    def reads(self) -> str:
+        return f"{self.config.vectors} vectors"
+
     def row_wise(self) -> Any:
         return [(self.model, "forward"), (self.distiller, "forward")]
 
@@ -353,49 +335,15 @@ class MEND(DemonstrationLearner):
                 found[f"{method}_scores"] = self.scores(batch, method)
         return found
 
-    def figures(self, survey: Survey) -> dict[str, Any]:
-        """Draw the accuracy by the number of demonstrations, of vectors and of all demonstrations."""
-        most = self.config.demonstrations
-        counts = sorted({0, most, *(2**n for n in range(10) if 2**n < most)})
-        series: dict[str, list[list[float]]] = {
-            name: [[], []] for name in (f"{self.config.vectors} vectors", "all demonstrations")
-        }
-        for count in counts:
-            for name, method in zip(series, ("", "full"), strict=True):
-                evaluator = survey.evaluator("test")
-                for rows in survey.in_batches("test")[:SHOWN]:
-                    batch = first(survey.batch("test", rows), count)
-                    evaluator.choose("", rows.tolist(), self.scores(batch, method))
-                series[name][0].append(count)
-                series[name][1].append(round(evaluator.compute()["accuracy"], 4))
-        caption = "Accuracy on test tasks by the number of demonstrations, which vectors replace or which the model reads itself."
-        return {
-            "Demonstrations and vectors": {
-                "kind": "curves",
-                "series": series,
-                "xlabel": "demonstrations",
-                "caption": caption,
-            }
-        }
-
-
-def first(batch: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Return a batch of the evaluation with the first demonstrations of each query alone."""
-    ids, mask, ends = batch["ids"], batch["mask"], batch["ends"]
-    many = ends[:, min(count, ends.shape[1]) - 1].tolist() if count else [0] * len(ids)
-    rows = [row[there][:end].tolist() for row, there, end in zip(ids, mask, many, strict=True)]
-    kept, there = padded(rows, 0, left=True)
-    at = slice(None) if any(many) else slice(0, 0)
-    return {**batch, "ids": kept[:, at].to(ids.device), "mask": there[:, at].to(ids.device)}
-
 
 RECIPE = {
-    "model": "gpt2-48-2-2",
-    "model_epochs": 6,
+    "model": "llama-48-2-2",
+    "model_queries": 8,
+    "model_epochs": 3,
     "batch_size": 64,
     "vocabulary": 320,
-    "context": 24,
-    "distiller_context": 20,
+    "context": 32,
+    "distiller_context": 28,
     "demonstrations": 8,
     "vectors": 4,
     "pretrain_epochs": 2,

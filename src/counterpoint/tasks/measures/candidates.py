@@ -3,8 +3,11 @@
     accuracy      share of right answers of a task, averaged over tasks
     macro_f1      mean F1 over the answers that a task has or gets, averaged over tasks
 
-Each method of answering has its measures, with the method's name before them: `full_accuracy`. The measures without a name are those of
-the learner's own method. `gain_over_NAME` is its accuracy minus another method's, and `share_of_full` its part of full_accuracy.
+Methods of answering other than the learner's own have their name before a measure: `full_accuracy`. `gain_over_NAME` is the
+accuracy minus that of another method, and `share_of_full` its part of full_accuracy. Two further measures:
+
+    cut           mean number of demonstrations of a query that were shortened or left out
+    read_share    positions that the model reads, as a share of those with all demonstrations
 """
 
 from __future__ import annotations
