@@ -125,8 +125,8 @@ def test_a_query_without_an_answer_token_has_the_divergence_alone():
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"kl_weight": -1.0}, "kl_weight must lie in"),
         ({"num_vectors": 3}, r"student_logits must be \[n, num_vectors \+ query"),
-        ({"teacher_mask": torch.ones(3, 9)}, "teacher_mask must be"),
-        ({"teacher_demo_mask": torch.ones(3, 10)}, "as many positions in each row"),
+        ({"teacher_mask": torch.ones(3, 9, dtype=torch.int64)}, "teacher_mask must be"),
+        ({"teacher_demo_mask": torch.ones(3, 10, dtype=torch.int64)}, "as many positions in each row"),
     ],
 )
 def test_arguments_that_do_not_fit_raise_an_error_that_names_them(changed, said):
@@ -235,12 +235,12 @@ def test_other_distillers_and_encoder_decoders_learn(changed):
     found = learner.distiller(batch["ids"], batch["mask"])
     assert found.shape == (2, 3, learner.model.width)
     if learner.distiller.placeholders.shape[1] != learner.model.width:
-        assert float(found.abs().max()) < 1  # the tanh of the adapter
+        assert float(found.detach().abs().max()) < 1  # the tanh of the adapter
 
 
 def test_random_placeholders_have_the_spread_of_the_model():
     learner, _ = built(placeholders="random", vectors=8, model="gpt2-64-1-2", distiller_context=20)
-    assert 0.01 < float(learner.distiller.placeholders.std()) < 0.04
+    assert 0.01 < float(learner.distiller.placeholders.detach().std()) < 0.04
 
 
 @pytest.mark.parametrize("at", [1, 4, 7, 9])
@@ -257,7 +257,9 @@ def test_a_saved_run_scores_as_before_and_shows_its_curves(tmp_path):
     task.check_facts(run.facts())
     batch = task.evaluation_batch("test", [0, 1])
     torch.testing.assert_close(learner.scores(batch), load_learner(run).scores(batch))
-    assert run.chance()["test/accuracy"] == 0.25 if hasattr(run, "chance") else True
+    evaluator = task.evaluator("test")
+    evaluator.choose("full", [0, 1], learner.scores(batch, "full").detach())
+    assert evaluator.chance() == {"full_accuracy": 0.25}
 
 
 def test_a_finished_model_is_used_again_and_does_not_train(tmp_path):
@@ -314,7 +316,7 @@ def test_demonstrations_that_exceed_the_context_are_cut_and_counted_and_the_quer
     chosen = config(context=7, vectors=3, distiller_context=4, model_epochs=1)
     run = training.train("mend", chosen, data=DATA, out=tmp_path, say=said.append)
     assert any("12 demonstrations of 6 of 6 test queries exceed the context of 7" in line for line in said), said
-    assert run.metrics()["test/cut"] == 2
+    assert run.metrics()[-1]["test/cut"] == pytest.approx(2)
     _, task = built(context=7, distiller_context=6)
     batch = task.evaluation_batch("test", [0])
     assert int(batch["mask"].sum()) == 4  # of 8, since the query needs 2 of 7 and a half example has no input
@@ -335,7 +337,8 @@ def test_without_demonstrations_the_vectors_are_a_generic_prompt(tmp_path):
     assert batch["ids"].shape == (2, 0)
     vectors = learner.distiller(batch["ids"], batch["mask"])
     torch.testing.assert_close(vectors[0], vectors[1])
-    assert run.metrics()["test/full_accuracy"] == run.metrics()["test/zero_accuracy"]
+    last = run.metrics()[-1]
+    assert last["test/full_accuracy"] == last["test/zero_accuracy"]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -402,7 +405,6 @@ def test_roles_and_splits_of_own_tasks_are_used(tmp_path):
         (own(8, output="good", options=["good"]), {}, "has one candidate answer, and needs two"),
         (own(8), {"context": 4}, "a query is never cut: raise --context"),
         (own(8), {"pretrain_epochs": 1}, r"learns from plain texts.*\(\?texts=FILE\).*--pretrain-epochs 0"),
-        (own(8), {"model_queries": 2}, "--model-learns answers"),
     ],
 )
 def test_data_that_cannot_be_used_raise_an_error_that_names_the_mend(tmp_path, rows, changed, said):
@@ -435,7 +437,7 @@ def test_settings_that_do_not_fit_raise_an_error(changed, said):
 
 
 @pytest.mark.parametrize(
-    ("query", "said"), [("symbols=1", "symbols lies in"), ("train=1", "at least 2"), ("symbols=2", "a sixteenth")]
+    ("query", "said"), [("symbols=1", "symbols lies in"), ("train=1", "at least 2"), ("symbols=4", "a sixteenth")]
 )
 def test_options_of_symbol_tasks_out_of_range_raise_an_error(query, said):
     with pytest.raises(CounterpointError, match=said):

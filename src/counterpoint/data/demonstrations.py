@@ -66,7 +66,8 @@ class Members:
         order = chosen[np.argsort(groups[chosen], kind="stable")]
         numbers, first = np.unique(groups[order], return_index=True)
         self.numbers = numbers
-        self._of = dict(zip(numbers.tolist(), np.split(order, first[1:]), strict=True))
+        last = [*first[1:].tolist(), len(order)]
+        self._of = {n: order[a:b] for n, a, b in zip(numbers.tolist(), first.tolist(), last[: len(first)], strict=True)}
 
     def of(self, group: int, *, without: int = -1) -> Indices:
         """Return the positions of a group's items, in order, without the item at the position `without`."""

@@ -195,8 +195,8 @@ class DemonstrationLearner(Learner):
         config = self.config
         if config.reads_texts and not len(survey.text_rows):
             raise DataError(
-                "the first stage learns from plain texts that can be cut in two, and these data have none; add some (?texts=FILE), or "
-                "set --pretrain-epochs 0"
+                "the first stage learns from plain texts that can be cut in two, and these data have none; add some "
+                "(?texts=FILE), or set --pretrain-epochs 0"
             )
         if not config.model.startswith("run:"):
             return
