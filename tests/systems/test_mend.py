@@ -24,6 +24,7 @@ from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.language import mend
 from counterpoint.tasks.demonstrations import fitted
 from interrupted import need_equal_ends
+from launch import command_over_processes
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "mend.npz")
 TYPES = pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
@@ -246,6 +247,18 @@ def test_random_placeholders_have_the_spread_of_the_model():
 @pytest.mark.parametrize("at", [1, 4, 7, 9])
 def test_a_training_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monkeypatch, at):
     need_equal_ends(monkeypatch, mend.MEND, "mend", config(), DATA, at, tmp_path)
+
+
+def test_two_processes_learn_the_same_as_one(tmp_path):
+    words = ["train", "mend", "--data", DATA, "--out", str(tmp_path)]
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    command_over_processes([*words, "--name", "two"], tmp_path)
+    one = training.train("mend", config(), data=DATA, out=tmp_path, name="one", say=lambda _: None).metrics()
+    two = Run.open(tmp_path / "two").metrics()
+    for mine, other in zip(one, two, strict=True):
+        for name in ("train/loss", "train/prediction", "train/divergence", "valid/accuracy"):
+            if mine.get(name) is not None:
+                assert other[name] == pytest.approx(mine[name], rel=2e-4), name
 
 
 def test_a_saved_run_scores_as_before_and_shows_its_curves(tmp_path):
