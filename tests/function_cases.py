@@ -800,9 +800,7 @@ CASES |= {
         lambda n, d: [d(0, n, 7, 5), d(1, n, 6, 5), *asked(n), *taught(n), 3, 2.0, 0.5], (0,), (0,) * 7
     ),
     LANGUAGE + "mend:candidate_scores": Case(
-        lambda n, d: [d(0, 2 * n, 6, 5), *(rows.repeat(2, 1) for rows in asked(n)[::2]), torch.ones(n, 2).bool(), 2, 2],
-        (0,),
-        (None, None, None, None),
+        lambda n, d: [d(0, n, 6, 5), *asked(n)[::2], torch.ones(n, 1, dtype=torch.bool), 2, 1], (0,), (0, 0, 0, 0)
     ),
     CORE + "answers:masked_token_kl": Case(
         lambda n, d: [d(0, n, 4, 5), d(1, n, 4, 5), asked(n)[1], 2.0], (0,), (0, 0, 0)
