@@ -126,7 +126,7 @@ def test_a_query_without_an_answer_token_has_the_divergence_alone():
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"kl_weight": -1.0}, "kl_weight must lie in"),
         ({"num_vectors": 3}, r"student_logits must be \[n, num_vectors \+ query"),
-        ({"teacher_mask": torch.ones(3, 9, dtype=torch.int64)}, "teacher_mask must be"),
+        ({"teacher_mask": torch.ones(3, 9, dtype=torch.int64)}, "teacher_mask and teacher_demo_mask must be"),
         ({"teacher_demo_mask": torch.ones(3, 10, dtype=torch.int64)}, "as many positions in each row"),
     ],
 )

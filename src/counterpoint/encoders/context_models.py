@@ -97,6 +97,7 @@ def _network(name: str, tokenizer: Tokenizer, context: int, dropout: float) -> A
     except ImportError as error:
         raise CounterpointError(f"{name} needs the extra [language]: pip install 'counterpoint[language]'") from error
     width, depth, heads = _t5_shape(name)
+    more: dict[str, Any] = {"decoder_start_token_id": numbers.pad}
     return transformers.T5ForConditionalGeneration(
         transformers.T5Config(
             vocab_size=numbers.vocabulary,
@@ -107,8 +108,8 @@ def _network(name: str, tokenizer: Tokenizer, context: int, dropout: float) -> A
             num_heads=heads,
             dropout_rate=dropout,
             pad_token_id=numbers.pad,
-            decoder_start_token_id=numbers.pad,
             eos_token_id=None,
+            **more,
         )
     )
 

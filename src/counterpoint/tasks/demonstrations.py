@@ -173,9 +173,11 @@ class DemonstrationLearner(Learner):
 
     Attributes:
         model: The model that answers.
+        reads: What it reads in place of the demonstrations, for the figure.
     """
 
     config: Any
+    reads = "its own context"
 
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(seed)
@@ -262,11 +264,6 @@ class DemonstrationLearner(Learner):
         caption = f"Accuracy on test tasks by the number of demonstrations. The model reads {self.reads}, or the demonstrations."
         figure = {"kind": "curves", "series": series, "xlabel": "demonstrations", "caption": caption}
         return super().figures(survey) | {"Accuracy by demonstrations": figure}
-
-    @property
-    def reads(self) -> str:
-        """What the model reads in place of the demonstrations, for the figure."""
-        raise NotImplementedError
 
 
 class TextBatches(Batches):
@@ -397,7 +394,7 @@ class _Episodes(Dataset[dict[str, Any]]):
         drawn = split.members.draw(group, config.demonstrations, generator, without=at)
         demos, cut = self._fitted(drawn, room)
         before = self.task.encoded(example.input)
-        found = {"demos": demos, "cut": cut, "query": [(before, self.task.encoded(example.output))]}
+        found: dict[str, Any] = {"demos": demos, "cut": cut, "query": [(before, self.task.encoded(example.output))]}
         if not alone:
             among = split.queries[split.groups[split.queries] == group]
             for other in generator.choice(among, config.model_queries - 1).tolist():

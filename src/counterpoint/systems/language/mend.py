@@ -32,7 +32,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from counterpoint.core.answers import answer_log_probability, masked_lm_loss, masked_token_kl
-from counterpoint.core.checks import need_positive, need_rows, need_within, shapes
+from counterpoint.core.checks import need_alike, need_positive, need_rows, need_within, shapes
 from counterpoint.core.masking import IGNORED
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds
@@ -97,14 +97,8 @@ def context_distillation_losses(
             f"student_logits must be [n, num_vectors + query, vocabulary] with num_vectors {num_vectors}, got "
             + shapes(student_logits=student_logits, query_ids=query_ids)
         )
-    for name, mask, like in (
-        ("query_mask", query_mask, query_ids),
-        ("answer_mask", answer_mask, query_ids),
-        ("teacher_mask", teacher_mask, teacher_logits[..., 0]),
-        ("teacher_demo_mask", teacher_demo_mask, teacher_logits[..., 0]),
-    ):
-        if mask.shape != like.shape:
-            raise ValueError(f"{name} must be {list(like.shape)}, got {list(mask.shape)}")
+    need_alike("n query", query_ids=query_ids, query_mask=query_mask, answer_mask=answer_mask)
+    need_alike("n tokens", teacher_mask=teacher_mask, teacher_demo_mask=teacher_demo_mask)
     need_positive(temperature=temperature)
     need_within(0, math.inf, kl_weight=kl_weight)
     student, asked = student_logits[:, num_vectors:], query_mask.bool()
@@ -228,16 +222,16 @@ class MEND(DemonstrationLearner):
 
     def __init__(self, config: MENDConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
-        name = data.built if config.distiller == COPY else config.distiller
-        positions = self.positions if config.distiller == COPY else config.room + config.vectors
-        self.distiller = Distiller(
-            name, self.tokenizer, positions, config.vectors, self.model.width, config.placeholders, config.dropout
-        )
+        copied = config.distiller == COPY
+        name, positions = (data.built, self.positions) if copied else (config.distiller, config.room + config.vectors)
+        sizes = config.vectors, self.model.width
+        self.reads = f"{config.vectors} vectors"
+        self.distiller = Distiller(name, self.tokenizer, positions, *sizes, config.placeholders, config.dropout)
 
     @property
     def positions(self) -> int:
-        config = self.config
-        return max(config.context, config.room + config.vectors if config.distiller == COPY else 0)
+        own = self.config.room + self.config.vectors  # of the distiller
+        return max(self.config.context, own if self.config.distiller == COPY else 0)
 
     # --- stages
 
@@ -294,10 +288,6 @@ class MEND(DemonstrationLearner):
         )
         return found
 
-    @property
-    def reads(self) -> str:
-        return f"{self.config.vectors} vectors"
-
     def row_wise(self) -> Any:
         return [(self.model, "forward"), (self.distiller, "forward")]
 
@@ -321,8 +311,7 @@ class MEND(DemonstrationLearner):
         return candidate_scores(logits, query.ids, query.answer, there, 0, each)
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {"cut": batch["cut"]}
-        early = self.stage == "model"
+        found, early = {"cut": batch["cut"]}, self.stage == "model"
         if not early:
             asked = batch["query"].mask.sum(1) + batch["query"].source_mask.sum(1)
             found |= {
