@@ -776,6 +776,38 @@ CASES |= {
     CORE + "answers:answer_log_probability": Case(lambda n, d: [d(0, n, 4, 5), answered(n)], (0,), (0, 0)),
 }
 OTHERS |= {"lol:select_premature_layer": "whole numbers"}
+
+
+def asked(n: int) -> list[Tensor]:
+    """Return query ids of 4 tokens, of which three or four are there, and the masks of query and answer."""
+    ids = torch.arange(4 * n).view(n, 4) % 5
+    there = torch.ones(n, 4, dtype=torch.bool)
+    there[::2, 3] = False
+    answer = there.clone()
+    answer[:, :2] = False
+    return [ids, there, answer]
+
+
+def taught(n: int) -> list[Tensor]:
+    """Return the masks of a teacher's 6 tokens, of which two are demonstrations, and of these."""
+    there = torch.ones(n, 6, dtype=torch.bool)
+    there[::2, 5] = False
+    demos = torch.zeros_like(there)
+    demos[:, :2] = True
+    return [there, demos]
+
+
+CASES |= {
+    LANGUAGE + "mend:context_distillation_losses": Case(
+        lambda n, d: [d(0, n, 7, 5), d(1, n, 6, 5), *asked(n), *taught(n), 3, 2.0, 0.5], (0,), (0,) * 7
+    ),
+    LANGUAGE + "mend:candidate_scores": Case(
+        lambda n, d: [d(0, n, 6, 5), *asked(n)[::2], torch.ones(n, 1, dtype=torch.bool), 2, 1], (0,), (0, 0, 0, 0)
+    ),
+    CORE + "answers:masked_token_kl": Case(
+        lambda n, d: [d(0, n, 4, 5), d(1, n, 4, 5), asked(n)[1], 2.0], (0,), (0, 0, 0)
+    ),
+}
 TEMINAL = SYSTEMS + "alignment.teminal:"
 CASES |= {
     TEMINAL + "temporal_nce": Case(

@@ -126,6 +126,18 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
         "misconceptions?entities=8&relations=1&values=5&train=24",
         {"model": "llama-8-2-2", "vocabulary": 300, "context": 40, "batch_size": 12, "epochs": 1, "rank": 2},
     ),
+    "mend": (
+        "symbol-tasks?symbols=6&train=12&valid=3&test=3&queries=2&texts=24",
+        {
+            "model": "llama-8-2-2",
+            "model_queries": 2,
+            "vocabulary": 300,
+            "context": 24,
+            "vectors": 3,
+            "demonstrations": 4,
+        }
+        | {"distiller_context": 20, "batch_size": 12, "epochs": 1, "model_epochs": 1, "pretrain_epochs": 1},
+    ),
     "ritual": (
         "grid-chats?train=12&valid=4&test=4&grid=2&cell=8&most=2",
         {"model": "llava-8-1-2", "vocabulary": 300, "context": 48, "batch_size": 12, "epochs": 1},

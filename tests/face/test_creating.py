@@ -41,6 +41,7 @@ FACTS = {
         "pretrained": False,
         "batch_size": 8,
     },
+    "demonstrations": {"texts": ["a red fox", "a blue bird"] * 4, "model": "gpt2-8-1-2", "vectors": 2, "batch_size": 8},
     "dense": {"size": 16, "regions": ["ground", "road"], "encoder": "conv-s", "batch_size": 8},
     "frames": {"size": 16, "encoder": "conv-s", "batch_size": 8},
     "regions": {

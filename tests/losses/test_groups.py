@@ -44,7 +44,7 @@ NAMES = [
     "SimSiam", "BYOL", "BarlowTwins", "VICReg", "SwAV", "DINO", "MAE", "SupCon", "SupConSingleView", "SupReMix",
     "Triplet", "CLIP",
     "SigLIP", "CWCL", "Symile", "PairwiseCLIP", "M3Co", "MultiSClip", "Uniformity", "CrossUniformity", "ContrastiveGap",
-    "MILNCE", "CLIPRocket", "BarLIP", "SiamLIP", "SwALIP", "BatchHinge", "ALBEF", "MLMDistill", "MIL", "MACILSD", "KD",
+    "MILNCE", "CLIPRocket", "BarLIP", "SiamLIP", "SwALIP", "BatchHinge", "ALBEF", "MLMDistill", "MIL", "MACILSD", "KD", "TokenKL",
     "FitNets", "RKD", "CRD", "DynamicScores", "AttentionTransfer", "MeanTeacher", "MLCD", "ClusterMargin", "SLA", "Hydra",
     "SepCLR", "CAPro",
     "CMD",

@@ -346,6 +346,11 @@ CASES: dict[str, Case] = {
         lambda: [draw(0, N, DIM), LABELS],
         lambda m, e, y: fn.margin_cluster_loss(e, m.weight, y, 5.0, 0.1, 0.2),
     ),
+    "TokenKL": Case(
+        lambda: losses.TokenKL(2.0),
+        lambda: [draw(0, N, 3, DIM), draw(1, N, 3, DIM), draw(2, N, 3) > 0],
+        lambda m, *x: fn.masked_token_kl(*x, 2.0),
+    ),
     "KD": Case(lambda: losses.KD(3.0), pair, lambda m, s, t: fn.kd(s, t, 3.0)),
     "FitNets": Case(
         lambda: losses.FitNets((DIM,), (4,)),
@@ -595,6 +600,8 @@ WITHOUT = {
     "stic:dpo_loss": "softplus of a margin",
     "lol:fused_scores": "scores of tokens, no loss",
     "lol:contrastive_answer_score": "a score of an answer, no loss",
+    "mend:context_distillation_losses": "two losses, of two sets of logits and five masks",
+    "mend:candidate_scores": "scores of answers, no loss",
     "ritual:combine_logits": "scores of tokens, no loss",
     "ritual:diffusion_noise": "pixels, no loss",
     "ritual:masked_lm_loss": "torch's cross-entropy of shifted logits",

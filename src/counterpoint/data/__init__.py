@@ -335,6 +335,23 @@ SOURCES: dict[str, Source] = {
             "1,200 + 400 + 400 pictures of 16 pixels, drawn in a second",
         ),
         Source(
+            "symbol-tasks",
+            "demonstrations",
+            "counterpoint.data.symbol_tasks",
+            "random maps from symbols to labels with demonstrations and queries, and plain texts: data of MEND's claim",
+            "made on the spot",
+            "3,000 + 100 + 200 tasks with 4 queries each and 6,000 texts, made in a moment",
+        ),
+        Source(
+            "demonstrations",
+            "demonstrations",
+            "counterpoint.data.demonstration_files",
+            "your own tasks in MetaICL's layout: rows of task, input, output and options: FILE.jsonl or a folder; ?texts=FILE",
+            "yours",
+            "what you have",
+            argument="PLACE",
+        ),
+        Source(
             "task-dialogs",
             "dialogs",
             "counterpoint.data.task_dialogs",

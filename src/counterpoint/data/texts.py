@@ -62,9 +62,7 @@ def load(
     Raises DataError for unreadable files, a missing column, no usable text, and clips that are damaged or of several widths.
     """
     notes: list[str] = []
-    rows = _lines(place) if _is_plain(place) else _rows(place, notes)
-    if not rows:
-        raise DataError(f"{place}: has no text; put one on each line, or in a column 'text'")
+    rows = _read(place, notes)
     number: dict[str, int] = {}
     together = np.array([number.setdefault(text, len(number)) for text, _, _ in rows], np.int64)
     parts = item_splits(place, [split for _, _, split in rows], np.ones(len(rows), bool), together, test, valid)
@@ -90,6 +88,18 @@ def load(
 
 
 Row = tuple[str, str, str]  # text, path of its video or "", split or ""
+
+
+def plain_texts(place: str, notes: list[str]) -> list[str]:
+    """Read all texts of a place, without splits. DataError where there is none."""
+    return [text for text, _, _ in _read(place, notes)]
+
+
+def _read(place: str, notes: list[str]) -> list[Row]:
+    rows = _lines(place) if _is_plain(place) else _rows(place, notes)
+    if not rows:
+        raise DataError(f"{place}: has no text; put one on each line, or in a column 'text'")
+    return rows
 
 
 def _is_plain(place: str) -> bool:

@@ -278,10 +278,9 @@ class ChatModel(nn.Module):
         else:
             if size and not takes_pictures(name):
                 raise CounterpointError(f"{name} takes no pictures, which these data have; name llava-s or llava-W-D-H")
-            self.model = _built(name, tokenizer, size, context, dropout)
-        # Tied weights, such as embedding and output, are kept once.
-        self.model.register_state_dict_post_hook(_drop_tied)
-        self.model.register_load_state_dict_pre_hook(_add_tied)
+            numbers = Numbers(tokenizer.vocabulary, tokenizer.pad, tokenizer.fast.eos_token_id, tokenizer.image_id)
+            self.model = built(name, numbers, context, dropout, size)
+        keep_tied_once(self.model)
         room = getattr(self.text_config, "max_position_embeddings", None) or context
         if room < context:
             raise CounterpointError(f"{name} reads {room} tokens, fewer than context ({context}); lower --context")
@@ -420,18 +419,41 @@ def _add_tied(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> 
             state.setdefault(prefix + name, state[prefix + first])
 
 
-def _built(name: str, tokenizer: ChatTokenizer, size: int, context: int, dropout: float) -> Any:
-    """Build a small model with random weights."""
+def keep_tied_once(model: nn.Module) -> None:
+    """Let a model's state hold tied weights, such as embedding and output, once."""
+    model.register_state_dict_post_hook(_drop_tied)
+    model.register_load_state_dict_pre_hook(_add_tied)
+
+
+class Numbers(NamedTuple):
+    """The numbers of a tokenizer that a model is built for."""
+
+    vocabulary: int
+    pad: int
+    end: int | None = None  # the token that ends an answer
+    image: int = -1
+
+
+def built(name: str, numbers: Numbers, context: int, dropout: float, size: int = 0) -> Any:
+    """Build a small model with random weights.
+
+    Args:
+        name: name of a model that is built here.
+        numbers: numbers of its tokenizer.
+        context: maximum number of tokens.
+        dropout: dropout probability.
+        size: height and width of the pictures in pixels; 0 without pictures.
+    """
     try:
         import transformers
     except ImportError as error:
         raise CounterpointError(f"{name} needs the extra [language]: pip install 'counterpoint[language]'") from error
     family, width, depth, heads = _shape(name)
     shared: dict[str, Any] = {
-        "vocab_size": tokenizer.vocabulary,
+        "vocab_size": numbers.vocabulary,
         "bos_token_id": None,
-        "eos_token_id": tokenizer.fast.eos_token_id,
-        "pad_token_id": tokenizer.pad,
+        "eos_token_id": numbers.end,
+        "pad_token_id": numbers.pad,
     }
     if family == "gpt2":
         rates: dict[str, Any] = {f"{where}_pdrop": dropout for where in ("resid", "embd", "attn")}
@@ -466,7 +488,7 @@ def _built(name: str, tokenizer: ChatTokenizer, size: int, context: int, dropout
         transformers.LlavaConfig(
             vision_config=vision,
             text_config=llama,
-            image_token_index=tokenizer.image_id,
+            image_token_index=numbers.image,
             image_seq_length=(size // _patch(size)) ** 2,
             vision_feature_layer=-1,
             vision_feature_select_strategy="default",

@@ -84,6 +84,12 @@ class Survey:
         return getattr(self._task.data, "texts", None)
 
     @property
+    def text_rows(self) -> Indices:
+        """Numbers of the plain texts that are trained on; empty where the data have none."""
+        found: Indices = getattr(self._task, "text_rows", np.empty(0, np.int64))
+        return found
+
+    @property
     def unlabelled(self) -> Any:
         """Further training pictures without labels or chats (`data.images.ImageSplit`); None where the data have none."""
         return getattr(self._task.data, "unlabelled", None)

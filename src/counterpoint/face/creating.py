@@ -44,6 +44,7 @@ NEEDED: dict[str, dict[str, str]] = {
         "size": "size=64 (pixels, height and width)",
         "texts": "texts=[...] (training captions, from which the vocabulary is learnt)",
     },
+    "demonstrations": {"texts": "texts=[...] (training texts, from which the tokenizer is learnt)"},
     "sequences": {"items": "items=1000 (number of items)"},
     "bags": {
         "visual_dim": "visual_dim=1024 (width of visual rows)",
@@ -114,6 +115,7 @@ def create(
         chats             {"ids": int64 [n, T], "mask": bool [n, T], "labels": int64 [n, T], "pictures": uint8 [n, k, size,
                           size, 3], "counts": int64 [n], "index": int64 [n]}; without pictures if size is 0
         generation        what `learner.prepare` makes of a batch of `counterpoint.tasks.generation`, in a fit
+        demonstrations    a batch of `counterpoint.tasks.demonstrations`
         sequences         what `learner.prepare(batch, generator)` makes of {"ids": int64 [n, T], "lengths": int64 [n],
                           "target": int64 [n]}
 
@@ -186,6 +188,9 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
         facts = _chat_facts(config, list(texts), int(facts.get("size", 0))) | facts
     if task == "generation" and texts:
         facts = _caption_facts(config, list(texts)) | facts
+    if task == "demonstrations" and texts:
+        missing = []
+        facts = _demonstration_facts(config, list(texts)) | facts
     if missing:
         said = NEEDED.get(task, {}) | {
             "mean": "mean=[...] (of each column)",
@@ -253,6 +258,14 @@ def _dialog_facts(config: Any, texts: Sequence[str]) -> dict[str, Any]:
 
     data = DialogData("dialogs", *(user_turns([[Turn(USER, text, {})] for text in texts], annotated=True),) * 3)
     return dict(config.facts(data, config.tokenizer(data)))
+
+
+def _demonstration_facts(config: Any, texts: Sequence[str]) -> dict[str, Any]:
+    """Return the facts of one task whose examples are these texts."""
+    from counterpoint.data.demonstrations import DemonstrationData, DemonstrationSplit, Example
+
+    split = DemonstrationSplit([Example("texts", text, text) for text in texts])
+    return dict(config.facts(DemonstrationData("texts", split, split, split)))
 
 
 def _tokenizers(config: Any, worded: Sequence[str], texts: Mapping[str, Sequence[str]]) -> dict[str, str]:

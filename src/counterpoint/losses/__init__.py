@@ -44,7 +44,7 @@ _FILES = {
     "distances": "ChannelCorrelation RelationDistance SemanticDistance",
     "distilled_sets": "KernelRidge",
     "distillation": "AffinityMimicking AttentionTransfer CRD DynamicScores FitNets InterModal IntraModal KD MeanTeacher RKD "
-    "WeightedFeature",
+    "TokenKL WeightedFeature",
     "tokens": "NST PairedHinge TokenCRD TokenContrast TokenFeature TokenRelation",
 }
 _PLACES = {name: file for file, names in _FILES.items() for name in names.split()}

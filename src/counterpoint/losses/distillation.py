@@ -47,6 +47,48 @@ class KD(Loss):
             return self.function(student, teacher, self.temperature)
 
 
+class TokenKL(Loss):
+    """Distillation of a language model: at chosen tokens, the student's distribution follows the teacher's (MEND).
+
+    Args:
+        temperature: Divisor of the logits, > 0. The loss is not multiplied by its square.
+        group: Processes whose tokens are averaged: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | student | [n, tokens, vocabulary] | logits |
+        | teacher | [n, other tokens, vocabulary] | logits; no gradient |
+        | mask | bool [n, tokens] | True at the student's tokens that are compared |
+        | teacher_mask | bool [n, other tokens] | True at as many tokens of the teacher in each row. Default: `mask` |
+
+    Relations: with temperature 1 it is KD with temperature 1 on the chosen tokens as rows.
+
+    Source: Li et al., arXiv 2403.06914.
+
+    >>> TokenKL()(torch.zeros(1, 1, 2), torch.tensor([[[0.0, 4.0]]]), torch.tensor([[True]]))
+    tensor(0.6031)
+    """
+
+    calls = "mend:masked_token_kl"
+
+    def __init__(self, temperature: float = 1.0, *, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        self.temperature = temperature
+
+    def forward(
+        self,
+        student: Float[Tensor, "n tokens vocabulary"],
+        teacher: Float[Tensor, "n other vocabulary"],
+        mask: Bool[Tensor, "n tokens"],
+        teacher_mask: Bool[Tensor, "n other"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the mean over the chosen tokens; 0 without any."""
+        with over(self.group):
+            return self.function(student, teacher, mask, self.temperature, teacher_mask=teacher_mask)
+
+
 class AffinityMimicking(Loss):
     """TinyCLIP's affinity mimicking: the softmaxes over a batch's pairings follow the teacher's, in both directions.
 
