@@ -9,7 +9,6 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -89,7 +88,7 @@ def top2_routes(
     others = logits if noise is None else logits + noise
     second = others.detach().scatter(1, first[:, None], -torch.inf).argmax(1)
     chosen = torch.stack([first, second], 1)
-    marks = F.one_hot(chosen.T.reshape(-1), experts)
+    marks = (chosen.T.reshape(-1, 1) == torch.arange(experts, device=logits.device)).long()
     shares = [global_mean(marks[:many, n].to(gates.dtype)) * global_mean(gates[:, n]) for n in range(experts)]
     balance = experts * torch.stack(shares).sum()
     weights = gates.gather(1, chosen)
