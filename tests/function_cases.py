@@ -798,9 +798,7 @@ CASES |= {
 }
 
 CASES |= {
-    LANGUAGE + "llava_mod:mimic_loss": Case(
-        lambda n, d: [d(0, n, 4, 5), d(1, n, 4, 5), answered(n)], (0,), (0, 0, 0)
-    ),
+    LANGUAGE + "llava_mod:mimic_loss": Case(lambda n, d: [d(0, n, 4, 5), d(1, n, 4, 5), answered(n)], (0,), (0, 0, 0)),
     PREFERENCES + "preference_loss": Case(
         lambda n, d: [*(d(k, n) for k in range(4)), 0.5, "kto_pair"], (0, 1), (0,) * 4, permutes=False
     ),

@@ -208,7 +208,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     # The loss of load balance depends on all tokens.
     "llava-mod": (
         "grid-chats?train=12&valid=4&test=4&grid=2&cell=8&most=2&questions=0&pairs=12",
-        {"model": "llava-8-1-2", "teacher": "llava-8-1-2", "vocabulary": 300, "context": 48, "batch_size": 12, "epochs": 1},
+        {
+            "model": "llava-8-1-2",
+            "teacher": "llava-8-1-2",
+            "vocabulary": 300,
+            "context": 48,
+            "batch_size": 12,
+            "epochs": 1,
+        },
     ),
     # Its prompts enter between the blocks, outside the network that would be run again.
     "promptkd": (

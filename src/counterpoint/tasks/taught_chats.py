@@ -27,7 +27,7 @@ from counterpoint.core.answers import masked_lm_loss
 from counterpoint.data.chats import ChatData
 from counterpoint.data.images import Indices
 from counterpoint.encoders.chat_models import ChatModel, ChatTokenizer, chat_tokenizer, check_chat_model, takes_pictures
-from counterpoint.encoders.decoding import answers
+from counterpoint.encoders.decoding import Answer, answers
 from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, frozen, parameters
@@ -98,6 +98,7 @@ class TaughtChatLearner(ChatLearner):
         super().__init__(config, data, seed)
         self.teacher: ChatModel | None = None
         self.of_teacher: dict[str, dict[str, float]] = {}  # measures of the teacher, which stay, by split
+        self.said: dict[int, Answer] = {}  # answers of the evaluation that is under way
         if config.trains_teacher:
             tokenizer = ChatTokenizer.from_json(data.tokenizer)
             self.teacher = ChatModel(config.teacher, tokenizer, size=data.size, context=config.context)
@@ -157,8 +158,19 @@ class TaughtChatLearner(ChatLearner):
 
     # --- evaluation and saving
 
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        found = super().predict(batch)
+        if self.survey is not None:
+            self.said |= dict(zip(batch["index"].tolist(), found["answers"], strict=True))
+        return found
+
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
-        """Measure the teacher on the same chats, once for each split, and how much less the student invents."""
+        """Measure the teacher on the same chats, once for each split, and compare the student's captions with its.
+
+        Returns the teacher's measures, and of captions `chair_reduction`, the share of the teacher's captions with absent objects
+        that the student avoids, and `recall_kept`, the student's recall of objects minus the teacher's.
+        """
+        said, self.said = self.said, {}
         if self.survey is None:  # a finished run has no teacher any more
             return {}
         if split not in self.of_teacher:
@@ -169,7 +181,16 @@ class TaughtChatLearner(ChatLearner):
                 usual = {"new_tokens": config.new_tokens, "temperature": config.sampling, "top_p": config.top_p}
                 evaluator.take(rows, answers(self._answering().eval(), prompts, generator=generator, **usual))
             self.of_teacher[split] = evaluator.compute()
-        return {f"teacher_{name}": value for name, value in self.of_teacher[split].items() if name != "cut"}
+        its = self.of_teacher[split]
+        found = {f"teacher_{name}": value for name, value in its.items() if name != "cut"}
+        if "object_recall" in its:
+            evaluator = survey.evaluator(split)
+            evaluator.take(list(said), list(said.values()))
+            own = evaluator.compute()
+            found["recall_kept"] = own["object_recall"] - its["object_recall"]
+            if its["chair_s"]:
+                found["chair_reduction"] = 1 - own["chair_s"] / its["chair_s"]
+        return found
 
     def exported(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.state_dict().items() if name.startswith("model.")}
