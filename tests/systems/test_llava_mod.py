@@ -21,6 +21,7 @@ from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.language import llava_mod
 from interrupted import need_equal_ends
+from launch import command_over_processes
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "llava-mod.npz")
 DATA = "grid-chats?train=16&valid=4&test=4&grid=2&cell=8&most=2&questions=0&pairs=16"
@@ -167,8 +168,8 @@ def config(data: str = DATA, **changed: Any) -> Any:
     return Experiment.resolve("llava-mod", data, overrides=SMALL | changed).config
 
 
-def trained(folder: Path, data: str = DATA, **changed: Any) -> Run:
-    return training.train("llava-mod", config(data, **changed), data=data, out=folder, say=lambda _: None)
+def trained(folder: Path, data: str = DATA, name: str | None = None, **changed: Any) -> Run:
+    return training.train("llava-mod", config(data, **changed), data=data, out=folder, name=name, say=lambda _: None)
 
 
 def built(**changed: Any) -> tuple[Any, Any]:
@@ -246,6 +247,18 @@ def test_the_loss_of_balance_counts_once_with_its_weight():
 def test_a_training_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monkeypatch, at, reference):
     chosen = config(batch_size=12, reference=reference, router_noise=True, capacity_factor=1.0)
     need_equal_ends(monkeypatch, llava_mod.LLaVAMoD, "llava-mod", chosen, DATA, at, tmp_path)
+
+
+def test_two_processes_learn_the_same_as_one(tmp_path):
+    words = ["train", "llava-mod", "--data", DATA, "--out", str(tmp_path), "--name", "two"]
+    command_over_processes(
+        [*words, *(f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items())], tmp_path
+    )
+    one, two = trained(tmp_path, name="one").metrics(), Run.open(tmp_path / "two").metrics()
+    assert len(one) == len(two) == 5
+    for mine, other in zip(one, two, strict=True):
+        for name in mine:
+            assert other[name] == pytest.approx(mine[name], rel=2e-3, abs=1e-5), name
 
 
 def test_a_finished_run_is_the_sparse_student_alone_and_shows_its_experts(finished):

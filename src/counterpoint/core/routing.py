@@ -70,7 +70,7 @@ def top2_routes(
         min_capacity: least capacity.
 
     A token whose one choice is dropped has weight 1 at the other; without both it has none. The loss of balance is
-    experts sum_e f_e P_e. f_e is the share of tokens whose first choice is e, without gradient, and P_e the mean gate.
+    experts sum_e f_e P_e. Here f_e is the share of tokens whose first choice is e, without gradient. P_e is the mean gate.
     Raises ValueError for fewer than two experts, shapes that differ, and numbers out of range.
 
     >>> top2_routes(torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]])).experts

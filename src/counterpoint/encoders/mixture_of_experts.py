@@ -1,8 +1,8 @@
 """Turn a dense language model into a sparse mixture of experts, with routing to two experts for each token.
 
 `upcycle` replaces the feed-forward network of every second layer, beginning with the first. Each expert starts as a copy of the
-network that it replaces. The gates of a token sum to 1, so the model computes the same function as before, until a token is
-dropped.
+network that it replaces. The gates of a token sum to 1, so the model computes the same function as before. A dropped token
+ends this.
 
 By default no token is dropped. Tokens are sorted by expert, and each expert computes its own rows. So memory and time are linear in
 the tokens; the dense form of DeepSpeed multiplies a tensor [tokens, experts, capacity], which is quadratic in them.
@@ -60,7 +60,7 @@ class MixtureOfExperts(nn.Module):
         self.found: list[Routes] | None = None  # receives the routes, within `routing`
 
     def routes(self, rows: Float[Tensor, "tokens width"]) -> Routes:
-        """Route tokens."""
+        """Choose two experts for each token."""
         with exact(rows.device.type):
             logits = F.linear(rows.float(), self.router.weight.float())
         noise = None

@@ -167,8 +167,8 @@ class TaughtChatLearner(ChatLearner):
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
         """Measure the teacher on the same chats, once for each split, and compare the student's captions with its.
 
-        Returns the teacher's measures, and of captions `chair_reduction`, the share of the teacher's captions with absent objects
-        that the student avoids, and `recall_kept`, the student's recall of objects minus the teacher's.
+        Returns the teacher's measures. Of captions there are two more. `chair_reduction` is 1 - chair_s of the student / chair_s of
+        the teacher. `recall_kept` is the student's recall of objects minus the teacher's.
         """
         said, self.said = self.said, {}
         if self.survey is None:  # a finished run has no teacher any more
@@ -251,8 +251,8 @@ def need_one_vocabulary(student: ChatTokenizer, teacher: ChatTokenizer, model: s
     apart = {token for token, _ in own.items() ^ its.items()}
     if apart:
         raise CounterpointError(
-            f"the student {model} and the teacher {name} differ in the numbers of {len(apart)} tokens, such as '{min(apart)}', so "
-            "their probabilities cannot be compared; name models with one tokenizer"
+            f"the student {model} and the teacher {name} differ in the numbers of {len(apart)} tokens, such as '{min(apart)}'; "
+            "name models with one tokenizer"
         )
     if (student.mark, student.fast.chat_template) != (teacher.mark, teacher.fast.chat_template):
         raise CounterpointError(
@@ -291,7 +291,7 @@ def preferred(survey: Survey, tokenizer: ChatTokenizer, context: int) -> tuple[I
     if not fit:
         raise DataError(
             f"of {len(pairs)} preference pairs {equal} have two equal answers and {long} a rejected answer longer than the "
-            "context, so there is nothing to prefer; correct the pairs, or raise --context"
+            "context; correct the pairs, or raise --context"
         )
     notes = []
     if equal:

@@ -21,7 +21,7 @@ Stages:
     sparse        every second feed-forward network becomes experts that copy it; L_KD + L_LM + L_r
     preferences   L_P + L_r of both forward passes
 
-- Certain: equations, the order of the stages, 4 experts of which 2 compute a token, the layers with experts, 0.01, beta 0.1.
+- Certain: equations, the order of the stages, 4 experts, 2 for a token, the layers that have them, 0.01, beta 0.1.
 - `shift`: R as above. False is the authors' code: positions at answer tokens, so the first token of an answer is not learned.
 - The authors' code counts L_r twice where it adds L_LM. Here it counts once, with `router_weight`.
 - `preference`: the released script sets kto_pair, the paper's equation is DPO.

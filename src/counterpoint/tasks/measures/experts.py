@@ -15,8 +15,8 @@ def expert_measures(counts: NDArray[np.int64]) -> dict[str, float]:
     Args:
         counts: [layers, experts] choices of each expert; a token chooses two.
 
-    Returns `idle_experts`, the number of experts without a token, over all layers, and `least_expert_share`, the smallest share
-    of a layer's choices that an expert has.
+    Returns `idle_experts`, the number of experts of all layers without a token. `least_expert_share` is the smallest share of a
+    layer's choices that an expert has.
 
     >>> expert_measures(np.array([[2, 2, 4, 0], [2, 2, 2, 2]]))
     {'idle_experts': 1.0, 'least_expert_share': 0.0}
