@@ -7,8 +7,8 @@ rounds and the median of the rounds' ratios. A ratio is the authors' time over o
 separate process of each, minus its memory before the call.
 
 Layer: four experts of Llama's kind, 256 wide with 768 inside. The authors' layer is DeepSpeed's. It makes weights [tokens, experts,
-capacity] from one-hot tables; an einsum sends the tokens, another collects them. "capacity 1.5" drops the same tokens on both sides.
-"none dropped" is our default; DeepSpeed needs a capacity of all tokens for it.
+capacity] from one-hot tables. An einsum sends the tokens, another collects them. "capacity 1.5" drops the same tokens on both
+sides. "none dropped" is our default; DeepSpeed needs a capacity of all tokens for it.
 
 Mimic loss: a vocabulary of 16,384. The authors' way computes softmax and log-softmax of all positions, and then takes the answers'.
 """

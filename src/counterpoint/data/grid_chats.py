@@ -10,8 +10,8 @@ from the questions and captions alone.
     inventive  "imagine more in the picture ."      with one object that the picture does not show
 
 The last two are captions of training pictures, with `?styles=1`. With `?pairs=N`, N further training pictures
-have a true caption and a worse one. The worse one also names an object that the picture does not show. So have the captions of valid
-and test then.
+have a true caption and a worse one. The worse one also names an object that the picture does not show. So have the captions of
+valid and test then.
 
 As in POPE (arXiv 2305.10355), the absent objects of questions are random ones, popular ones, or adversarial ones: partners of
 objects that the picture shows.

@@ -322,20 +322,28 @@ class LLaVAMoD(SparseChatLearner):
 
 
 RECIPE = {
-    "epochs": 5,
-    "model": "llava-48-2-4",
-    "teacher": "llava-96-3-4",
+    "batch_size": 8,
+    "lr": 0.096,
+    "epochs": 6,
+    "model": "llava-48-1-4",
+    "teacher": "llava-48-2-4",
     "teacher_epochs": 7,
+    "teacher_lr": 0.096,
+    "adaptor_epochs": 0,
+    "sparse_epochs": 1,
+    "sparse_lr": 0.032,
+    "preference_epochs": 3,
+    "preference_lr": 0.01,
     "context": 64,
     "vocabulary": 400,
+    "new_tokens": 12,
     "evaluate_every": 7,
-    "preference_epochs": 3,
 }
 SYSTEM = System(
     slug="llava-mod",
     task="chats",
     config=LLaVAMoDConfig,
     learner=LLaVAMoD,
-    data="grid-chats?invented=0.5&questions=0&pairs=500",
+    data="grid-chats?train=800&questions=0&most=2&invented=0.5&pairs=200",
     recipes={"grid-chats": RECIPE},
 )
