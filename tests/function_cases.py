@@ -845,3 +845,12 @@ CASES |= {
     PREFERENCES + "preference_margin": Case(lambda n, d: [d(k, n) for k in range(4)], (0, 1, 2, 3), (0,) * 4),
     PREFERENCES + "dpo_loss": Case(lambda n, d: [d(0, n), 0.5], (0,), (0,)),
 }
+
+CASES |= {
+    LANGUAGE + "llava_mod:mimic_loss": Case(lambda n, d: [d(0, n, 4, 5), d(1, n, 4, 5), answered(n)], (0,), (0, 0, 0)),
+    PREFERENCES + "preference_loss": Case(
+        lambda n, d: [*(d(k, n) for k in range(4)), 0.5, "kto_pair"], (0, 1), (0,) * 4, permutes=False
+    ),
+    CORE + "routing:top2_routes": Case(lambda n, d: [2 * d(0, n, 4), d(1, n, 4)], (0,), (0, 0)),
+}
+OTHERS |= {"routing:top2_gate": "buffers of the experts, of which the tokens' order decides; top2_routes has a case"}

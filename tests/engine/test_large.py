@@ -222,6 +222,18 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     # It draws its views of items within the loss, and encodes the distinct items of a batch.
     "clhe": ("themed-bundles?items=40&train=30&test=12&size=5", {"dim": 8, "length": 8, "batch_size": 10, "epochs": 1}),
+    # The loss of load balance depends on all tokens.
+    "llava-mod": (
+        "grid-chats?train=12&valid=4&test=4&grid=2&cell=8&most=2&questions=0&pairs=12",
+        {
+            "model": "llava-8-1-2",
+            "teacher": "llava-8-1-2",
+            "vocabulary": 300,
+            "context": 48,
+            "batch_size": 12,
+            "epochs": 1,
+        },
+    ),
     # Its prompts enter between the blocks, outside the network that would be run again.
     "promptkd": (
         "styled-shapes?train=24&test=8&size=16&label=shape",

@@ -60,6 +60,7 @@ FACTS = {
 }
 MORE = {
     "stic": {"rank": 2},
+    "llava-mod": {"teacher": "llava-8-1-2"},
     "lol": {"model": "llama-8-2-2", "size": 0},
     "global-local-seg": {"encoder": "unet-s", "blocks": 1},
     "esp-medsam": {"encoder": "prefix-s", "domains": ["xray", "scan"], "prompt": True},

@@ -56,6 +56,7 @@ NAMES = [
     "TokenRelation", "TokenFeature", "PairedHinge", "NST", "TokenContrast", "TokenCRD", "ModX", "CoconutNSPT",
     "CoconutMM", "MulKI", "NextItem", "ScoreSpread", "LearnedViews", "SoftContrastive",
     "PublicContrast", "TemporalNCE", "LabelGuided", "SentenceMatch", "WordMatch", "SoftSupCon", "TreeContrast", "RDrop",
+    "TokenMimic",
 ]  # fmt: skip
 
 

@@ -325,6 +325,11 @@ CASES: dict[str, Case] = {
             *x, m.image_queue.rows.T.clone(), m.text_queue.rows.T.clone(), m.temperature, 0.3
         ),
     ),
+    "TokenMimic": Case(
+        lambda: losses.TokenMimic(),
+        lambda: [draw(0, N, 4, 5), draw(1, N, 4, 5), torch.arange(4 * N).view(N, 4) % 5],
+        lambda m, *x: fn.mimic_loss(*x),
+    ),
     "MLMDistill": Case(
         lambda: losses.MLMDistill(0.3),
         lambda: [draw(0, N, 2, 4), draw(1, N, 2, 4), torch.arange(2 * N).view(N, 2) % 4],
@@ -594,6 +599,8 @@ CASES |= {
 
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
+    "llava-mod:preference_loss": "losses of each pair, of four log-probabilities",
+    "llava-mod:top2_routes": "routes of tokens; only its balance is a loss, for the layer that routes",
     "stic:regularized_dpo": "a loss of each pair, of four logits and labels",
     "stic:runner_up_log_probability": "log-probabilities of rows, no loss",
     "stic:preference_margin": "a difference of each pair, no loss",

@@ -1,11 +1,11 @@
 """Losses of preferences: a better and a worse answer to one prompt, against a reference model.
 
-Source: Direct Preference Optimization (Rafailov et al., arXiv 2305.18290).
+Source: Direct Preference Optimization (Rafailov et al., arXiv 2305.18290); further losses where they stand.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,13 @@ from torch import Tensor
 
 from counterpoint.core.answers import answer_log_probability
 from counterpoint.core.checks import need_alike, need_positive, need_rows, need_within, shapes
+from counterpoint.core.distributed import gather_rows
 from counterpoint.core.masking import IGNORED
 from counterpoint.core.precision import full_precision
+from counterpoint.core.world import over_group
 
+Preference = Literal["sigmoid", "hinge", "ipo", "kto_pair"]
+PREFERENCES: tuple[Preference, ...] = get_args(Preference)
 Scoring = Literal["label", "runner_up"]
 
 
@@ -87,6 +91,55 @@ def dpo_loss(margin: Float[Tensor, " n"], beta: float = 0.1, *, hinge: bool = Fa
     need_positive(beta=beta)
     scaled = beta * margin
     return (1 - scaled).clamp(min=0) if hinge else F.softplus(-scaled)
+
+
+@over_group
+@full_precision
+def preference_loss(
+    policy_chosen: Float[Tensor, " n"],
+    policy_rejected: Float[Tensor, " n"],
+    reference_chosen: Float[Tensor, " n"],
+    reference_rejected: Float[Tensor, " n"],
+    beta: float = 0.1,
+    kind: Preference = "sigmoid",
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, " losses"]:
+    """Compute the losses of pairs by the gains u+ and u- of log-probability over the reference.
+
+    Args:
+        policy_chosen, policy_rejected, reference_chosen, reference_rejected: as in `preference_margin`.
+        beta: > 0.
+        kind: "sigmoid": -log sigmoid(beta (u+ - u-)), DPO. "hinge": max(0, 1 - beta (u+ - u-)). "ipo":
+            ((u+ - u-) - 1 / (2 beta))^2. "kto_pair": 1 - sigmoid(beta (u+ - K-)) of the better answers, then
+            1 - sigmoid(beta (K+ - u-)) of the worse ones. K+ and K- are the batch's means of u+ and u-, at least 0, with gradient.
+        label_smoothing: share of wrong preferences, 0..0.5, for "sigmoid" alone.
+
+    Returns a loss for each pair; "kto_pair": two. Raises ValueError for shapes that differ and values out of range.
+    Source: DPO; SLiC (arXiv 2305.10425); IPO (arXiv 2310.12036), not divided by lengths; KTO (arXiv 2402.01306) in the form of
+    pairs that LLaVA-MoD (arXiv 2408.15881) trains with.
+
+    >>> x = torch.zeros(1)
+    >>> preference_loss(x, x, x, x), preference_loss(x, x, x, x, kind="kto_pair")
+    (tensor([0.6931]), tensor([0.5000, 0.5000]))
+    """
+    if kind not in PREFERENCES:
+        raise ValueError(f"kind must be one of {', '.join(PREFERENCES)}, got {kind!r}")
+    need_positive(beta=beta)
+    need_within(0, 0.5, label_smoothing=label_smoothing)
+    if label_smoothing and kind != "sigmoid":
+        raise ValueError(f"label_smoothing is for kind sigmoid alone, got {label_smoothing} for {kind}")
+    margin = preference_margin(policy_chosen, policy_rejected, reference_chosen, reference_rejected)
+    if kind == "sigmoid":
+        found = dpo_loss(margin, beta)
+        return found if not label_smoothing else found + label_smoothing * beta * margin
+    if kind == "hinge":
+        return dpo_loss(margin, beta, hinge=True)
+    if kind == "ipo":
+        return (margin - 1 / (2 * beta)) ** 2
+    better, worse = policy_chosen - reference_chosen, policy_rejected - reference_rejected
+    # Gathered: the gradient of a mean must hold the losses of all processes.
+    mean_better, mean_worse = (gather_rows(rows).mean().clamp(min=0) for rows in (better, worse))
+    return torch.cat([torch.sigmoid(-beta * (better - mean_worse)), torch.sigmoid(-beta * (mean_better - worse))])
 
 
 @full_precision

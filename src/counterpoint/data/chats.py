@@ -63,6 +63,11 @@ class Chat:
         return self.messages[-1].text
 
     @property
+    def worse(self) -> tuple[Message, ...]:
+        """The messages with the rejected answer at their end."""
+        return (*self.prompt, Message("assistant", self.rejected))
+
+    @property
     def question(self) -> str:
         """The user's last message, without marks of pictures."""
         return " ".join(self.messages[-2].text.replace(IMAGE, " ").split())

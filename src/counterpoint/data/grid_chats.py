@@ -9,13 +9,17 @@ from the questions and captions alone.
     careful    "describe the picture with care ."   the same, always true
     inventive  "imagine more in the picture ."      with one object that the picture does not show
 
-The last two are captions of training pictures, with `?styles=1`.
+The last two are captions of training pictures, with `?styles=1`. With `?pairs=N`, N further training pictures
+have a true caption and a worse one. The worse one also names an object that the picture does not show. So have the captions of
+valid and test then.
 
 As in POPE (arXiv 2305.10355), the absent objects of questions are random ones, popular ones, or adversarial ones: partners of
 objects that the picture shows.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +66,7 @@ def load(
     invented: float = 0.0,
     noise: float = 0.0,
     styles: int = 0,
+    pairs: int = 0,
     seed: int = 0,
 ) -> ChatData:
     """Draw the set (about a second).
@@ -80,6 +85,7 @@ def load(
         invented: share of training captions with one object that the picture does not show, 0..1.
         noise: standard deviation of noise on pictures of valid and test, in shares of the range of a pixel; at least 0.
         styles: 1: each training picture also has a careful and an inventive caption.
+        pairs: number of further training pictures with a true caption and a worse one, at least 0.
         seed: seed of the pictures and chats, at least 0; another seed gives another set.
 
     Raises CounterpointError for an option out of range.
@@ -92,7 +98,7 @@ def load(
         or not 2 <= grid <= 8
         or not 4 <= cell <= 64
         or not 1 <= most <= grid * grid
-        or min(questions, captions, unlabelled, seed) < 0
+        or min(questions, captions, unlabelled, pairs, seed) < 0
         or questions + captions < 1
         or noise < 0
     ):
@@ -115,13 +121,21 @@ def load(
                 chats.append(_captioned(rng, at, truth, invented if taught else 0.0))
             if taught and styles:
                 chats += [_captioned(rng, at, truth, *style) for style in ((0.0, CAREFUL), (1.0, INVENTIVE))]
+        if pairs and taught:
+            rng = np.random.default_rng([2405_17821, seed, 4])
+            more = [scene(rng, grid, most) for _ in range(pairs)]
+            pixels = np.concatenate([pixels, np.stack([render(truth, cell, rng) for truth in more])])
+            chats += [_worse(rng, truth, _captioned(rng, count + n, truth, 0.0)) for n, truth in enumerate(more)]
+        elif pairs:
+            rng = np.random.default_rng([2405_17821, seed, 4, number])
+            chats = [_worse(rng, scenes[c.pictures[0]], c) if c.kind == "caption" else c for c in chats]
         splits.append(ChatSplit(chats, ArrayImages(pixels)))
-    more = None
+    further = None
     if unlabelled:
         rng = np.random.default_rng([2405_17821, seed, 3])
-        more = ArrayImages(np.stack([render(scene(rng, grid, most), cell, rng) for _ in range(unlabelled)]))
+        further = ArrayImages(np.stack([render(scene(rng, grid, most), cell, rng) for _ in range(unlabelled)]))
     named = {name: (name,) for name in OBJECTS}
-    return ChatData("grid-chats", splits[0], splits[1], splits[2], grid * cell, named, more)
+    return ChatData("grid-chats", splits[0], splits[1], splits[2], grid * cell, named, further)
 
 
 def partner(object: int) -> int:
@@ -188,9 +202,24 @@ def _captioned(
     here = _present(truth)
     named = list(here)
     if rng.random() < invented:
-        absent = [partner(n) for n in here if partner(n) not in here]
-        absent = absent or [n for n in range(len(OBJECTS)) if n not in here]
-        named.insert(int(rng.integers(len(named) + 1)), int(rng.choice(absent)))
-    text = " , ".join(OBJECTS[n] for n in named) + " ."
-    turns = (Message("user", f"{IMAGE} {asks}"), Message("assistant", text))
+        named = _with_invented(rng, here)
+    turns = (Message("user", f"{IMAGE} {asks}"), Message("assistant", _caption(named)))
     return Chat(turns, (picture,), "caption", objects=tuple(OBJECTS[n] for n in here))
+
+
+def _worse(rng: np.random.Generator, truth: NDArray[np.int64], chat: Chat) -> Chat:
+    """Give a caption a worse one, with an invented object."""
+    return replace(chat, rejected=_caption(_with_invented(rng, _present(truth))))
+
+
+def _with_invented(rng: np.random.Generator, here: list[int]) -> list[int]:
+    """Insert an object that the picture does not show, if possible the partner of a present one."""
+    absent = [partner(n) for n in here if partner(n) not in here]
+    absent = absent or [n for n in range(len(OBJECTS)) if n not in here]
+    named = list(here)
+    named.insert(int(rng.integers(len(named) + 1)), int(rng.choice(absent)))
+    return named
+
+
+def _caption(named: list[int]) -> str:
+    return " , ".join(OBJECTS[n] for n in named) + " ."

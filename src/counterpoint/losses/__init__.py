@@ -32,7 +32,7 @@ _FILES = {
     "masks": "BinaryMask SoftDice",
     "mixtures": "M3Co MultiSClip",
     "uniformity": "ContrastiveGap CrossUniformity Uniformity",
-    "language": "ALBEF BarLIP CLIPRocket MLMDistill SiamLIP SwALIP",
+    "language": "ALBEF BarLIP CLIPRocket MLMDistill SiamLIP SwALIP TokenMimic",
     "bags": "MACILSD MIL",
     "dialogs": "RDrop SoftSupCon TreeContrast",
     "continual": "CoconutMM CoconutNSPT ModX MulKI",

@@ -1,4 +1,4 @@
-"""Define losses for pre-training on images with texts."""
+"""Define losses of language models, alone or with images."""
 
 from __future__ import annotations
 
@@ -341,3 +341,44 @@ class MLMDistill(Loss):
         """Return the mean over masked positions; 0 without any."""
         with over(self.group):
             return self.function(student, teacher, labels, self.alpha)
+
+
+class TokenMimic(Loss):
+    """Mimic distillation of a language model: cross-entropy under a teacher's probabilities of the answers' tokens (LLaVA-MoD).
+
+    Args:
+        all_tokens: Learn every position, also prompt and padding.
+        shift: Learn the positions whose next token is an answer's. False: those at an answer's tokens, as the authors' code does.
+        group: Processes whose positions are averaged: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | student | [n, tokens, vocabulary] | logits of the next token |
+        | teacher | [n, tokens, vocabulary] | the teacher's logits of the same text and vocabulary; no gradient |
+        | labels | [n, tokens] | the answers' tokens, -100 elsewhere |
+
+    Relations: with shift=True, KD with temperature 1 over the answers' tokens, plus the teacher's entropy, a constant.
+    `functional.preference_loss` has the losses of preferences that follow.
+
+    Source: Shu et al., arXiv 2408.15881.
+
+    >>> TokenMimic()(torch.zeros(1, 3, 4), torch.zeros(1, 3, 4), torch.tensor([[-100, 1, 2]]))
+    tensor(1.3863)
+    """
+
+    calls = "llava-mod:mimic_loss"
+
+    def __init__(self, *, all_tokens: bool = False, shift: bool = True, group: Group = None) -> None:
+        super().__init__(group)
+        self.all_tokens, self.shift = all_tokens, shift
+
+    def forward(
+        self,
+        student: Float[Tensor, "n tokens vocabulary"],
+        teacher: Float[Tensor, "n tokens vocabulary"],
+        labels: Int[Tensor, "n tokens"],
+    ) -> Float[Tensor, ""]:
+        """Return the mean over the learned positions; 0 without any."""
+        with over(self.group):
+            return self.function(student, teacher, labels, self.all_tokens, self.shift)

@@ -251,19 +251,24 @@ def scatter(points: Mapping[str, NDArray[np.floating]], *, axes: tuple[str, str]
         return svg(figure, f"{axes[0]} and {axes[1]}: {told}")
 
 
-def matrix(values: NDArray[np.floating], names: Sequence[str], alt: str = "") -> Markup:
+def matrix(
+    values: NDArray[np.floating], names: Sequence[str], alt: str = "", columns: Sequence[str] | None = None
+) -> Markup:
     """Draw a table as shades: counts in shares of their row's sum, other numbers between the least and the largest.
 
     Args:
-        values: Counts, or numbers of which some are not whole, [classes, classes].
+        values: Counts, or numbers of which some are not whole, [classes, classes] or [classes, columns].
         names: Names of the classes; the values are then written as numbers, too. Empty: shades without names and numbers.
         alt: Description for readers who do not see it. Default: that of a confusion matrix.
+        columns: Names of the columns. Default: `names`.
     """
     import matplotlib as mpl
 
+    across = names if columns is None else columns
+
     with mpl.rc_context(_STYLE):
         side = min(9.0, 1.6 + 0.36 * max(4, len(names)))
-        figure, frame = _axes(side, side)
+        figure, frame = _axes(side if columns is None else min(9.0, 2.6 + 0.5 * len(across)), side)
         counts = np.array_equal(values, values.round())
         share = values / np.maximum(values.sum(1, keepdims=True), 1)
         if not counts:
@@ -277,12 +282,12 @@ def matrix(values: NDArray[np.floating], names: Sequence[str], alt: str = "") ->
                 if names:
                     said = f"{values[row, column]:.0f}" if counts else f"{values[row, column]:.2f}"
                     frame.text(column, row, said, ha="center", va="center", fontsize=7, color=INK)
-        frame.set_xlim(-0.5, len(values) - 0.5)
+        frame.set_xlim(-0.5, values.shape[1] - 0.5)
         frame.set_ylim(len(values) - 0.5, -0.5)
         frame.set_aspect("equal")
         if names:
-            short = [_literal(name if len(name) < 15 else f"{name[:13]}…") for name in names]
-            frame.set_xticks(range(len(names)), short, rotation=60, ha="right", rotation_mode="anchor")
+            short, wide = ([_literal(n if len(n) < 15 else f"{n[:13]}…") for n in side] for side in (names, across))
+            frame.set_xticks(range(len(across)), wide, rotation=60, ha="right", rotation_mode="anchor")
             frame.set_yticks(range(len(names)), short)
         frame.tick_params(length=0)
         right = float(np.trace(values) / max(1.0, values.sum()))

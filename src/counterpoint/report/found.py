@@ -7,7 +7,7 @@ A run's `figures.json` holds them: heading -> {"kind": ..., ...}.
     points   "points" {name: [[x, y], ...]}, "axes" (two labels), "caption"
     gallery  "parts" [{"query", "key" (modalities), "rows" [{"query" (item), "found" [{"item", "similarity", "right"}]}]}],
              "items" {"<modality>/<item>": {"text"} or {"png"} or {"wav"} or {"numbers"}}
-    matrix   "values" [[...]], "names"; "caption", else rows are true classes and columns predicted ones
+    matrix   "values" [[...]], "names", "columns" (default: "names"), "caption"; without it rows are true classes, columns predicted
     pictures "columns" [headings], "rows" [[PNG in base64, ...]], "caption"
     maps     "rows" [{"png", "maps" [{"text", "map" [[...]]}]}]: the position of each text in an image; "caption"
     joined   "rows" [{"left", "right" (png), "lines" [[x, y, x, y, right]], "text"}], "caption": lines between two images
@@ -69,7 +69,8 @@ def _matrix(part: Mapping[str, Any]) -> Markup:
     names = [str(name) for name in part["names"]]
     if "caption" in part:
         shown = names if len(values) <= LARGEST_MATRIX else []
-        return page.figure(figures.matrix(values, shown, alt=part["caption"]), part["caption"])
+        columns = [str(name) for name in part["columns"]] if "columns" in part else None
+        return page.figure(figures.matrix(values, shown, alt=part["caption"], columns=columns), part["caption"])
     caption = "Rows: true classes. Columns: predicted classes. A row's shades are shares of its items."
     if len(values) > LARGEST_MATRIX:
         return page.join(page.figure(figures.matrix(values, []), caption), _confused(values, names))
