@@ -139,6 +139,19 @@ class ChatTokenizer:
             self.seen[key] = first, second
         return self.seen[key]
 
+    def turns(self, messages: Sequence[Message]) -> list[tuple[list[int], bool]]:
+        """Return the tokens of a chat in parts, each with whether it is an answer of the assistant, with its end."""
+        found: list[tuple[list[int], bool]] = []
+        done = 0
+        for number, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            before, whole = self._text(messages[:number], True), self._text(messages[: number + 1], False)
+            for text, answer in ((before[done:], False), (whole[len(before) :], True)):
+                found.append((list(self.fast(text, add_special_tokens=False)["input_ids"]), answer))
+            done = len(whole)
+        return found
+
     def text(self, ids: Sequence[int]) -> str:
         """Return the text of an answer's tokens, without special tokens."""
         return str(self.fast.decode(list(ids), skip_special_tokens=True)).strip()

@@ -39,6 +39,10 @@ NEEDED: dict[str, dict[str, str]] = {
     },
     "tokens": {"texts": "texts=[...] (training texts, from which the tokenizer is learnt)"},
     "chats": {"texts": "texts=[...] (training texts, from which the tokenizer is learnt)"},
+    "interleaved": {
+        "texts": "texts=[...] (training texts, from which the tokenizer is learnt)",
+        "size": "size=224 (pixels, height and width)",
+    },
     "dialogs": {"texts": "texts=[...] (training utterances, from which the tokenizer is learnt)"},
     "sequences": {"items": "items=1000 (number of items)"},
     "bags": {
@@ -109,6 +113,7 @@ def create(
         tokens            what `learner.prepare` makes of {"ids": int64 [n, T], "mask": bool [n, T], "index": int64 [n]}
         chats             {"ids": int64 [n, T], "mask": bool [n, T], "labels": int64 [n, T], "pictures": uint8 [n, k, size,
                           size, 3], "counts": int64 [n], "index": int64 [n]}; without pictures if size is 0
+        interleaved       a batch of chats with pictures, and {"paired": bool [n], "captions": int64 [n]}
         sequences         what `learner.prepare(batch, generator)` makes of {"ids": int64 [n, T], "lengths": int64 [n],
                           "target": int64 [n]}
 
@@ -176,8 +181,8 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
     if task in ("tokens", "dialogs") and texts:
         missing = []
         facts = (_text_facts if task == "tokens" else _dialog_facts)(config, list(texts)) | facts
-    if task == "chats" and texts:
-        missing = []
+    if task in ("chats", "interleaved") and texts:
+        missing = [name for name in missing if name != "texts"]
         facts = _chat_facts(config, list(texts), int(facts.get("size", 0))) | facts
     if missing:
         said = NEEDED.get(task, {}) | {
