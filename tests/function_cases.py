@@ -796,3 +796,14 @@ CASES |= {
     PREFERENCES + "preference_margin": Case(lambda n, d: [d(k, n) for k in range(4)], (0, 1, 2, 3), (0,) * 4),
     PREFERENCES + "dpo_loss": Case(lambda n, d: [d(0, n), 0.5], (0,), (0,)),
 }
+COSMO = SYSTEMS + "alignment.cosmo:"
+CASES |= {
+    COSMO + "interleaved_contrast": Case(
+        lambda n, d: [*pair(n, d), 5.0, torch.arange(n) % 7], (0, 1), (0, 0, None, 0), kernel=True
+    ),
+}
+OTHERS |= {
+    "cosmo:matching_accuracy": "shares, without a gradient",
+    "media_attention:gated_cross_attention": "takes a dictionary of weights",
+    "media_attention:learned_query_pool": "takes a dictionary of weights",
+}

@@ -55,7 +55,7 @@ NAMES = [
     "WeightedFeature", "KernelRidge",
     "TokenRelation", "TokenFeature", "PairedHinge", "NST", "TokenContrast", "TokenCRD", "ModX", "CoconutNSPT",
     "CoconutMM", "MulKI", "NextItem", "ScoreSpread", "LearnedViews", "SoftContrastive",
-    "PublicContrast", "TemporalNCE", "SoftSupCon", "TreeContrast", "RDrop",
+    "PublicContrast", "TemporalNCE", "CaptionContrast", "SoftSupCon", "TreeContrast", "RDrop",
 ]  # fmt: skip
 
 

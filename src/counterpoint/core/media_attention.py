@@ -34,7 +34,7 @@ def _feed_forward(x: Tensor, weights: Weights, prefix: str = "") -> Tensor:
 
 
 def _attend(query: Tensor, key_value: Tensor, heads: int, scale: float, allowed: Tensor | None) -> Tensor:
-    """Attend by heads, which are the outer index of the width. `allowed`: [n, queries, keys], at least one key each."""
+    """Attend by heads, the outer index of the width; `allowed` is [n, queries, keys], with a key for each query."""
     key, value = key_value.chunk(2, dim=-1)
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     mask = None if allowed is None else allowed[:, None]
@@ -95,7 +95,9 @@ def gated_cross_attention(
     items, each = media.shape[1:3]
     most = int(times.max()) if times.numel() else 0
     if most > items:
-        raise ValueError(f"media_locations: a text has {most} places of media, and media holds {items}; give one for each")
+        raise ValueError(
+            f"media_locations: a text has {most} places of media, and media holds {items}; give one for each"
+        )
     if items:
         number = torch.arange(1, items + 1, device=times.device)
         allowed = number == times[..., None] if immediate else number <= times[..., None]
@@ -179,7 +181,11 @@ def learned_query_pool(
     torch.Size([3, 2])
     """
     need_rows(hidden=hidden)
-    if hidden.ndim != 3 or latent.shape != (1, hidden.shape[2]) or (mask is not None and mask.shape != hidden.shape[:2]):
+    if (
+        hidden.ndim != 3
+        or latent.shape != (1, hidden.shape[2])
+        or (mask is not None and mask.shape != hidden.shape[:2])
+    ):
         raise ValueError(
             "hidden, latent and mask must be [n, tokens, width], [1, width] and [n, tokens], got "
             f"{list(hidden.shape)}, {list(latent.shape)} and {None if mask is None else list(mask.shape)}"

@@ -54,8 +54,8 @@ def load(
     """
     if train < 2 or each < 1 or min(documents, test_documents, seed) < 0 or noise < 0 or not 0 < held_out < 1:
         raise CounterpointError(
-            "digit-documents: train must be at least 2, each at least 1, documents, test_documents, noise and seed at least 0, and "
-            f"held_out a share between 0 and 1; got {train=}, {each=}, {documents=}, {test_documents=}, {noise=}, {seed=}, "
+            "digit-documents: train must be at least 2, and each at least 1. documents, test_documents, noise and seed must be at "
+            f"least 0, and held_out a share between 0 and 1; got {train=}, {each=}, {documents=}, {test_documents=}, {noise=}, {seed=}, "
             f"{held_out=}"
         )
     parts = world.parts("digit-documents", held_out, valid)
@@ -79,9 +79,7 @@ def load(
     return ChatData("digit-documents", splits[0], splits[1], splits[2], 2 * world.SIDE)
 
 
-def _digits(
-    pool: Indices, labels: Indices, wanted: NDArray[np.int64], rng: np.random.Generator
-) -> NDArray[np.int64]:
+def _digits(pool: Indices, labels: Indices, wanted: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
     """Draw a digit of the pool for each wanted class."""
     found = np.empty_like(wanted)
     for digit in range(10):

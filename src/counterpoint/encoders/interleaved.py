@@ -6,7 +6,7 @@
     TextPool          one learned query that summarises a text from the states of the lower half
     InterleavedModel  all of them around a causal language model of transformers
 
-A text has the token `<image>` once for each picture, in order, and `<|endofchunk|>` at the end of what belongs to it:
+A text has a token `<image>` for each picture, in order. What belongs to a picture ends with `<|endofchunk|>`:
 
     <s><image> three seven<|endofchunk|><image> nine one<|endofchunk|>
 
@@ -36,7 +36,10 @@ from counterpoint.errors import CounterpointError
 
 BEGIN, END = "<s>", "<|endofchunk|>"
 TEMPLATE = (
-    BEGIN + "{% for message in messages %}{% if message.role == 'assistant' %} {{ message.content }}" + END + "{% else %}"
+    BEGIN
+    + "{% for message in messages %}{% if message.role == 'assistant' %} {{ message.content }}"
+    + END
+    + "{% else %}"
     "{{ message.content }}{% endif %}{% endfor %}"
 )
 
@@ -62,7 +65,9 @@ def interleaved_tokenizer(name: str, texts: Iterable[str], vocabulary: int) -> C
             fast = AutoTokenizer.from_pretrained(name.removeprefix("hf:"))
         except Exception as error:  # of transformers and of its HTTP client
             said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise CounterpointError(f"{name}: its tokenizer could not be loaded: {said[:200]}; name a folder") from error
+            raise CounterpointError(
+                f"{name}: its tokenizer could not be loaded: {said[:200]}; name a folder"
+            ) from error
         fast.add_special_tokens({"additional_special_tokens": [IMAGE, END, BEGIN]})
         fast.eos_token = END
         fast.pad_token = fast.pad_token or END
@@ -253,7 +258,7 @@ class Vision(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn((size // self.patch) ** 2, width))
 
     def forward(self, pictures: UInt8[Tensor, "items size size 3"]) -> Float[Tensor, "items tokens width"]:
-        x = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = pictures.permute(0, 3, 1, 2).to(next(self.parameters()).dtype) / 127.5 - 1
         if self.encoder is not None:
             return feature_map(self.encoder, x).flatten(2).transpose(1, 2)  # type: ignore[arg-type]
         patches = nn.functional.unfold(x, self.patch, stride=self.patch).transpose(1, 2)

@@ -69,14 +69,18 @@ class InterleavedConfig(ChatsConfig):
         super().__post_init__()
         self.need_positive("document_share")
         if any(shot < 1 for shot in self.shots):
-            raise CounterpointError(f"shots must be numbers of at least 1, got {list(self.shots)}; 0 is always measured")
+            raise CounterpointError(
+                f"shots must be numbers of at least 1, got {list(self.shots)}; 0 is always measured"
+            )
         if self.shot_choice not in ("random", "similar"):
             raise CounterpointError(f"shot_choice must be random or similar, got {self.shot_choice}")
 
     def check(self) -> None:
         """Raise CounterpointError for a model that is no causal language model. Runs before data are read."""
         if self.model.startswith("run:"):
-            raise CounterpointError(f"model must be a language model, not {self.model}; start from a run with --from RUN")
+            raise CounterpointError(
+                f"model must be a language model, not {self.model}; start from a run with --from RUN"
+            )
         check_chat_model(self.model)
         if not self.model.startswith("hf:") and takes_pictures(self.model):
             raise CounterpointError(
@@ -198,7 +202,9 @@ class InterleavedTask(ChatsTask):
     def __init__(self, data: ChatData, config: Any) -> None:
         super().__init__(data, config)
         if not data.size:
-            raise DataError(f"{data.name} has no pictures, which the task interleaved needs; name a source of chats with some")
+            raise DataError(
+                f"{data.name} has no pictures, which the task interleaved needs; name a source of chats with some"
+            )
         self._numbers: dict[tuple[Message, ...], int] = {}
 
     def check_model(self) -> None:
@@ -223,7 +229,9 @@ class InterleavedTask(ChatsTask):
                 f"{more} of {len(cut)} training chats are cut between their answers into {sum(map(len, cut)) - len(cut) + more}, "
                 f"of at most {self.config.context} tokens and {self.config.most_pictures} pictures"
             )
-            self.data = replace(self.data, train=replace(self.data.train, chats=[part for parts in cut for part in parts]))
+            self.data = replace(
+                self.data, train=replace(self.data.train, chats=[part for parts in cut for part in parts])
+            )
         super().check_training()
         needed = max((sum(map(len, self.tokenizer.chat(chat.messages))) for chat in self._pairs()), default=0)
         most = max(self.config.shots, default=0)
@@ -233,7 +241,9 @@ class InterleavedTask(ChatsTask):
                 f"{self.config.context}; raise --context, or lower --shots or --new-tokens"
             )
         if most and sum(1 for _ in self._pairs()) < most:
-            raise DataError(f"{self.data.name}: shots of {most} need as many training pairs of a picture and its caption")
+            raise DataError(
+                f"{self.data.name}: shots of {most} need as many training pairs of a picture and its caption"
+            )
 
     def _pairs(self) -> Iterator[Chat]:
         return (self.data.train.chats[n] for n in self.rows.tolist() if kind_of(self.data.train.chats[n]) == "pair")
@@ -365,8 +375,12 @@ class InterleavedLearner(ChatLearner):
             assert split.images is not None
             cells.append({"png": png(split.images.images(np.array(split.chats[n].pictures))[0]), "text": text_of})
         rows = [{"cells": cells[start : start + 3]} for start in range(0, len(cells), 3)]
-        caption = "Test pictures, the captions that the upper half writes, and the nearest texts by the lower half (cosine)."
-        return super().figures(survey) | {"Captions and retrieval": {"kind": "captioned", "rows": rows, "caption": caption}}
+        caption = (
+            "Test pictures, the captions that the upper half writes, and the nearest texts by the lower half (cosine)."
+        )
+        return super().figures(survey) | {
+            "Captions and retrieval": {"kind": "captioned", "rows": rows, "caption": caption}
+        }
 
 
 TASK = InterleavedTask

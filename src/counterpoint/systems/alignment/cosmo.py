@@ -23,9 +23,9 @@ Against the released code:
 - Equal captions of a batch are positives of each other. `duplicates`: "dropped" leaves L_con out of such a batch. The code means
   to, but compares the number of different label values with the batch. "ignored": only the diagonal is right.
 - Across processes, negatives come from all of them. The code's default is each process alone.
-- Not built: L_con of clips, the loss guard (off by default), the placing of pictures by CLIP's similarity (a document's marks place
-  them), random windows (long documents are cut between answers, and all parts serve), a random space before a caption (the
-  tokenizers here ignore it), beams.
+- Long documents are cut between answers, and all parts serve. The code draws random windows.
+- Not built: L_con of clips, the loss guard (off by default), beams, and the placing of pictures by CLIP's similarity. Here a document's
+  marks place them. A random space before a caption would change nothing for the tokenizers that are made here.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ ROWS = 1024  # rows of similarities at once in `matching_accuracy`
 
 @over_group
 @full_precision
-def caption_contrast(
+def interleaved_contrast(
     vision: Float[Tensor, "n dim"],
     text: Float[Tensor, "n dim"],
     logit_scale: float | Float[Tensor, ""] = 1.0,
@@ -68,7 +68,7 @@ def caption_contrast(
 ) -> Float[Tensor, ""]:
     r"""Contrast pictures with their captions: the mean of both directions' cross-entropies of s cos(v_i, t_j).
 
-    The target of a row is uniform over the rows of the other side that have its caption, by default its own row alone:
+    The target of a row is uniform over the other side's rows with its caption, by default its own row alone:
 
         L = 1/2n sum_i ( log sum_j e^{s_ij} + log sum_j e^{s_ji} ) - 1/n sum_i mean_{j: c_j = c_i} s_ij
 
@@ -77,13 +77,13 @@ def caption_contrast(
         logit_scale: 1 / temperature, at least 0; it may have a gradient. The paper's is exp(theta), which starts at exp(0.2).
         captions: numbers, equal where two captions are equal. Default: all differ.
 
-    Returns the mean loss; 0 for n = 1, log n for equal embeddings. Across processes each row meets the rows of all processes. Memory
-    is linear in n. Raises ValueError for shapes that differ, an empty batch and a negative scale.
+    Returns the mean loss; 0 for n = 1, log n for equal embeddings. Across processes each row meets the rows of all processes.
+    Memory is linear in n. Raises ValueError for shapes that differ, an empty batch and a negative scale.
 
     Source: arXiv 2401.00849; without captions it is the loss of CLIP (arXiv 2103.00020).
 
     >>> x = torch.eye(2)
-    >>> caption_contrast(x, x), caption_contrast(x, x, captions=torch.tensor([7, 7]))
+    >>> interleaved_contrast(x, x), interleaved_contrast(x, x, captions=torch.tensor([7, 7]))
     (tensor(0.3133), tensor(0.8133))
     """
     need_alike("n dim", vision=vision, text=text)
@@ -138,7 +138,9 @@ def matching_accuracy(vision: Float[Tensor, "n dim"], text: Float[Tensor, "n dim
         mine = place(len(query), query.device).offset + torch.arange(len(query), device=query.device)
         before = [
             ((s := query[at : at + ROWS] @ keys.T) > own[at : at + ROWS, None]).sum(1)
-            - (s.gather(1, mine[at : at + ROWS, None])[:, 0] > own[at : at + ROWS]).long()  # its own product, rounded up
+            - (
+                s.gather(1, mine[at : at + ROWS, None])[:, 0] > own[at : at + ROWS]
+            ).long()  # its own product, rounded up
             for at in range(0, len(query), ROWS)
         ]
         rank = torch.cat(before)
@@ -227,7 +229,7 @@ class CosmoConfig(InterleavedConfig):
             raise CounterpointError(f"unimodal must be at least 0, got {self.unimodal}")
         if not 0 <= self.theta <= math.log(MOST_LOGIT_SCALE):
             raise CounterpointError(f"theta must lie in 0..{math.log(MOST_LOGIT_SCALE):.2f}, got {self.theta}")
-        if self.heads * self.dim_head % (self.compress * self.heads):
+        if self.dim_head % self.compress:
             raise CounterpointError(f"compress ({self.compress}) must divide dim_head ({self.dim_head})")
 
     def check(self) -> None:
@@ -278,7 +280,7 @@ class Cosmo(InterleavedLearner):
         lm = masked_lm_loss(logits, batch["labels"])
         captions = batch["captions"]
         same = captions if config.duplicates == "positives" else None
-        contrast = caption_contrast(vision, text, self.theta.exp(), same)
+        contrast = interleaved_contrast(vision, text, self.theta.exp(), same)
         every = gather_rows(captions)
         if config.duplicates == "dropped" and len(every.unique()) < len(every):
             contrast = contrast * 0.0
