@@ -34,7 +34,7 @@ def _feed_forward(x: Tensor, weights: Weights, prefix: str = "") -> Tensor:
 
 
 def _attend(query: Tensor, key_value: Tensor, heads: int, scale: float, allowed: Tensor | None) -> Tensor:
-    """Attend by heads, the outer index of the width; `allowed` is [n, queries, keys], with a key for each query."""
+    """Compute attention by heads, the outer index of the width. `allowed`: [n, queries, keys], a key for each query."""
     key, value = key_value.chunk(2, dim=-1)
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     mask = None if allowed is None else allowed[:, None]
@@ -88,8 +88,8 @@ def gated_cross_attention(
     need_rows(hidden=hidden)
     if hidden.ndim != 3 or media.ndim != 4 or len(media) != len(hidden) or media_locations.shape != hidden.shape[:2]:
         raise ValueError(
-            "hidden, media and media_locations must be [n, tokens, width], [n, items, media_tokens, media_width] and [n, tokens], "
-            f"got {list(hidden.shape)}, {list(media.shape)} and {list(media_locations.shape)}"
+            "hidden [n, tokens, width], media [n, items, media_tokens, media_width] and media_locations [n, tokens] do not fit: "
+            f"{list(hidden.shape)}, {list(media.shape)} and {list(media_locations.shape)}"
         )
     times = media_times(media_locations) if media_locations.dtype == torch.bool else media_locations
     items, each = media.shape[1:3]

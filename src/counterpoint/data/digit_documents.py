@@ -54,9 +54,9 @@ def load(
     """
     if train < 2 or each < 1 or min(documents, test_documents, seed) < 0 or noise < 0 or not 0 < held_out < 1:
         raise CounterpointError(
-            "digit-documents: train must be at least 2, and each at least 1. documents, test_documents, noise and seed must be at "
-            f"least 0, and held_out a share between 0 and 1; got {train=}, {each=}, {documents=}, {test_documents=}, {noise=}, {seed=}, "
-            f"{held_out=}"
+            "digit-documents: train must be at least 2, and each at least 1; documents, test_documents, noise and seed must be at "
+            f"least 0; held_out is a share between 0 and 1; got {train=}, {each=}, {documents=}, {test_documents=}, {noise=}, "
+            f"{seed=}, {held_out=}"
         )
     parts = world.parts("digit-documents", held_out, valid)
     labels = world.inventory()[1]

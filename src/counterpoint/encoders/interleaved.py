@@ -247,7 +247,7 @@ class Vision(nn.Module):
         if not self.patch:
             self.encoder = build_image_encoder(name, size, pretrained=pretrained)
             with torch.no_grad():
-                found = feature_map(self.encoder.eval(), torch.zeros(1, 3, size, size))  # type: ignore[arg-type]
+                found = feature_map(self.encoder.eval(), torch.zeros(1, 3, size, size))
             self.encoder.train()
             self.width = int(found.shape[1])
             return

@@ -33,7 +33,7 @@ from counterpoint.data.chats import Chat, ChatData, ChatSplit
 from counterpoint.data.images import Indices
 from counterpoint.data.shown import png
 from counterpoint.encoders.chat_models import ChatTokenizer, Prompt, check_chat_model, padded, takes_pictures
-from counterpoint.encoders.interleaved import interleaved_tokenizer
+from counterpoint.encoders.interleaved import InterleavedModel, interleaved_tokenizer
 from counterpoint.encoders.messages import Message
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.survey import Survey
@@ -294,6 +294,8 @@ class InterleavedTask(ChatsTask):
 class InterleavedLearner(ChatLearner):
     """A model of `encoders.interleaved`, which captions pictures, also after examples, and embeds pictures and texts."""
 
+    model: InterleavedModel
+
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         found = super().predict(batch)
         paired = batch["paired"]
@@ -304,7 +306,7 @@ class InterleavedLearner(ChatLearner):
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
         """Measure captions after each number of examples that `shots` names."""
-        found = {}
+        found: dict[str, float] = {}
         for shots in self.config.shots:
             right: list[bool] = []
             for prompts, wanted in self._shot_batches(survey, split, shots):

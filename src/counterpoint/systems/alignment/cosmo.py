@@ -24,8 +24,8 @@ Against the released code:
   to, but compares the number of different label values with the batch. "ignored": only the diagonal is right.
 - Across processes, negatives come from all of them. The code's default is each process alone.
 - Long documents are cut between answers, and all parts serve. The code draws random windows.
-- Not built: L_con of clips, the loss guard (off by default), beams, and the placing of pictures by CLIP's similarity. Here a document's
-  marks place them. A random space before a caption would change nothing for the tokenizers that are made here.
+- Not built: L_con of clips, the loss guard (off by default), beams, and the placing of pictures by CLIP's similarity. Here a
+  document's marks place them. A random space before a caption would change nothing for the tokenizers that are made here.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def interleaved_contrast(
 ) -> Float[Tensor, ""]:
     r"""Contrast pictures with their captions: the mean of both directions' cross-entropies of s cos(v_i, t_j).
 
-    The target of a row is uniform over the other side's rows with its caption, by default its own row alone:
+    The target of a row is uniform over the other side's rows with its caption:
 
         L = 1/2n sum_i ( log sum_j e^{s_ij} + log sum_j e^{s_ji} ) - 1/n sum_i mean_{j: c_j = c_i} s_ij
 
