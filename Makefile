@@ -81,6 +81,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/clhe.py
 	$(BIN)/python benchmarks/coconut.py
 	$(BIN)/python benchmarks/teminal.py
+	$(BIN)/python benchmarks/cosmo.py
 	$(BIN)/python benchmarks/creamfl.py
 	$(BIN)/python benchmarks/vidlankd.py
 	$(BIN)/python benchmarks/space_2.py

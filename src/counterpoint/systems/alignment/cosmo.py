@@ -166,7 +166,7 @@ class CosmoConfig(InterleavedConfig):
     clip_norm: float | None = 1.0
     schedule: Literal["epoch", "step"] = "step"
     context: int = 256
-    vision: str = "patches-4"
+    vision: str = "vit-s"
     """The picture encoder: patches-P (patches of P pixels), or an image encoder with a feature map, such as vit-s or hf:NAME."""
     pretrained: bool = False
     """Load that encoder's weights."""
@@ -311,15 +311,16 @@ class Cosmo(InterleavedLearner):
 
 
 RECIPE = {
-    "epochs": 40,
-    "batch_size": 48,
-    "lr": 1e-3 * 256 / 48,
+    "epochs": 18,
+    "batch_size": 32,
+    "document_share": 0.15,
+    "lr": 8e-3,
     "weight_decay": 0.01,
     "model": "llama-64-4-4",
     "vocabulary": 320,
     "context": 48,
     "new_tokens": 6,
-    "vision": "patches-4",
+    "vision": "conv-cells",
     "heads": 4,
     "dim_head": 16,
     "media_tokens": 4,
@@ -327,7 +328,18 @@ RECIPE = {
     "embedding": 64,
     "theta": 2.0,
     "shots": (2, 4),
-    "evaluate_every": 10,
+    "evaluate_every": 6,
+}
+SMALL = {  # for data of your own: the released sizes are those of large models
+    "epochs": 20,
+    "batch_size": 32,
+    "lr": 8e-3,
+    "weight_decay": 0.01,
+    "media_tokens": 16,
+    "depth": 2,
+    "dim_head": 32,
+    "embedding": 128,
+    "theta": 2.0,
 }
 SYSTEM = System(
     slug="cosmo",
@@ -336,4 +348,5 @@ SYSTEM = System(
     learner=Cosmo,
     data="digit-documents",
     recipes={"digit-documents": RECIPE},
+    recipe=SMALL,
 )
