@@ -126,7 +126,7 @@ def matching_accuracy(vision: Float[Tensor, "n dim"], text: Float[Tensor, "n dim
     batch and k below 1.
 
     >>> matching_accuracy(torch.eye(3), torch.eye(3)[[1, 0, 2]], k=2)
-    Matching(top1=tensor(0.3333), topk=tensor(0.6667))
+    Matching(top1=tensor(0.3333), topk=tensor(1.))
     """
     need_alike("n dim", vision=vision, text=text)
     if k < 1:
