@@ -29,6 +29,7 @@ from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.alignment import cosmo
 from counterpoint.tasks import interleaved
 from interrupted import need_equal_ends
+from launch import command_over_processes
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "cosmo.npz")
 DATA = "digit-documents?train=24&documents=8&each=1&test_documents=3"
@@ -462,6 +463,25 @@ def test_a_batch_of_one_pair_learns_its_caption_alone():
 def test_a_training_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monkeypatch, at):
     config = Experiment.resolve("cosmo", DATA, overrides=SMALL | {"epochs": 2}).config
     need_equal_ends(monkeypatch, cosmo.Cosmo, "cosmo", config, DATA, at, tmp_path)
+
+
+def test_two_processes_learn_the_same_as_one(tmp_path, undrawn):
+    words = ["train", "cosmo", "--data", DATA, "--out", str(tmp_path)]
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items() if name != "shots"] + ["--shots"]
+    command_over_processes([*words, "--name", "two"], tmp_path)
+    one = trained(tmp_path).metrics()
+    two = Run.open(tmp_path / "two").metrics()
+    for ours, theirs in zip(two, one, strict=True):
+        for name in ("train/loss", "train/contrast", "train/matched"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3), name
+
+
+def test_equal_texts_have_one_number_in_every_process():
+    assert interleaved.text_number(TALK[:2]) == interleaved.text_number(
+        (*TALK[:1], Message("assistant", "three seven"))
+    )
+    assert interleaved.text_number(TALK[:2]) == 413080062788158088
+    assert interleaved.text_number(TALK[:2]) != interleaved.text_number(TALK[2:])
 
 
 @pytest.mark.parametrize("choice", ["random", "similar"])

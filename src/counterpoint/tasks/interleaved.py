@@ -16,6 +16,8 @@ the embeddings of the batch's pairs. Its measures are those of `tasks/measures/i
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -100,6 +102,11 @@ def kind_of(chat: Chat) -> Kind:
         return "text"
     answers = sum(message.role == "assistant" for message in chat.messages)
     return "pair" if len(chat.pictures) == answers == 1 else "document"
+
+
+def text_number(messages: Sequence[Message]) -> int:
+    """Return a number of 60 bits that equal texts share, in every process."""
+    return int(hashlib.blake2b(json.dumps(messages).encode(), digest_size=8).hexdigest()[:15], 16)
 
 
 def turn_rows(tokenizer: ChatTokenizer, chats: Sequence[Sequence[Message]]) -> dict[str, Tensor]:
@@ -205,7 +212,6 @@ class InterleavedTask(ChatsTask):
             raise DataError(
                 f"{data.name} has no pictures, which the task interleaved needs; name a source of chats with some"
             )
-        self._numbers: dict[tuple[Message, ...], int] = {}
 
     def check_model(self) -> None:
         """Take any language model; its settings are checked before data are read."""
@@ -258,10 +264,9 @@ class InterleavedTask(ChatsTask):
 
     def described(self, chats: Sequence[Chat]) -> dict[str, Tensor]:
         """Return which chats are pairs, and a number for each text."""
-        numbers = [self._numbers.setdefault(chat.messages, len(self._numbers)) for chat in chats]
         return {
             "paired": torch.tensor([kind_of(chat) == "pair" for chat in chats], dtype=torch.bool),
-            "captions": torch.tensor(numbers, dtype=torch.int64),
+            "captions": torch.tensor([text_number(chat.messages) for chat in chats], dtype=torch.int64),
         }
 
     def batches(self) -> KindBatches:
