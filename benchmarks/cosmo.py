@@ -8,7 +8,8 @@ same float32 arrays and run forward and backward, in turn in one process. The re
 of the rounds' ratios. A ratio is the authors' time over ours: above 1 ours is faster. Memory is the peak of a separate process of
 each, minus its memory before the call.
 
-Embeddings are 512 wide. "block" cases have texts of 128 tokens with 3 pictures of 64 tokens. States are 512 wide, with 8 heads of 64.
+Embeddings are 512 wide. "block" cases have texts of 128 tokens with 3 pictures of 64 tokens. States are 512 wide; there are 8 heads
+of 64.
 """
 
 from __future__ import annotations
