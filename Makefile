@@ -83,6 +83,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/coconut.py
 	$(BIN)/python benchmarks/teminal.py
 	$(BIN)/python benchmarks/llava_mod.py
+	$(BIN)/python benchmarks/cosmo.py
 	$(BIN)/python benchmarks/creamfl.py
 	$(BIN)/python benchmarks/vidlankd.py
 	$(BIN)/python benchmarks/space_2.py

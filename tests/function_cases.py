@@ -854,3 +854,14 @@ CASES |= {
     CORE + "routing:top2_routes": Case(lambda n, d: [2 * d(0, n, 4), d(1, n, 4)], (0,), (0, 0)),
 }
 OTHERS |= {"routing:top2_gate": "buffers of the experts, of which the tokens' order decides; top2_routes has a case"}
+COSMO = SYSTEMS + "alignment.cosmo:"
+CASES |= {
+    COSMO + "interleaved_contrast": Case(
+        lambda n, d: [*pair(n, d), 5.0, torch.arange(n) % 7], (0, 1), (0, 0, None, 0), kernel=True
+    ),
+}
+OTHERS |= {
+    "cosmo:matching_accuracy": "shares, without a gradient",
+    "media_attention:gated_cross_attention": "takes a dictionary of weights",
+    "media_attention:learned_query_pool": "takes a dictionary of weights",
+}

@@ -118,6 +118,19 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
             {"encoder": "vit-s", "batch_size": 12, "epochs": 1, "recipe": "none", "teacher": embeddings(24, 8)},
         ),
     ),
+    "cosmo": (
+        "digit-documents?train=24&documents=4&each=1&test_documents=2",
+        {
+            "model": "llama-8-2-2",
+            "vocabulary": 300,
+            "context": 48,
+            "batch_size": 12,
+            "epochs": 1,
+            "heads": 2,
+            "dim_head": 4,
+        }
+        | {"media_tokens": 2, "depth": 1, "embedding": 4, "vision": "patches-8", "new_tokens": 4},
+    ),
     "stic": (
         "grid-chats?train=12&valid=4&test=4&grid=2&cell=8&most=2&styles=1",
         {"model": "llava-8-1-2", "vocabulary": 300, "context": 64, "batch_size": 12, "epochs": 1, "rank": 2},

@@ -31,6 +31,7 @@ FACTS = {
         "batch_size": 8,
     },
     "tokens": {"texts": ["a red fox", "a blue bird"] * 4, "clip_dim": 3, "encoder": "text-8-1-2", "batch_size": 8},
+    "interleaved": {"texts": ["a red fox", "a blue bird"] * 4, "size": 16, "batch_size": 8},
     "chats": {"texts": ["a red fox", "a blue bird"] * 4, "size": 16, "model": "llava-8-1-2", "batch_size": 8},
     "dialogs": {"texts": ["a red fox", "a blue bird"] * 4, "encoder": "text-8-1-2", "batch_size": 8},
     "generation": {
@@ -59,6 +60,7 @@ FACTS = {
     "restored": {"network": "edsr-s", "scale": 2, "patch": 20, "batch_size": 8},
 }
 MORE = {
+    "cosmo": {"model": "llama-8-2-2", "heads": 2, "dim_head": 4, "media_tokens": 2, "depth": 1, "embedding": 4},
     "stic": {"rank": 2},
     "llava-mod": {"teacher": "llava-8-1-2"},
     "lol": {"model": "llama-8-2-2", "size": 0},

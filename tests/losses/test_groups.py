@@ -57,6 +57,7 @@ NAMES = [
     "CoconutMM", "MulKI", "NextItem", "ScoreSpread", "LearnedViews", "SoftContrastive",
     "PublicContrast", "TemporalNCE", "LabelGuided", "SentenceMatch", "WordMatch", "SoftSupCon", "TreeContrast", "RDrop",
     "TokenMimic",
+    "CaptionContrast",
 ]  # fmt: skip
 
 

@@ -533,6 +533,11 @@ CASES |= {
         lambda: [draw(s, N, DIM) for s in range(4)],
         lambda m, *x: fn.mod_x(*x, m.log_scale, 2.0).loss,
     ),
+    "CaptionContrast": Case(
+        lambda: losses.CaptionContrast(0.3),
+        lambda: [draw(0, N, DIM), draw(1, N, DIM), torch.arange(N) % 3],
+        lambda m, *x: fn.interleaved_contrast(*x[:2], m.log_scale.exp(), x[2]),
+    ),
     "TemporalNCE": Case(
         lambda: losses.TemporalNCE(0.3, 0.5, 2.0, 0.7, 0.4),
         lambda: [*(draw(s, N, DIM) for s in range(6)), torch.arange(3)[:, None] * 9 + torch.arange(N) % 5],

@@ -55,6 +55,10 @@ def losses():
         "symile n_squared 3": (3, lambda *r: fn.symile(r, 3.0, "n_squared")),
         "symile n_squared 4": (4, lambda *r: fn.symile(r, 3.0, "n_squared")),
         "pairwise clip": (3, lambda *r: fn.clip_pairwise_loss(r, 3.0)),
+        "interleaved contrast": (
+            2,
+            lambda v, t: fn.interleaved_contrast(v, t, scale, mine(torch.arange(sum(COUNTS)) % 3)),
+        ),
         "cwcl": (3, lambda p, q, f: fn.cwcl(p, q, f, scale)),
         "cwcl, moments": (3, lambda p, q, f: fn.cwcl(p, q, f[:, :1], scale)),
         "cwcl variants": (3, lambda p, q, f: fn.cwcl(p, q, f, scale, row_feat=f * f, sharpness=2.0)),

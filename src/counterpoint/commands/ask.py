@@ -29,7 +29,7 @@ def main(
     Example: counterpoint ask runs/first "is there a brick ?" --image a.png --method plain ritual vcd --html asked.html
 
     Args:
-        run: A finished run of the task chats, or hf:NAME, a model of transformers by its name or folder.
+        run: A finished run of the task chats or interleaved, or hf:NAME, a model of transformers by its name or folder.
         question: The question. <image> marks the place of a picture; by default pictures come first.
         image: Pictures, which are cut to squares of the model's size.
         method: plain, greedy, ritual, ritual+, same, vcd or m3id; of a run of lol also lol, icd, dola, fusion, refocus or

@@ -310,6 +310,14 @@ SOURCES: dict[str, Source] = {
             "1,500 + 150 + 300 pictures with 3 chats each, made in a second",
         ),
         Source(
+            "digit-documents",
+            "chats",
+            "counterpoint.data.digit_documents",
+            "pictures of two handwritten digits with captions, and documents of several: data of COSMO's claim",
+            "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
+            "1,500 + 300 + 300 pairs, 500 + 50 + 50 documents, made in a second",
+        ),
+        Source(
             "misconceptions",
             "chats",
             "counterpoint.data.misconceptions",

@@ -99,6 +99,7 @@ class ChatTokenizer:
         self.pad = int(fast.pad_token_id if fast.pad_token_id is not None else fast.eos_token_id)
         self.vocabulary = len(fast)
         self.seen: dict[Any, tuple[list[int], list[int]]] = {}
+        self.parts_seen: dict[Any, list[tuple[list[int], bool]]] = {}
 
     @property
     def image_id(self) -> int:
@@ -139,6 +140,23 @@ class ChatTokenizer:
             )
             self.seen[key] = first, second
         return self.seen[key]
+
+    def turns(self, messages: Sequence[Message]) -> list[tuple[list[int], bool]]:
+        """Return the tokens of a chat in parts, and whether each is an answer of the assistant with its end."""
+        key = tuple(messages)
+        if key in self.parts_seen:
+            return self.parts_seen[key]
+        found: list[tuple[list[int], bool]] = []
+        done = 0
+        for number, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            before, whole = self._text(messages[:number], True), self._text(messages[: number + 1], False)
+            for text, answer in ((before[done:], False), (whole[len(before) :], True)):
+                found.append((list(self.fast(text, add_special_tokens=False)["input_ids"]), answer))
+            done = len(whole)
+        self.parts_seen[key] = found
+        return found
 
     def text(self, ids: Sequence[int]) -> str:
         """Return the text of an answer's tokens, without special tokens."""

@@ -39,6 +39,10 @@ NEEDED: dict[str, dict[str, str]] = {
     },
     "tokens": {"texts": "texts=[...] (training texts, from which the tokenizer is learnt)"},
     "chats": {"texts": "texts=[...] (training texts, from which the tokenizer is learnt)"},
+    "interleaved": {
+        "texts": "texts=[...] (training texts, from which the tokenizer is learnt)",
+        "size": "size=224 (pixels, height and width)",
+    },
     "dialogs": {"texts": "texts=[...] (training utterances, from which the tokenizer is learnt)"},
     "generation": {
         "size": "size=64 (pixels, height and width)",
@@ -116,6 +120,7 @@ def create(
                           size, 3], "counts": int64 [n], "index": int64 [n]}; without pictures if size is 0
         generation        what `learner.prepare` makes of a batch of `counterpoint.tasks.generation`, in a fit
         demonstrations    a batch of `counterpoint.tasks.demonstrations`
+        interleaved       a batch of chats with pictures, and {"paired": bool [n], "captions": int64 [n]}
         sequences         what `learner.prepare(batch, generator)` makes of {"ids": int64 [n, T], "lengths": int64 [n],
                           "target": int64 [n]}
 
@@ -183,8 +188,8 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
     if task in ("tokens", "dialogs") and texts:
         missing = []
         facts = (_text_facts if task == "tokens" else _dialog_facts)(config, list(texts)) | facts
-    if task == "chats" and texts:
-        missing = []
+    if task in ("chats", "interleaved") and texts:
+        missing = [name for name in missing if name != "texts"]
         facts = _chat_facts(config, list(texts), int(facts.get("size", 0))) | facts
     if task == "generation" and texts:
         facts = _caption_facts(config, list(texts)) | facts

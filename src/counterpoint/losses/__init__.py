@@ -25,7 +25,7 @@ _FILES = {
     "views": "BYOL BarlowTwins DINO MAE MSN NegativeCosine SimSiam SwAV VICReg",
     "regions": "CMD",
     "labelled": "CAPro ClusterMargin Hydra MLCD SLA SepCLR SupCon SupConSingleView SupReMix Triplet",
-    "modalities": "BatchHinge CLIP CWCL MILNCE PairwiseCLIP SigLIP Symile TemporalNCE",
+    "modalities": "BatchHinge CLIP CaptionContrast CWCL MILNCE PairwiseCLIP SigLIP Symile TemporalNCE",
     "cells": "PixContrast PixPro PixelRegression",
     "instances": "ReID",
     "proposals": "WeakGuidedContrast",

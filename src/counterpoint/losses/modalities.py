@@ -411,3 +411,41 @@ class TemporalNCE(ScaledLoss):
         with over(self.group):
             loss: Tensor = self.function(*rows, *settings, *third, self.beta, self.gamma, meaning).loss
         return loss
+
+
+class CaptionContrast(ScaledLoss):
+    """Contrast pictures with their captions, of which some may be equal: CLIP with equal captions as positives of each other.
+
+    Args:
+        temperature: Initial temperature, in 0.01..1. The paper's is exp(-0.2).
+        learnable: Learn the temperature, within its bounds. False: keep it fixed.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | vision, text | [n, dim] | embeddings of pictures and of their captions, of any norm, in the same order |
+        | captions | [n] int | equal where two captions are equal; None: all differ |
+
+    State: `log_scale` = log(1 / temperature), a parameter for the optimiser (a buffer if not learnable).
+
+    Relations: without captions it is CLIP.
+
+    Source: COSMO (arXiv 2401.00849), whose code leaves the loss out of batches with equal captions.
+
+    >>> round(CaptionContrast(temperature=1.0)(torch.eye(2), torch.eye(2), torch.tensor([7, 7])).item(), 4)
+    0.8133
+    """
+
+    calls = "cosmo:interleaved_contrast"
+
+    def __init__(self, temperature: float = 0.07, *, learnable: bool = True, group: Group = None) -> None:
+        super().__init__(temperature, learnable, group, BOUNDS)
+
+    def forward(
+        self, vision: Float[Tensor, "n dim"], text: Float[Tensor, "n dim"], captions: Int[Tensor, " n"] | None = None
+    ) -> Float[Tensor, ""]:
+        """Return the mean of both directions."""
+        with over(self.group):
+            loss: Tensor = self.function(vision, text, self.scale().exp(), captions)
+        return loss

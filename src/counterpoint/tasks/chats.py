@@ -348,13 +348,17 @@ class ChatsTask:
             raise CounterpointError(f"{data.name} has no chats, which the task chats needs; name a source of chats")
         if not len(data.train) or not len(data.test):
             raise DataError(f"{data.name}: needs training and test chats, has {len(data.train)} and {len(data.test)}")
-        model = config.model
-        if data.size and not model.startswith("run:") and not takes_pictures(model):
-            raise CounterpointError(
-                f"{model} takes no pictures, which {data.name} has; choose --model llava-s or hf:NAME"
-            )
         self.data, self.config = data, config
         self.notes: list[str] = []
+        self.check_model()
+
+    def check_model(self) -> None:
+        """Raise CounterpointError where the data have pictures, which the model does not take."""
+        model = self.config.model
+        if self.data.size and not model.startswith("run:") and not takes_pictures(model):
+            raise CounterpointError(
+                f"{model} takes no pictures, which {self.data.name} has; choose --model llava-s or hf:NAME"
+            )
 
     @property
     def headline(self) -> str:

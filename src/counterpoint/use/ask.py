@@ -66,7 +66,7 @@ class Answering:
             self.model.context = int(getattr(self.model.text_config, "max_position_embeddings", 2048))
             return
         run = Run.open(name)
-        if run.config.get("task") != "chats":
+        if run.config.get("task") not in ("chats", "interleaved"):
             raise RunError(
                 f"{run.path} is a run of the task {run.config.get('task')}, whose model does not answer; name one of chats"
             )
