@@ -66,15 +66,17 @@ class SparseChatLearner(TaughtChatLearner):
         """The feed-forward networks of all layers: experts with their routers, and dense ones."""
         return feed_forward_of(self.model.network)
 
-    def routed(self, batch: dict[str, Any]) -> tuple[Float[Tensor, "n tokens vocabulary"], Float[Tensor, ""]]:
+    def routed(
+        self, batch: dict[str, Any], **more: Any
+    ) -> tuple[Float[Tensor, "n tokens vocabulary"], Float[Tensor, ""]]:
         """Compute the student's logits, and the loss of load balance, summed over layers; 0 for a dense student."""
         with routing(self.model, batch["mask"]) as routes:
-            logits = super().logits(batch)
+            logits = super().logits(batch, **more)
         balance: Tensor = sum((layer.balance for layer in routes), logits.new_zeros(()))
         return logits, balance
 
-    def logits(self, batch: dict[str, Any]) -> Float[Tensor, "n tokens vocabulary"]:
-        return self.routed(batch)[0]
+    def logits(self, batch: dict[str, Any], **more: Any) -> Float[Tensor, "n tokens vocabulary"]:
+        return self.routed(batch, **more)[0]
 
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
         return ()  # the loss of load balance depends on all rows
