@@ -135,7 +135,9 @@ def by_definition(anchors, candidates, labels_a, labels_c, tau, exclude_self):
 @pytest.mark.parametrize(
     ("n", "m", "same"), [(7, 7, False), (7, 7, True), (5, 9, False), (700, 700, False), (700, 700, True)]
 )
-def test_the_label_guided_contrast_follows_its_definition(n, m, same):
+@pytest.mark.parametrize("few", [0, 256**2])  # by the kernel, and by the whole matrix
+def test_the_label_guided_contrast_follows_its_definition(n, m, same, few, monkeypatch):
+    monkeypatch.setattr(room, "FEW", few)
     anchors, candidates = draw(0, n, 4).requires_grad_(), draw(1, m, 4).requires_grad_()
     labels_a, labels_c = torch.arange(n) % 4, torch.arange(m) * 2 % 6
     both = (anchors, anchors, labels_a, labels_a) if same else (anchors, candidates, labels_a, labels_c)

@@ -44,13 +44,15 @@ from counterpoint.core.distributed import batch_logsumexp, gather_rows, mean_whe
 from counterpoint.core.operands import class_similarity, positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.rules import Diagonal
-from counterpoint.core.world import over_group
+from counterpoint.core.world import over_group, world
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.adversarial import AdversarialConfig, AdversarialLearner
 from counterpoint.tasks.branches import Partners, joined
 from counterpoint.tasks.generation import signed
+
+FEW = 256**2  # pairs of rows up to which a whole matrix is faster than the kernel
 
 # --------------------------------------------------------------------------------------------------------------- equations
 
@@ -93,6 +95,18 @@ def label_guided_contrast(
         raise ValueError(f"exclude_self needs candidates like anchors, got {len(candidates)} for {len(anchors)}")
     need_rows(anchors=anchors, candidates=candidates)
     need_positive(temperature=temperature)
+    if len(anchors) * len(candidates) <= FEW and world()[1] == 1:
+        s = scaled(unit(anchors), temperature) @ unit(candidates).T
+        seen = (
+            ~torch.eye(len(s), dtype=torch.bool, device=s.device)
+            if exclude_self
+            else torch.ones_like(s, dtype=torch.bool)
+        )
+        own = (labels_a[:, None] == labels_c) & seen
+        count = own.sum(1)
+        log_z = s.masked_fill(~seen, torch.finfo(s.dtype).min).logsumexp(1)
+        losses = torch.where(count > 0, log_z - (s * own).sum(1) / count.clamp(min=1), 0.0)
+        return mean_where(losses, count > 0)
     alone = exclude_self and anchors is candidates  # the kernel computes half of a symmetric matrix
     x = scaled(unit(anchors), temperature**0.5 if alone else temperature)
     y = x if alone else unit(candidates)
