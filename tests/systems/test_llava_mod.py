@@ -14,12 +14,15 @@ from torch import Tensor
 
 from counterpoint import functional as fn
 from counterpoint import training
+from counterpoint.data import grid_chats
+from counterpoint.data.chats import mentioned
 from counterpoint.encoders.mixture_of_experts import mixtures_of
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.language import llava_mod
+from counterpoint.tasks.measures.experts import expert_figure, expert_measures
 from interrupted import need_equal_ends
 from launch import command_over_processes
 
@@ -367,3 +370,29 @@ def test_chats_without_a_rejected_answer_are_refused_and_the_stage_can_be_left_o
 def test_settings_that_do_not_fit_raise_an_error(changed, said):
     with pytest.raises(CounterpointError, match=said):
         config(**changed)
+
+
+# ------------------------------------------------------------------------------------------------------ data and measures
+
+
+def test_pairs_of_the_built_in_chats_differ_by_an_object_that_the_picture_does_not_show():
+    data, plain = (
+        grid_chats.load(train=5, valid=3, test=3, questions=0, pairs=4),
+        grid_chats.load(train=5, valid=3, test=3, questions=0),
+    )
+    assert len(data.train.images) == 9
+    assert [bool(chat.rejected) for chat in data.train.chats] == [False] * 5 + [True] * 4
+    assert all(chat.rejected for chat in data.test.chats)
+    assert data.train.chats[:5] == plain.train.chats
+    for chat in data.train.chats[5:] + data.test.chats:
+        assert set(mentioned(chat.answer, data.objects)) == set(chat.objects)
+        assert len(set(mentioned(chat.rejected, data.objects)) - set(chat.objects)) == 1
+
+
+def test_experts_without_a_token_are_counted_and_named():
+    counts = np.array([[[3, 1, 0], [0, 0, 0]], [[1, 1, 2], [0, 0, 0]]])
+    assert expert_measures(counts.sum(1)) == {"idle_experts": 1.0, "least_expert_share": 0.0}
+    figure = expert_figure(counts, (0, 2), ("text", "image"))
+    assert figure["names"] == ["layer 0 text", "layer 2 text"]  # no picture
+    assert figure["values"][0] == [0.75, 0.25, 0.0]
+    assert "No token chose expert 2 of layer 0." in figure["caption"]
