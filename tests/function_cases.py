@@ -861,7 +861,7 @@ CASES |= {
     ),
 }
 OTHERS |= {
-    "cosmo:matching_accuracy": "shares, without a gradient",
+    "matching:matching_accuracy": "shares, without a gradient",
     "media_attention:gated_cross_attention": "takes a dictionary of weights",
     "media_attention:learned_query_pool": "takes a dictionary of weights",
 }

@@ -112,7 +112,9 @@ def test_the_summary_of_a_text_equals_the_authors(dtype, rtol):
     close(hidden.grad, at["grad/text_hidden"], rtol)
 
 
-def test_equal_captions_are_positives_of_each_other():
+@pytest.mark.parametrize("few", [0, 512])
+def test_equal_captions_are_positives_of_each_other(monkeypatch, few):
+    monkeypatch.setattr(cosmo, "FEW", few)
     torch.manual_seed(0)
     vision, text = torch.randn(2, 7, 5, dtype=torch.float64)
     captions = torch.tensor([3, 1, 3, 0, 1, 3, 2])

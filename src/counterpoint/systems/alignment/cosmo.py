@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -41,9 +41,10 @@ from torch import Tensor, nn
 from counterpoint.core.answers import masked_lm_loss
 from counterpoint.core.checks import need_alike, need_scale
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place
+from counterpoint.core.matching import matching_accuracy
 from counterpoint.core.operands import positive_similarity, unit
-from counterpoint.core.precision import full_precision, scalar, wide
-from counterpoint.core.world import over_group
+from counterpoint.core.precision import full_precision, scalar
+from counterpoint.core.world import over_group, world
 from counterpoint.encoders.chat_models import ChatModel, ChatTokenizer
 from counterpoint.encoders.interleaved import InterleavedModel, Interleaving, check_vision
 from counterpoint.engine.optim import optimisers
@@ -53,7 +54,7 @@ from counterpoint.systems.base import System
 from counterpoint.tasks.interleaved import InterleavedConfig, InterleavedLearner
 
 MOST_LOGIT_SCALE = 100.0
-ROWS = 1024  # rows of similarities at once in `matching_accuracy`
+FEW = 512  # rows up to which the whole matrix is faster
 
 # ------------------------------------------------------------------------------------------------------------ equations
 
@@ -92,6 +93,11 @@ def interleaved_contrast(
         raise ValueError(f"captions must be [{len(text)}], a number for each row, got {list(captions.shape)}")
     key = unit(vision)
     query = unit(text) * scalar(logit_scale, key)
+    if world()[1] == 1 and len(key) <= FEW:
+        s = query @ key.T
+        same = None if captions is None else (captions[:, None] == captions).to(s.dtype)
+        own = s.diagonal() if same is None else (s * same).sum(1) / same.sum(1)
+        return ((s.logsumexp(0) + s.logsumexp(1)) / 2 - own).mean()
     found = batch_logsumexp(query, key, columns=True)
     assert found.columns is not None
     if captions is None:
@@ -104,49 +110,6 @@ def interleaved_contrast(
         here = place(len(key), key.device).offset
         own = positive_similarity(query, means[numbers[here : here + len(key)]])
     return global_mean((found.rows + found.columns) / 2 - own)
-
-
-class Matching(NamedTuple):
-    """Shares of rows whose own partner is the nearest, and among the k nearest; means of both directions."""
-
-    top1: Float[Tensor, ""]
-    topk: Float[Tensor, ""]
-
-
-@over_group
-@torch.no_grad()
-def matching_accuracy(vision: Float[Tensor, "n dim"], text: Float[Tensor, "n dim"], k: int = 5) -> Matching:
-    """Compute how often a row's partner is the nearest, and among the k nearest, by the cosine, in both directions.
-
-    Args:
-        vision, text: embeddings of n pictures and of their captions, of any norm.
-        k: number of nearest rows, at least 1; at most n count.
-
-    Across processes each row meets the rows of all processes. Has no gradient. Raises ValueError for shapes that differ, an empty
-    batch and k below 1.
-
-    >>> matching_accuracy(torch.eye(3), torch.eye(3)[[1, 0, 2]], k=2)
-    Matching(top1=tensor(0.3333), topk=tensor(1.))
-    """
-    need_alike("n dim", vision=vision, text=text)
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
-    sides = unit(wide(vision)), unit(wide(text))
-    hits: list[tuple[Tensor, Tensor]] = []
-    for query, other in (sides, sides[::-1]):
-        keys, own = gather_rows(other), (query * other).sum(1)
-        mine = place(len(query), query.device).offset + torch.arange(len(query), device=query.device)
-        before = [
-            ((s := query[at : at + ROWS] @ keys.T) > own[at : at + ROWS, None]).sum(1)
-            - (
-                s.gather(1, mine[at : at + ROWS, None])[:, 0] > own[at : at + ROWS]
-            ).long()  # its own product, rounded up
-            for at in range(0, len(query), ROWS)
-        ]
-        rank = torch.cat(before)
-        hits.append((global_mean((rank < 1).to(own.dtype)), global_mean((rank < k).to(own.dtype))))
-    (one, near), (other_one, other_near) = hits
-    return Matching((one + other_one) / 2, (near + other_near) / 2)
 
 
 # ------------------------------------------------------------------------------------------------------------- settings
