@@ -211,6 +211,8 @@ def chat_model_of(learner: Any) -> ChatModel:
         raise CounterpointError(
             f"the teacher is a {type(learner).__name__}, which does not answer; name one of the task chats"
         )
+    if not getattr(learner, "answers_adapted", True):
+        found.model.disable_adapter_layers()
     return found
 
 
