@@ -160,7 +160,7 @@ CASES: dict[str, Case] = {
     CLASSICS + "attention_transfer:attention_transfer": Case(
         lambda n, d: [d(0, n, 3, 4, 4), d(1, n, 2, 2, 2)], (0,), (0, 0), most=70
     ),
-    DISWOT + "relation_distance": Case(lambda n, d: [d(0, n, 3, 2, 2), d(1, n, DIM)], (1,), (0, 0)),
+    CORE + "map_similarity:relation_distance": Case(lambda n, d: [d(0, n, 3, 2, 2), d(1, n, DIM)], (1,), (0, 0)),
     DISWOT + "channel_correlation": Case(lambda n, d: [d(0, n, 3, 2, 2), d(1, n, 3, 4, 2)], (0,), (0, 0)),
     # The rows of a gradient are classes.
     DISWOT + "semantic_distance": Case(pair, (1,), (0, 0)),
@@ -334,7 +334,7 @@ CASES: dict[str, Case] = {
     IMAGES + "sla:sla_loss": Case(
         lambda n, d: [d(0, n, 6), labels(n), 1, d(1, n, 6), 2.0], (0, 3), (0, 0, None, 0, None)
     ),
-    DISTILLATION + "kd3:dynamic_selection": Case(
+    CORE + "noisy_labels:dynamic_selection": Case(
         lambda n, d: [3 * d(0, n, 5), 3 * d(1, n, 5), 0.4, 0.9], (), (0, 0, None, None), permutes=False
     ),
     DISTILLATION + "kd3:disagreement_weights": Case(lambda n, d: [d(0, n, 5), d(1, n, 5)], (), (0, 0), permutes=False),
@@ -414,7 +414,7 @@ CASES |= {
         most=40,
         permutes=False,
     ),
-    DENSE + "global_local_seg:soft_dice_loss": Case(
+    CORE + "mask_losses:soft_dice_loss": Case(
         lambda n, d: [d(0, n, 3, 4, 4), (d(1, n, 4, 4) * 100).long().remainder(3)], (0,), (0, 0)
     ),
     CORE + "mask_losses:binary_mask_loss": Case(
@@ -436,15 +436,15 @@ CASES |= {
         (),
         (0, 0, 0, 0),
     ),
-    DENSE + "wscol:weak_guided_contrast": Case(
+    CORE + "proposals:weak_guided_contrast": Case(
         lambda n, d: [d(0, n, DIM), torch.arange(n) % 5, 0.1], (0,), (0, 0, None), kernel=True
     ),
-    DENSE + "wscol:proposal_distillation": Case(lambda n, d: [d(0, n, 7), d(1, n, 7)], (0,), (0, 0)),
+    CORE + "proposals:proposal_distillation": Case(lambda n, d: [d(0, n, 7), d(1, n, 7)], (0,), (0, 0)),
     DENSE + "pixpro:pixel_propagation": Case(lambda n, d: [d(0, n, 3, 4, 3), None, 2.0], (0,), (0, None, None)),
     DENSE + "pixpro:pixpro_loss": Case(cell_maps, (0, 1), (0,) * 6),
     DENSE + "pixpro:pixel_regression": Case(cell_maps, (0, 1), (0,) * 6),
     DENSE + "pixpro:pix_contrast": Case(cell_maps, (0, 1), (0,) * 6),
-    DENSE + "any2seg:modality_agnostic_fusion": Case(
+    CORE + "modality_fusion:modality_agnostic_fusion": Case(
         lambda n, d: [d(0, 3, n, 4, 2, 3), d(1, n, 4, 2, 3), 2], (0,), (1, 0, None), permutes=False
     ),
     DENSE + "any2seg:inter_modal_loss": Case(lambda n, d: [d(0, n, 4), d(1, n, 4), 0.3], (0,), (0, 0, None)),
@@ -458,7 +458,7 @@ CASES |= {
     CORE + "tokens:drop_redundant_tokens": Case(lambda n, d: [d(0, n, 6, 4), 0.5], (), (0, None)),
     CORE + "tokens:attention_distance": Case(lambda n, d: [d(0, n, 4, 4).softmax(2), 2], (0,), (0, None)),
     CORE + "tokens:attention_nmi": Case(lambda n, d: [d(0, n, 4, 4).softmax(2)], (0,), (0,)),
-    DISTILLATION + "hybrid_distill:relation_distillation_loss": Case(
+    CORE + "tokens:relation_distillation_loss": Case(
         lambda n, d: [[d(s, n, 2, 3, 4) for s in range(3)], [d(s + 3, n, 2, 3, 5) for s in range(3)]], (), (0, 0)
     ),
     DISTILLATION + "hybrid_distill:feature_distillation_loss": Case(
@@ -516,12 +516,12 @@ CASES |= {
     DISTILLATION + "vidlankd:paired_hinge_loss": Case(
         lambda n, d: [d(0, n, 3, DIM), d(1, n, DIM), None, 0.5], (0, 1), (0, 0, None, None), permutes=False
     ),
-    DISTILLATION + "vidlankd:nst_loss": Case(lambda n, d: [d(0, n, 3, DIM), d(1, n, 3, 4)], (0,), (0, 0)),
-    DISTILLATION + "vidlankd:ntxent_pair": Case(lambda n, d: [*pair(n, d), 0.5], (0, 1), (0, 0, None)),
-    DISTILLATION + "vidlankd:token_contrastive_loss": Case(
+    CORE + "token_lessons:nst_loss": Case(lambda n, d: [d(0, n, 3, DIM), d(1, n, 3, 4)], (0,), (0, 0)),
+    CORE + "token_lessons:ntxent_pair": Case(lambda n, d: [*pair(n, d), 0.5], (0, 1), (0, 0, None)),
+    CORE + "token_lessons:token_contrastive_loss": Case(
         lambda n, d: [d(0, n, 3, DIM), d(1, n, 3, DIM), 0.5], (0,), (0, 0, None)
     ),
-    DISTILLATION + "vidlankd:token_crd_loss": Case(
+    CORE + "token_lessons:token_crd_loss": Case(
         lambda n, d: [d(0, n, 3, DIM), d(1, n, 3, DIM), d(8, 9, DIM), 0.5], (0,), (0, 0, None, None), memory=(2,)
     ),
     "counterpoint.tasks.dense:pixel_cross_entropy": Case(
@@ -614,8 +614,8 @@ CASES |= {
     DISTILLATION + "gopro:simclr_loss": Case(
         lambda n, d: [d(0, n, DIM), d(1, n, DIM), 0.5], (0, 1), (0, 0), kernel=True
     ),
-    DISTILLATION + "gopro:shifted_context": Case(lambda n, d: [d(0, n, 4), d(1, 3, 4)], (0, 1), (0, None)),
-    DISTILLATION + "gopro:build_prompts": Case(
+    "counterpoint.encoders.prompts:shifted_context": Case(lambda n, d: [d(0, n, 4), d(1, 3, 4)], (0, 1), (0, None)),
+    "counterpoint.encoders.prompts:build_prompts": Case(
         lambda n, d: [d(0, n, 4), d(1, 3, 4), d(2, 2, 1, 4), d(3, 2, 5, 4)], (0, 1, 2, 3), (0, None, None, None)
     ),
     DISTILLATION + "vlm_ood_distill:caption_contrast": Case(

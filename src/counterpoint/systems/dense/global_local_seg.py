@@ -31,19 +31,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_positive, need_rows, shapes
 from counterpoint.core.contrast import pair_logsumexp
-from counterpoint.core.distributed import global_mean
+from counterpoint.core.mask_losses import soft_dice_loss
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.regions import grid_regions, region_rows
 from counterpoint.core.rules import Diagonal, Labels
-from counterpoint.core.world import over_group
-from counterpoint.data.dense import IGNORE, labelled_rows
+from counterpoint.data.dense import labelled_rows
 from counterpoint.encoders.unet import UNetDecoder, UNetEncoder
 from counterpoint.engine.loading import Batches, ChosenBatches
 from counterpoint.engine.stages import Stage
@@ -178,36 +177,6 @@ def local_region_contrastive_loss(
     negatives = negatives.masked_fill(torch.cat([same, same], 1), -torch.inf)
     towards = across.gather(2, own.expand(len(first), -1)[..., None])
     return (torch.cat([towards, negatives], 2).logsumexp(2) - towards[..., 0]).sum() / regions / n
-
-
-@over_group
-@full_precision
-def soft_dice_loss(
-    logits: Float[Tensor, "n classes height width"], masks: Integer[Tensor, "n height width"], foreground: bool = False
-) -> Float[Tensor, ""]:
-    """Compute 1 - mean over pictures and classes of 2 sum(p y) / (sum p + sum y + 1e-10), p = softmax(logits).
-
-    Args:
-        logits: one number per class and pixel.
-        masks: class numbers, 255 where unknown; unknown pixels do not count.
-        foreground: leave out class 0. Default: all classes.
-
-    A class without a pixel in truth and prediction counts as 0, as in the authors' code. Raises ValueError for an empty batch
-    and shapes that differ.
-
-    >>> soft_dice_loss(torch.tensor([[[[50.0, -50.0]], [[-50.0, 50.0]]]]), torch.tensor([[[0, 1]]]))
-    tensor(0.)
-    """
-    if logits.ndim != 4 or masks.shape != (len(logits), *logits.shape[2:]):
-        raise ValueError(
-            f"masks must be [n, height, width] of logits' pixels, got {shapes(logits=logits, masks=masks)}"
-        )
-    need_rows(logits=logits)
-    known = (masks != IGNORE)[:, None]
-    p = logits.softmax(1) * known
-    y = F.one_hot(torch.where(known[:, 0], masks.long(), 0), logits.shape[1]).permute(0, 3, 1, 2) * known
-    dice = 2 * (p * y).sum((2, 3)) / (p.sum((2, 3)) + y.sum((2, 3)) + 1e-10)
-    return 1 - global_mean(dice[:, 1 if foreground else 0 :].mean(1))
 
 
 # -------------------------------------------------------------------------------------------------------------- batches
