@@ -378,7 +378,7 @@ CASES: dict[str, Case] = {
         lambda n, d: [d(0, n, DIM), d(1, 9, DIM)], (), (0, None), memory=(1,), permutes=False
     ),
     CORE + "wavelets:haar_high_frequency": Case(lambda n, d: [d(0, n, 2, 4, 6)], (0,), (0,), most=70),
-    DENSE + "pcl_sr:patch_nce": Case(
+    CORE + "map_similarity:patch_nce": Case(
         lambda n, d: [d(0, n, 4, 3, 2), d(1, 2, n, 4, 3, 2), d(2, 3, n, 4, 3, 2)], (0,), (0, 1, 1), most=70
     ),
     DENSE + "pcl_sr:feature_ratio": Case(
@@ -407,7 +407,7 @@ CASES |= {
     DENSE + "global_local_seg:partition_contrastive_loss": Case(
         lambda n, d: [d(0, -(-n // 8) * 8, DIM), 2, 2], (0,), (0, None, None), permutes=False
     ),
-    DENSE + "global_local_seg:local_region_contrastive_loss": Case(
+    CORE + "regions:local_region_contrastive_loss": Case(
         lambda n, d: [d(0, -(-n // 2) * 2, 9, 9, 2), *grid_regions(9, 9)],
         (0,),
         (0, None, None),
@@ -543,7 +543,7 @@ OTHERS = {
     "tracks:online_tracker": "whole numbers",
     "tracks:Tracker": "whole numbers",
     "cells:near_cells": "whole numbers",
-    "wscol:hard_positive_mask": "zeros and ones",
+    "proposals:hard_positive_mask": "zeros and ones",
     "centroids:prototype_clustering": "classes by nearest centroids",
     "centroids:plain_clustering": "classes by nearest centroids",
     "proposals:proposal_variance": "counts",
@@ -576,7 +576,7 @@ OTHERS = {
     "bss:half_window": "numbers only",
     "bss:low_amplitudes": "amplitudes, which transfer_style computes in the same way",
     "hydra:draw_partners": "draws",
-    "kd3:combination_weight": "numbers only",
+    "noisy_labels:combination_weight": "numbers only",
     "sla:expand": "moves images",
     "sla:joint_label": "whole numbers",
     "hallucinator:Hallucinator": "a network",
@@ -627,9 +627,9 @@ CASES |= {
 }
 OTHERS |= {
     "gopro:gopro_loss": "a sum of other public functions, with a mapping of parts",
-    "gopro:style_content_token": "takes a mapping of weights",
+    "prompts:style_content_token": "takes a mapping of weights",
     "vlm_ood_distill:vlm_ood_distillation_loss": "a sum of other public functions, with a mapping of parts",
-    "vl2v_adip:swad_loss_valley": "averages weights",
+    "loss_valley:swad_loss_valley": "averages weights",
 }
 
 CASES |= {
@@ -670,8 +670,8 @@ CASES |= {
     ),
 }
 OTHERS |= {
-    "promptkd:prompted_vit": "a network with named weights",
-    "promptkd:prompt_projector": "a network with named weights",
+    "prompts:prompted_vit": "a network with named weights",
+    "prompts:prompt_projector": "a network with named weights",
     "prompt_tuning:gaussian_epoch_weights": "weights of epochs",
 }
 
@@ -775,7 +775,7 @@ CASES |= {
     CORE + "answers:masked_lm_loss": Case(lambda n, d: [d(0, n, 4, 5), answered(n)], (0,), (0, 0)),
     CORE + "answers:answer_log_probability": Case(lambda n, d: [d(0, n, 4, 5), answered(n)], (0,), (0, 0)),
 }
-OTHERS |= {"lol:select_premature_layer": "whole numbers"}
+OTHERS |= {"decoding:select_premature_layer": "whole numbers"}
 
 
 def asked(n: int) -> list[Tensor]:
