@@ -1,0 +1,168 @@
+"""SINC: a small model that learns to classify from demonstrations, on features of frozen encoders.
+
+Chen, Song, Yao, Liu, Wang: "SINC: Self-Supervised In-Context Learning for Vision-Language Tasks", ICCV 2023, arXiv 2307.07742.
+Authors' code: github YiSyuanChen/SINC (MIT).
+
+    f [S, F]      features of an item: S slots, such as those of a vision, a language and a fused encoder
+    r             the fuser's vector of an item; q0 its learned query
+    v_c           the vector of a class: a projection of the mean embedding of the tokens of its name
+    E             number of demonstrations
+
+    x = fc(q0),  Y = fc(f)                                                    fuser: one block of BERT, post-norm
+    h1 = LN(x + Self(x)),  h2 = LN(h1 + Cross(h1; [Y ; x])),  h3 = LN(h2 + FFN(h2))
+    x <- x + h3,  x <- x + post(x),  r = out(ReLU(x))
+    k = corr(mean_i r_query * r_i)                                            correlation token (r_query * r_query for E = 0)
+    H = M(in([k, r_1, v_y1, ..., r_E, v_yE, r_query]))                        M: a causal meta-model
+    logit_c = w . (ReLU(W_d H_query + b_d) * ReLU(W_l v_c + b_l)) + b         any classes, by their names
+    L = cross-entropy over the training classes at the query alone
+
+- One coin for a batch: with probability `bursty_ratio` the prompts are in-demo, otherwise out-demo (random demonstrations).
+- An in-demo prompt is, by another coin, label-informed (E / ways of the query's class and of ways - 1 others) or data-informed
+  (of its nearest neighbours). The query is never among its demonstrations; the authors' code can draw it.
+- A new task needs no training: its demonstrations and the names of its classes are the prompt.
+- A slot that an item lacks is masked in the fuser's attention; the authors' code sets it to zero.
+- Left out: soft targets (VQA), yes/no variants of items, a bidirectional meta-model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from counterpoint.core.checks import need_positive, need_rows, shapes
+from counterpoint.core.precision import full_precision
+from counterpoint.core.transforms import holds
+
+# ------------------------------------------------------------------------------------------------------------- equations
+
+
+def _linear(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
+    return F.linear(x, weights[f"{name}.weight"].to(x.dtype), weights[f"{name}.bias"].to(x.dtype))
+
+
+def fused(
+    features: Float[Tensor, "n slots features"],
+    weights: Mapping[str, Tensor],
+    num_heads: int,
+    layer_norm_eps: float,
+    present: Bool[Tensor, "n slots"] | None = None,
+) -> Float[Tensor, "n width"]:
+    """Fuse the slots of each item into its vector r, by cross-attention of a learned query."""
+    n, slots, _ = features.shape
+    block = "fuser.attention_layers.0"
+
+    def normal(x: Tensor, name: str) -> Tensor:
+        scale, shift = (weights[f"{block}.{name}.LayerNorm.{part}"].to(x.dtype) for part in ("weight", "bias"))
+        return F.layer_norm(x, x.shape[-1:], scale, shift, layer_norm_eps)
+
+    x = _linear(weights["fuser_query"].to(features.dtype), weights, "fuser.fc")
+    y = torch.cat([_linear(features, weights, "fuser.fc"), x.expand(n, 1, -1)], 1)
+    # One token that attends to itself has the weight 1, so the attention is its value.
+    own = _linear(x, weights, f"{block}.attention.self.value")
+    h1 = normal(x + _linear(own, weights, f"{block}.attention.output.dense"), "attention.output")
+    query = _linear(h1, weights, f"{block}.crossattention.self.query").view(1, 1, num_heads, -1).transpose(1, 2)
+    key, value = (
+        _linear(y, weights, f"{block}.crossattention.self.{name}").view(n, slots + 1, num_heads, -1).transpose(1, 2)
+        for name in ("key", "value")
+    )
+    seen = None if present is None else F.pad(present.bool(), (0, 1), value=True)[:, None, None]
+    context = F.scaled_dot_product_attention(query.expand(n, -1, -1, -1), key, value, attn_mask=seen)
+    context = context.transpose(1, 2).reshape(n, -1)
+    h2 = normal(h1 + _linear(context, weights, f"{block}.crossattention.output.dense"), "crossattention.output")
+    inner = F.gelu(_linear(h2, weights, f"{block}.intermediate.dense"))
+    x = x + normal(h2 + _linear(inner, weights, f"{block}.output.dense"), "output")
+    x = x + _linear(x, weights, "fuser.fcs.0")
+    return _linear(x.relu(), weights, "fuser.final")
+
+
+def label_vectors(
+    class_tokens: Int[Tensor, "classes tokens"],
+    class_token_mask: Bool[Tensor, "classes tokens"] | Int[Tensor, "classes tokens"],
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype,
+) -> Float[Tensor, "classes width"]:
+    """Compute the vector v of each class: the projected mean embedding of the tokens of its name."""
+    there = class_token_mask.to(dtype)
+    many = there.sum(1, keepdim=True)
+    if holds((many == 0).any()):
+        raise ValueError(f"class_token_mask has no token for class {int((many == 0).nonzero()[0, 0])}; give it a name")
+    embedded = F.embedding(class_tokens, weights["label_token_embeddings"].to(dtype))
+    return _linear((embedded * there[..., None]).sum(1) / many, weights, "label_proj")
+
+
+@full_precision
+def in_context_classifier(
+    query_features: Float[Tensor, "n slots features"],
+    demo_features: Float[Tensor, "n demos slots features"],
+    demo_labels: Int[Tensor, "n demos"],
+    class_tokens: Int[Tensor, "classes tokens"],
+    class_token_mask: Bool[Tensor, "classes tokens"] | Int[Tensor, "classes tokens"],
+    weights: Mapping[str, Tensor],
+    meta_model: Callable[[Tensor], Tensor],
+    *,
+    num_heads: int = 12,
+    layer_norm_eps: float = 1e-12,
+    correlation_token: bool = True,
+    query_slots: Bool[Tensor, "n slots"] | None = None,
+    demo_slots: Bool[Tensor, "n demos slots"] | None = None,
+    query_alone: bool = False,
+) -> Float[Tensor, "n positions classes"]:
+    """Compute the logits of all classes for the demonstrations and, at the last position, for the query.
+
+    Args:
+        query_features: features of the queries.
+        demo_features: features of their demonstrations, possibly none.
+        demo_labels: class number of each demonstration.
+        class_tokens: token numbers of the names of the classes, padded.
+        class_token_mask: 1 at the tokens of a name, at least one for each class.
+        weights: by the authors' names, such as "fuser.fc.weight" (see `counterpoint.encoders.in_context`).
+        meta_model: a causal function from vectors [n, length, width] to states of the same shape.
+        num_heads: number of heads of the fuser's attention.
+        layer_norm_eps: epsilon of the fuser's layer normalisations.
+        correlation_token: put the correlation token before the prompt.
+        query_slots, demo_slots: True at the slots that an item has. Default: all.
+        query_alone: return the logits of the query alone, [n, 1, classes].
+
+    A demonstration's state precedes its label, so train on the last position alone. Raises ValueError for shapes that do not fit, a
+    class without a token and a label out of range.
+    """
+    need_rows(query_features=query_features)
+    need_positive(num_heads=num_heads)
+    n, slots, features = query_features.shape
+    each = demo_labels.shape[1]
+    if demo_features.shape != (n, each, slots, features) or demo_labels.shape[0] != n:
+        raise ValueError(
+            "query_features must be [n, slots, features], demo_features [n, demos, slots, features] and demo_labels [n, demos], got "
+            + shapes(query_features=query_features, demo_features=demo_features, demo_labels=demo_labels)
+        )
+    if class_tokens.shape != class_token_mask.shape or class_tokens.ndim != 2:
+        raise ValueError(
+            "class_tokens and class_token_mask must be [classes, tokens], got "
+            + shapes(class_tokens=class_tokens, class_token_mask=class_token_mask)
+        )
+    if each and holds(((demo_labels < 0) | (demo_labels >= len(class_tokens))).any()):
+        raise ValueError(f"demo_labels must lie in 0..{len(class_tokens) - 1}, the rows of class_tokens")
+    labels = label_vectors(class_tokens, class_token_mask, weights, query_features.dtype)
+    items = torch.cat([query_features[:, None], demo_features], 1)
+    present = None
+    if query_slots is not None or demo_slots is not None:
+        every = items.new_ones(items.shape[:3], dtype=torch.bool)
+        asked = every[:, :1] if query_slots is None else query_slots[:, None].bool()
+        present = torch.cat([asked, every[:, 1:] if demo_slots is None else demo_slots.bool()], 1).flatten(0, 1)
+    r = fused(items.flatten(0, 1), weights, num_heads, layer_norm_eps, present).view(n, 1 + each, -1)
+    query, demos = r[:, :1], r[:, 1:]
+    pairs = torch.stack([demos, F.embedding(demo_labels, labels)], 2).flatten(1, 2)
+    prompt = [pairs, query]
+    if correlation_token:
+        other = demos if each else query
+        prompt.insert(0, _linear((query * other).mean(1, keepdim=True), weights, "corr_proj"))
+    states = meta_model(_linear(torch.cat(prompt, 1), weights, "in_proj"))
+    states = states[:, -1:] if query_alone else states[:, int(correlation_token) :: 2]
+    a = _linear(states, weights, "classifier.dense_d").relu()
+    b = _linear(labels, weights, "classifier.dense_l").relu()
+    w = weights["classifier.dense.weight"].to(a.dtype)
+    return (a * w[0]) @ b.T + weights["classifier.dense.bias"].to(a.dtype)
