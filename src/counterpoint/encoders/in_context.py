@@ -103,7 +103,13 @@ class InContextNetwork(nn.Module):
     """
 
     def __init__(
-        self, features: int, tokens: Float[Tensor, "vocabulary width"], fuser: int, meta: str, positions: int, scorer: int
+        self,
+        features: int,
+        tokens: Float[Tensor, "vocabulary width"],
+        fuser: int,
+        meta: str,
+        positions: int,
+        scorer: int,
     ) -> None:
         super().__init__()
         self.meta = MetaModel(meta, positions)
@@ -136,3 +142,17 @@ class InContextNetwork(nn.Module):
     def weights(self) -> dict[str, Tensor]:
         """All weights but the meta-model's, by the authors' names."""
         return {name: value for name, value in self.named_parameters() if not name.startswith("meta.")}
+
+
+def word_embedding(name: str) -> Float[Tensor, "vocabulary width"]:
+    """Return the token embedding of a published model: hf:NAME. CounterpointError for one that cannot be loaded."""
+    try:
+        import transformers
+
+        found: Tensor = transformers.AutoModel.from_pretrained(name.removeprefix("hf:")).get_input_embeddings().weight
+    except Exception as error:  # of transformers and of its HTTP client
+        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CounterpointError(
+            f"{name} could not be loaded: {said[:300].rstrip('.')}. Name a folder, or learnt"
+        ) from error
+    return found.detach().float()

@@ -27,15 +27,38 @@ Authors' code: github YiSyuanChen/SINC (MIT).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from counterpoint.core.checks import need_positive, need_rows, shapes
+from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds
+from counterpoint.encoders.in_context import EPS, InContextNetwork, check_meta_model, word_embedding
+from counterpoint.encoders.text import Tokenizer
+from counterpoint.engine.learner import Learner
+from counterpoint.engine.optim import optimisers, rise_and_fall
+from counterpoint.engine.stages import Turn
+from counterpoint.engine.survey import Survey
+from counterpoint.errors import CounterpointError
+from counterpoint.systems.base import System
+from counterpoint.tasks.episodes import (
+    LEARNT,
+    EpisodesConfig,
+    demonstrations,
+    fewer,
+    name_tokens,
+    neighbours_of,
+    prompts,
+)
+
+SHOWN = 8  # batches of the figure
 
 # ------------------------------------------------------------------------------------------------------------- equations
 
@@ -166,3 +189,168 @@ def in_context_classifier(
     b = _linear(labels, weights, "classifier.dense_l").relu()
     w = weights["classifier.dense.weight"].to(a.dtype)
     return (a * w[0]) @ b.T + weights["classifier.dense.bias"].to(a.dtype)
+
+
+# ------------------------------------------------------------------------------------------------------------- learner
+
+
+@dataclass
+class SINCConfig(EpisodesConfig):
+    """Settings of SINC. Defaults are the paper's; its rate of 3e-4 is for a batch of 64."""
+
+    optimizer: str = "adamw"
+    lr: float = 1.2e-3
+    weight_decay: float = 0.01
+    beta2: float | None = 0.98
+    schedule: Literal["epoch", "step"] = "step"
+    warmup: float = 0.01
+    """Share of the steps over which the learning rate rises; then it falls to 0 on a line."""
+    fuser: int = 768
+    """Width of the fuser."""
+    fuser_heads: int = 12
+    """Number of heads of the fuser's attention, a divisor of `fuser`."""
+    meta: str = "hf:openai-community/gpt2"
+    """The meta-model: gpt2-W-D-H (width, layers, heads), or a published GPT-2: hf:NAME."""
+    scorer: int = 64
+    """Hidden width of the classifier of pairs."""
+    word_width: int = 768
+    """Width of the embedding of label tokens that are learnt from the names."""
+    correlation_token: bool = True
+    """Begin the prompt with the correlation of query and demonstrations."""
+
+    counts: ClassVar[tuple[str, ...]] = (*EpisodesConfig.counts, "fuser", "fuser_heads", "scorer", "word_width")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.need_share("warmup")
+        if self.warmup == 1.0:
+            raise CounterpointError("warmup must be below 1, got 1.0")
+        if self.fuser % self.fuser_heads:
+            raise CounterpointError(f"fuser_heads must divide fuser ({self.fuser}), got {self.fuser_heads}")
+
+    def check(self) -> None:
+        super().check()
+        check_meta_model(self.meta)
+
+
+class SINC(Learner):
+    """The fuser, label vectors, meta-model and classifier. Features come from frozen encoders."""
+
+    config: SINCConfig
+
+    def __init__(self, config: SINCConfig, data: Any, seed: int = 0) -> None:
+        super().__init__(seed)
+        torch.manual_seed(seed)
+        self.config = config
+        tokenizer = Tokenizer.from_json(data.tokenizer)
+        if config.words == LEARNT:
+            table = torch.randn(tokenizer.vocabulary, config.word_width)
+        else:
+            table = word_embedding(config.words)
+        positions = 2 * config.demonstrations + 2
+        self.network = InContextNetwork(data.width, table, config.fuser, config.meta, positions, config.scorer)
+        tokens, mask = name_tokens(tokenizer, data.class_names)
+        self.register_buffer("class_tokens", tokens, persistent=False)
+        self.register_buffer("class_token_mask", mask, persistent=False)
+
+    def begin(self, survey: Survey) -> None:
+        """Take the training items, and find the neighbours of each."""
+        self.items = survey.split("train")
+        self.numbers = np.searchsorted(self.items.members.numbers, self.items.labels)
+        self.nearest = neighbours_of(self.items, self.config.neighbours)
+
+    def turns(self) -> list[Turn]:
+        config, steps = self.config, self.steps_per_epoch
+        curve = rise_and_fall(self.epochs, steps, config.warmup)
+        return [optimisers(config, [self.network], self.epochs, config.batch_size, steps_per_epoch=steps, curve=curve)]
+
+    # --- a step
+
+    def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        """Draw the coin of the batch, and the demonstrations of its queries."""
+        rows = batch["index"].cpu().numpy()
+        seed = int(torch.randint(2**62, (), generator=generator))
+        in_demo = bool(np.random.default_rng(seed).random() < self.config.bursty_ratio)
+        total, mine = self.share(len(rows))
+        demos = [
+            demonstrations(self.items, row, self.config, self.nearest, in_demo, np.random.default_rng([seed, place]))
+            for row, place in zip(rows.tolist(), range(total)[mine], strict=True)
+        ]
+        found = prompts(self.items, rows, self.items, demos, self.numbers[np.stack(demos)])
+        found["label"] = torch.from_numpy(self.numbers[rows])
+        return batch | {name: value.to(self.device) for name, value in found.items()} | {"in_demo": in_demo}
+
+    def logits(
+        self, prompt: Mapping[str, Tensor], class_tokens: Tensor, class_token_mask: Tensor
+    ) -> Float[Tensor, "n classes"]:
+        """Compute the logits of all classes for the queries of prompts."""
+        found: Tensor = in_context_classifier(
+            prompt["query"], prompt["demos"], prompt["demo_labels"], class_tokens, class_token_mask,
+            self.network.weights, self.network.meta, num_heads=self.config.fuser_heads, layer_norm_eps=EPS,
+            correlation_token=self.config.correlation_token, query_slots=prompt["query_slots"],
+            demo_slots=prompt["demo_slots"], query_alone=True,
+        )  # fmt: skip
+        return found[:, 0]
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        logits = self.logits(batch, self.class_tokens, self.class_token_mask)
+        loss = global_mean(F.cross_entropy(logits, batch["label"], reduction="none"))
+        return {"loss": loss, "in_demo_share": loss.new_tensor(float(batch["in_demo"]))}
+
+    # --- answers
+
+    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, prompt in batch["prompts"].items():
+            if not len(prompt["query"]):
+                found[f"{name}_logits"] = prompt["query"].new_zeros(0, 1)
+                continue
+            logits = self.logits(prompt, batch["class_tokens"], batch["class_token_mask"])
+            found[f"{name}_logits"] = logits.gather(1, prompt["words"]) if "words" in prompt else logits
+        return found
+
+    def figures(self, survey: Survey) -> dict[str, Any]:
+        """Draw the accuracy in episodes of unseen classes by the number of demonstrations."""
+        ways, most = self.config.ways, self.config.demonstrations
+        counts = sorted({0, most, *(ways * 2**n for n in range(10) if ways * 2**n < most)})
+        series: dict[str, list[list[float]]] = {"their labels": [[], []], "labels in random order": [[], []]}
+        for count in counts:
+            evaluator = survey.evaluator("test")
+            for rows in survey.in_batches("test")[:SHOWN]:
+                batch = survey.batch("test", rows)
+                kept = {k: fewer(v, count, ways) for k, v in batch["prompts"].items() if "words" in v}
+                evaluator.update(batch | {"prompts": kept}, self.predict(batch | {"prompts": kept}))
+            found = evaluator.compute()
+            for name, measure in zip(series, ("accuracy", "shuffled_accuracy"), strict=True):
+                if measure in found:
+                    series[name][0].append(count)
+                    series[name][1].append(round(found[measure], 4))
+        caption = (
+            "Accuracy in episodes of unseen classes by the number of demonstrations, which have their labels or others."
+        )
+        figure = {"kind": "curves", "series": series, "xlabel": "demonstrations", "caption": caption}
+        return super().figures(survey) | {"Accuracy by demonstrations": figure}
+
+
+RECIPE = {
+    "fuser": 32,
+    "fuser_heads": 2,
+    "word_width": 32,
+    "meta": "gpt2-32-2-2",
+    "batch_size": 32,
+    "lr": 0.016,
+    "warmup": 0.05,
+    "epochs": 6,
+    "bursty_ratio": 0.9,
+    "neighbours": 16,
+    "vocabulary": 4000,
+    "evaluate_every": 3,
+}
+SYSTEM = System(
+    slug="sinc",
+    task="episodes",
+    config=SINCConfig,
+    learner=SINC,
+    data="latent-classes",
+    recipes={"latent-classes": RECIPE},
+)
