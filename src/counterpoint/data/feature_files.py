@@ -2,7 +2,7 @@
 
     features:items.npz        arrays "features" [items, slots, width] or [items, width], and "label" [items], texts
     features:emb.parquet      a file that `counterpoint embed` wrote: each column NAME_embedding is a slot
-    features:items.jsonl      rows with "features", a list of numbers; also .json, .csv and .parquet, or a folder of them
+    features:items.jsonl      rows with "features", a list of numbers; also .json and .parquet, or a folder of them
 
 `?slots=image,text` names other columns or arrays, each a slot. All slots have the same width. A slot that is empty or NaN is missing.
 
@@ -114,7 +114,8 @@ def _table(place: str, notes: list[str]) -> dict[str, Any]:
     """Read the columns of tables."""
     table, said = open_table(place, "", lambda name: True, Accounts(place))
     notes += said
-    return {name: table.cells(name)[:] for name in table.columns}
+    cells = {name: table.cells(name) for name in table.columns}
+    return {name: [of[n] for n in range(len(table))] for name, of in cells.items()}
 
 
 def _column(columns: dict[str, Any], name: str, usual: tuple[str, ...]) -> Any:

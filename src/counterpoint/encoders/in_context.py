@@ -137,6 +137,10 @@ class InContextNetwork(nn.Module):
         self.classifier = nn.ModuleDict(
             {"dense_d": nn.Linear(width, scorer), "dense_l": nn.Linear(width, scorer), "dense": nn.Linear(scorer, 1)}
         )
+        own = [self.fuser, self.corr_proj, self.in_proj, self.label_proj, self.classifier]
+        for module in (layer for part in own for layer in part.modules() if isinstance(layer, nn.Linear)):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)  # 0.02, the authors', is made for large widths
+            nn.init.zeros_(module.bias)
 
     @property
     def weights(self) -> dict[str, Tensor]:

@@ -89,8 +89,8 @@ class EpisodesConfig(OptimConfig):
             raise CounterpointError(f"ways must be at least 2, got {self.ways}")
         if self.demonstrations < 0 or self.demonstrations % self.ways:
             raise CounterpointError(
-                f"demonstrations must be 0 or a multiple of ways ({self.ways}), got {self.demonstrations}; every class of an episode "
-                "has as many"
+                f"demonstrations must be 0 or a multiple of ways ({self.ways}), got {self.demonstrations}; every class of an "
+                "episode has as many"
             )
 
     def check(self) -> None:
@@ -100,11 +100,13 @@ class EpisodesConfig(OptimConfig):
 
     def facts(self, data: EpisodeData) -> dict[str, Any]:
         """Return the facts of the data that a learner with these settings needs, fit for JSON."""
+        return data.spec | {"tokenizer": self.tokenizer(data.spec["class_names"]).to_json()}
+
+    def tokenizer(self, names: Sequence[str]) -> Tokenizer:
+        """Return the tokenizer of class names: learnt from these, or of the model that `words` names."""
         if self.words == LEARNT:
-            tokenizer = train_bpe(list(data.classes), self.vocabulary, lowercase=False)
-        else:
-            tokenizer = build_tokenizer(self.words)
-        return data.spec | {"tokenizer": tokenizer.to_json()}
+            return train_bpe(names, self.vocabulary, lowercase=False)
+        return build_tokenizer(self.words)
 
 
 def name_tokens(
@@ -187,16 +189,16 @@ def demonstrations(
 
 def neighbours_of(split: EpisodeSplit, k: int) -> NDArray[np.int64]:
     """Return the k most similar other items of each item, by the cosine of all slots."""
-    rows = torch.from_numpy(split.features.reshape(len(split), -1))
+    rows = torch.from_numpy(split.features).flatten(1)
     return nearest_rows(rows, min(k + 1, len(split))).rows[:, 1:].numpy()
 
 
 def nearest_in(split: EpisodeSplit, asked: EpisodeSplit, k: int) -> NDArray[np.int64]:
     """Return the k items of a split that are most similar to each item of another."""
-    keys = unit(torch.from_numpy(split.features.reshape(len(split), -1)))
-    rows = unit(torch.from_numpy(asked.features.reshape(len(asked), -1)))
+    keys = unit(torch.from_numpy(split.features).flatten(1))
+    rows = unit(torch.from_numpy(asked.features).flatten(1))
     found = [(part @ keys.T).topk(min(k, len(keys)), 1).indices for part in rows.split(BLOCK)]
-    return torch.cat(found).numpy() if found else np.empty((0, k), np.int64)
+    return torch.cat(found).numpy()
 
 
 def prompts(
@@ -278,8 +280,8 @@ class EpisodesTask:
         for name in ("valid", "test"):
             if not len(self.unseen(self.split(name))):
                 raise DataError(
-                    f"{data.name}: the {name} split has no episode: it needs {config.ways} unseen classes, at least one of them with "
-                    "2 items; hold out more classes, or lower --ways"
+                    f"{data.name}: the {name} split has no episode: it needs {config.ways} unseen classes, one of them with at "
+                    "least 2 items; hold out more classes, or lower --ways"
                 )
 
     @cached_property
@@ -290,7 +292,7 @@ class EpisodesTask:
 
     def check_facts(self, trained: Mapping[str, Any]) -> None:
         """Take the tokenizer of a trained run. CounterpointError for features of another shape."""
-        theirs, here = [trained["slots"], trained["width"]], list(self.data.train.features.shape[1:])
+        theirs, here = [trained["slots"], trained["feature_width"]], list(self.data.train.features.shape[1:])
         if theirs != here:
             raise CounterpointError(
                 f"{self.data.name}: items have {here[0]} slots of {here[1]} features, and the run was trained on {theirs[0]} of "
@@ -321,7 +323,7 @@ class EpisodesTask:
         single = sum(count == 1 for count in self.data.train.counts.values())
         if single:
             self.notes.append(
-                f"{single} of {len(self.number)} known classes have one training item; its demonstrations are never of its own class"
+                f"{single} of {len(self.number)} known classes have one training item, which is never demonstrated to itself"
             )
 
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:

@@ -159,7 +159,7 @@ def in_context_classifier(
     each = demo_labels.shape[1]
     if demo_features.shape != (n, each, slots, features) or demo_labels.shape[0] != n:
         raise ValueError(
-            "query_features must be [n, slots, features], demo_features [n, demos, slots, features] and demo_labels [n, demos], got "
+            "query_features must be [n, slots, features], demo_features [n, demos, slots, features], demo_labels [n, demos], got "
             + shapes(query_features=query_features, demo_features=demo_features, demo_labels=demo_labels)
         )
     if class_tokens.shape != class_token_mask.shape or class_tokens.ndim != 2:
@@ -248,7 +248,7 @@ class SINC(Learner):
         else:
             table = word_embedding(config.words)
         positions = 2 * config.demonstrations + 2
-        self.network = InContextNetwork(data.width, table, config.fuser, config.meta, positions, config.scorer)
+        self.network = InContextNetwork(data.feature_width, table, config.fuser, config.meta, positions, config.scorer)
         tokens, mask = name_tokens(tokenizer, data.class_names)
         self.register_buffer("class_tokens", tokens, persistent=False)
         self.register_buffer("class_token_mask", mask, persistent=False)
