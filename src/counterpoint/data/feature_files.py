@@ -4,12 +4,12 @@
     features:emb.parquet      a file that `counterpoint embed` wrote: each column NAME_embedding is a slot
     features:items.jsonl      rows with "features", a list of numbers; also .json and .parquet, or a folder of them
 
-`?slots=image,text` names other columns or arrays, each a slot. All slots have the same width. A slot that is empty or NaN is missing.
+`?slots=image,text` names other columns or arrays, each a slot. All slots have one width. A slot that is empty or NaN is missing.
 
 In place of "label" there may be "caption". Then each of the caption's frequent words gives an item, whose class is that word, as in
 SINC. A slot of text features should not have read that word; compute it from the caption without it, or leave it out.
 
-Of the classes with at least `ways` items, shares are held out as unseen. Of the other classes, shares of the items are.
+Of the classes with at least two items, shares are held out as unseen. Of the other classes, shares of the items are.
 """
 
 from __future__ import annotations
