@@ -70,8 +70,8 @@ class EpisodeData:
             split: EpisodeSplit = getattr(self, name)
             if split.features.ndim != 3 or split.features.shape[1:] != self.train.features.shape[1:]:
                 raise DataError(
-                    f"{self.name}: features of {name} must be [items, slots, width] with the slots and width of the training "
-                    f"split, got {list(split.features.shape)} and {list(self.train.features.shape)}"
+                    f"{self.name}: features of {name} must be [items, slots, width], with slots and width as in training, "
+                    f"got {list(split.features.shape)} and {list(self.train.features.shape)}"
                 )
             if not len(split.features) == len(split.labels) == len(split.present):
                 raise DataError(f"{self.name}: {name} needs a class and the presence of slots for each item")
@@ -142,8 +142,8 @@ def load(
     """
     if min(classes, unseen, each, held) < 2 or min(width, slots) < 1 or min(noise, seed) < 0 or not 0 <= missing < 1:
         raise CounterpointError(
-            "latent-classes: classes, unseen, each and held are at least 2, width and slots at least 1, noise and seed at least 0, "
-            f"and missing lies in 0..1, 1 not included; got {classes}, {unseen}, {each}, {held}, {width}, {slots}, {noise:g}, "
+            "latent-classes: classes, unseen, each and held are at least 2, width and slots at least 1. noise and seed are at least "
+            f"0, and missing lies in 0..1, 1 not included; got {classes}, {unseen}, {each}, {held}, {width}, {slots}, {noise:g}, "
             f"{seed} and {missing:g}"
         )
     if classes + 2 * unseen > 340_000:

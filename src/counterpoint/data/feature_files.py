@@ -56,8 +56,8 @@ def load(
         valid, test: share of the classes that are unseen, and of the items of the others, each above 0, together below 1.
         seed: seed of the splits.
 
-    Raises DataError for unreadable files, missing columns, slots of several widths and too few classes, CounterpointError for an
-    option out of range.
+    Raises DataError for unreadable files, missing columns, slots of several widths and too few classes. Raises CounterpointError
+    for an option out of range.
     """
     if not (0 < valid < 1 and 0 < test < 1 and valid + test < 1):
         raise CounterpointError(

@@ -99,7 +99,7 @@ class InContextNetwork(nn.Module):
         positions: number of vectors of the longest prompt.
         scorer: hidden width of the classifier.
 
-    The fuser's attention of its query to itself has one key, so query and key of that attention have no effect and no weights here.
+    The fuser's query attends to itself alone, so query and key of that attention have no effect. They have no weights here.
     """
 
     def __init__(

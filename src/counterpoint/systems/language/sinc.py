@@ -17,8 +17,8 @@ Authors' code: github YiSyuanChen/SINC (MIT).
     L = cross-entropy over the training classes at the query alone
 
 - One coin for a batch: with probability `bursty_ratio` the prompts are in-demo, otherwise out-demo (random demonstrations).
-- An in-demo prompt is, by another coin, label-informed (E / ways of the query's class and of ways - 1 others) or data-informed
-  (of its nearest neighbours). The query is never among its demonstrations; the authors' code can draw it.
+- An in-demo prompt is, by another coin, label-informed or data-informed. The first has E / ways demonstrations each of the
+  query's class and of ways - 1 others. The second has nearest neighbours of the query. The query is never among its demonstrations; the authors' code can draw it.
 - A new task needs no training: its demonstrations and the names of its classes are the prompt.
 - A slot that an item lacks is masked in the fuser's attention; the authors' code sets it to zero.
 - Left out: soft targets (VQA), yes/no variants of items, a bidirectional meta-model.
@@ -74,7 +74,7 @@ def fused(
     layer_norm_eps: float,
     present: Bool[Tensor, "n slots"] | None = None,
 ) -> Float[Tensor, "n width"]:
-    """Fuse the slots of each item into its vector r, by cross-attention of a learned query."""
+    """Compute the vector r of each item: cross-attention of a learned query to its slots."""
     n, slots, _ = features.shape
     block = "fuser.attention_layers.0"
 
