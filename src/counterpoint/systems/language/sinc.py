@@ -18,7 +18,8 @@ Authors' code: github YiSyuanChen/SINC (MIT).
 
 - One coin for a batch: with probability `bursty_ratio` the prompts are in-demo, otherwise out-demo (random demonstrations).
 - An in-demo prompt is, by another coin, label-informed or data-informed. The first has E / ways demonstrations each of the
-  query's class and of ways - 1 others. The second has nearest neighbours of the query. The query is never among its demonstrations; the authors' code can draw it.
+  query's class and of ways - 1 others. The second has nearest neighbours of the query.
+- The query is never among its demonstrations; the authors' code can draw it.
 - A new task needs no training: its demonstrations and the names of its classes are the prompt.
 - A slot that an item lacks is masked in the fuser's attention; the authors' code sets it to zero.
 - Left out: soft targets (VQA), yes/no variants of items, a bidirectional meta-model.

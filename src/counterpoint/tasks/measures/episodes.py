@@ -1,10 +1,12 @@
 """Measure classification after demonstrations (see `counterpoint.tasks.episodes` for the kinds of prompts).
 
-accuracy             share of right answers in episodes of unseen classes, among the names of the episode
-shuffled_accuracy    the same with the demonstrations' labels in random order
-gain_over_shuffled   the difference of the two
-in_weight_accuracy   share of known classes recognised after random demonstrations, among all known classes
-neighbour_accuracy   the same after the most similar training items
+The learner's own answers are of episodes: unseen classes, among the names of the episode.
+
+    accuracy              share of right answers in episodes
+    shuffled_accuracy     the same, where labels have a random order
+    gain_over_shuffled    difference of the two
+    in_weight_accuracy    share of known classes recognised among all of them, after random demonstrations
+    neighbour_accuracy    the same, after similar items
 """
 
 from __future__ import annotations
