@@ -5,9 +5,9 @@
 A step is the loss of 16 queries with its gradients. A query has 8 demonstrations, each of 5 slots of 1792 features. The fuser has
 width 768. A GPT-2 of two layers of width 256 reads the prompt, and the classifier has 64 hidden units.
 
-"plain" multiplies each pair of a state and a class elementwise, as the authors' code does, at all positions. It also attends from the
-fuser's query to itself. "ours" is a product of matrices. "training" is the query's position alone, as in a step. In "all positions"
-both sides score the demonstrations, too.
+"plain" multiplies each pair of a state and a class elementwise, as the authors' code does, at all positions. It also attends from
+the fuser's query to itself. "ours" is a product of matrices. "training" is the query's position alone, as in a step. In "all
+positions" both sides score the demonstrations, too.
 """
 
 from __future__ import annotations

@@ -142,8 +142,7 @@ def load(
     """
     if min(classes, unseen, each, held) < 2 or min(width, slots) < 1 or min(noise, seed) < 0 or not 0 <= missing < 1:
         raise CounterpointError(
-            "latent-classes: classes, unseen, each and held are at least 2. width and slots are at least 1. noise and seed are at "
-            "least 0. missing lies in 0..1, 1 not included. "
+            "latent-classes: classes, unseen, each, held >= 2; width, slots >= 1; noise, seed >= 0; 0 <= missing < 1. "
             f"Got {classes}, {unseen}, {each}, {held}, {width}, {slots}, {noise:g}, {seed} and {missing:g}"
         )
     if classes + 2 * unseen > 340_000:
