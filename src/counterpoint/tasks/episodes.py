@@ -41,8 +41,10 @@ from counterpoint.data.episodes import EpisodeData, EpisodeSplit
 from counterpoint.data.images import Indices
 from counterpoint.encoders.chat_models import padded
 from counterpoint.encoders.text import Tokenizer, build_tokenizer, train_bpe
+from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig
+from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.measures.episodes import OWN, EpisodeEvaluator
 from counterpoint.tasks.splits import check_watched, named_split
@@ -50,6 +52,7 @@ from counterpoint.tasks.splits import check_watched, named_split
 DRAWN = 2307_07742  # part of the seed of the evaluation's draws
 BLOCK = 1024  # queries whose similarities are computed at once
 LEARNT = "learnt"
+SHOWN = 8  # batches of the figure
 
 
 @dataclass
@@ -223,6 +226,28 @@ def fewer(prompt: Mapping[str, Tensor], count: int, ways: int) -> dict[str, Tens
     kept = rank <= count // ways
     each = {name: prompt[name][kept].unflatten(0, (len(labels), -1)) for name in ("demos", "demo_slots", "demo_labels")}
     return {**prompt, **each} if len(labels) and count else {**prompt, **{k: prompt[k][:, :0] for k in each}}
+
+
+def by_demonstrations(learner: Learner, survey: Survey) -> dict[str, Any]:
+    """Return the curves of accuracy in test episodes of unseen classes by the number of demonstrations."""
+    ways, most = learner.config.ways, learner.config.demonstrations
+    counts = sorted({0, most, *(ways * 2**n for n in range(10) if ways * 2**n < most)})
+    series: dict[str, list[list[float]]] = {"their labels": [[], []], "labels in random order": [[], []]}
+    for count in counts:
+        evaluator = survey.evaluator("test")
+        for rows in survey.in_batches("test")[:SHOWN]:
+            batch = survey.batch("test", rows)
+            batch["prompts"] = {k: fewer(v, count, ways) for k, v in batch["prompts"].items() if "words" in v}
+            evaluator.update(batch, learner.predict(batch))
+        found = evaluator.compute()
+        for name, measure in zip(series, ("accuracy", "shuffled_accuracy"), strict=True):
+            if measure in found:
+                series[name][0].append(count)
+                series[name][1].append(round(found[measure], 4))
+    caption = (
+        "Accuracy in episodes of unseen classes by the number of demonstrations, which have their labels or others."
+    )
+    return {"kind": "curves", "series": series, "xlabel": "demonstrations", "caption": caption}
 
 
 # ------------------------------------------------------------------------------------------------------------- the task

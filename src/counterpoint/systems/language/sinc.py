@@ -52,14 +52,12 @@ from counterpoint.systems.base import System
 from counterpoint.tasks.episodes import (
     LEARNT,
     EpisodesConfig,
+    by_demonstrations,
     demonstrations,
-    fewer,
     name_tokens,
     neighbours_of,
     prompts,
 )
-
-SHOWN = 8  # batches of the figure
 
 # ------------------------------------------------------------------------------------------------------------- equations
 
@@ -311,41 +309,22 @@ class SINC(Learner):
         return found
 
     def figures(self, survey: Survey) -> dict[str, Any]:
-        """Draw the accuracy in episodes of unseen classes by the number of demonstrations."""
-        ways, most = self.config.ways, self.config.demonstrations
-        counts = sorted({0, most, *(ways * 2**n for n in range(10) if ways * 2**n < most)})
-        series: dict[str, list[list[float]]] = {"their labels": [[], []], "labels in random order": [[], []]}
-        for count in counts:
-            evaluator = survey.evaluator("test")
-            for rows in survey.in_batches("test")[:SHOWN]:
-                batch = survey.batch("test", rows)
-                kept = {k: fewer(v, count, ways) for k, v in batch["prompts"].items() if "words" in v}
-                evaluator.update(batch | {"prompts": kept}, self.predict(batch | {"prompts": kept}))
-            found = evaluator.compute()
-            for name, measure in zip(series, ("accuracy", "shuffled_accuracy"), strict=True):
-                if measure in found:
-                    series[name][0].append(count)
-                    series[name][1].append(round(found[measure], 4))
-        caption = (
-            "Accuracy in episodes of unseen classes by the number of demonstrations, which have their labels or others."
-        )
-        figure = {"kind": "curves", "series": series, "xlabel": "demonstrations", "caption": caption}
-        return super().figures(survey) | {"Accuracy by demonstrations": figure}
+        return super().figures(survey) | {"Accuracy by demonstrations": by_demonstrations(self, survey)}
 
 
 RECIPE = {
-    "fuser": 32,
+    "fuser": 64,
     "fuser_heads": 2,
     "word_width": 32,
     "meta": "gpt2-32-2-2",
-    "batch_size": 32,
+    "batch_size": 96,
     "lr": 0.016,
     "warmup": 0.05,
-    "epochs": 6,
+    "epochs": 12,
     "bursty_ratio": 0.9,
-    "neighbours": 16,
+    "label_informed": 1.0,
     "vocabulary": 4000,
-    "evaluate_every": 3,
+    "evaluate_every": 4,
 }
 SYSTEM = System(
     slug="sinc",
