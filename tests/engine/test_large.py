@@ -235,6 +235,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     # It draws its views of items within the loss, and encodes the distinct items of a batch.
     "clhe": ("themed-bundles?items=40&train=30&test=12&size=5", {"dim": 8, "length": 8, "batch_size": 10, "epochs": 1}),
+    # One function takes the prompts of a batch, and the names of all classes.
+    "sinc": (
+        "latent-classes?classes=12&unseen=3&each=2&held=2",
+        {"meta": "gpt2-8-1-2", "fuser": 8, "fuser_heads": 2, "word_width": 4, "batch_size": 12, "epochs": 1},
+    ),
     # The loss of load balance depends on all tokens.
     "llava-mod": (
         "grid-chats?train=12&valid=4&test=4&grid=2&cell=8&most=2&questions=0&pairs=12",

@@ -360,6 +360,23 @@ SOURCES: dict[str, Source] = {
             argument="PLACE",
         ),
         Source(
+            "latent-classes",
+            "episodes",
+            "counterpoint.data.episodes",
+            "items of many rare Gaussian classes with made-up names, and of classes that training lacks: data of SINC's claim",
+            "made on the spot",
+            "8,000 + 1,500 + 1,500 items of 1,000 known and 60 + 60 unseen classes, made in a moment",
+        ),
+        Source(
+            "features",
+            "episodes",
+            "counterpoint.data.feature_files",
+            "your own features of frozen encoders with class names or captions: .npz, embeddings of a run, or tables: ?slots=A,B",
+            "yours",
+            "what you have",
+            argument="PLACE",
+        ),
+        Source(
             "task-dialogs",
             "dialogs",
             "counterpoint.data.task_dialogs",
