@@ -1,7 +1,7 @@
 """Read reviews of two answers, and choose what is asked next by them: scores, gaps, and filters of new questions.
 
-An assessor gives each of two answers a score from 1 to 10. It may favour the answer that it reads first, so it judges both orders. The
-filters compare a new question with those that are kept.
+An assessor gives each of two answers a score from 1 to 10. It may favour the answer that it reads first, so it judges both orders.
+The filters compare a new question with those that are kept.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from counterpoint.core.masking import IGNORED
 from counterpoint.core.world import world
 from counterpoint.data.shown import png
 from counterpoint.encoders.chat_models import Prompt
@@ -57,6 +58,11 @@ class PooledChatLearner(TaughtChatLearner):
         self.pool.from_json(structure.get("pool", []))
         self.rows, self.records = list(structure.get("rows", [])), list(structure.get("records", []))
         self.ended = bool(structure.get("ended", False))
+
+    @property
+    def stage(self) -> str:
+        """The name of the current stage."""
+        return self.stages()[self.position.stage].name
 
     # --- the pool
 
@@ -104,7 +110,7 @@ class PooledChatLearner(TaughtChatLearner):
     def label(self, survey: Survey, items: Sequence[Item], record: dict[str, Any]) -> list[Item]:
         """Let the teacher answer items. Return those that it answers; empty and endless answers are counted and left out.
 
-        Raises CounterpointError where it answers none.
+        Raises CounterpointError where no item of the pool has an answer.
         """
         found = self.ask([self.shown(survey, item) for item in items])
         record["calls"] = record.get("calls", 0) + len(items)
@@ -112,8 +118,9 @@ class PooledChatLearner(TaughtChatLearner):
             item.answer = answer.text if answer.ended else ""
         kept = [item for item in items if item.answer]
         if left := len(items) - len(kept):
-            told = f"the teacher gives {left} of {len(items)} questions an empty answer, or one of over {self.config.new_tokens} tokens"
-            if not kept:
+            most = self.config.new_tokens
+            told = f"the teacher gives {left} of {len(items)} questions no answer, or one of over {most} tokens"
+            if not any(item.answer for item in self.pool):
                 raise CounterpointError(f"{told}; raise --new-tokens, or train the teacher longer")
             record["unanswered"] = record.get("unanswered", 0) + left
             self.warnings.append(f"{told}; they are left out")
@@ -134,16 +141,20 @@ class PooledChatLearner(TaughtChatLearner):
         return Steps(max(1, math.ceil(len(self.rows) / self.config.batch_size)))
 
     def pool_batch(self) -> dict[str, Any]:
-        """Make the batch of this step, in the order of the epoch: this process's share of it. Empty where nothing is learned."""
+        """Make the batch of this step, in the order of the epoch: this process's share of it. {} where nothing is learned."""
         assert self.survey is not None
         rank, size = world()
         many, position = self.config.batch_size, self.position
         order = np.random.default_rng([self.seed, position.stage, position.epoch]).permutation(len(self.rows))
         first = (position.step % self.steps_per_epoch) * many
-        items = [self.pool[self.rows[n]] for n in order[first : first + many][rank::size].tolist()]
-        if not items:
+        if not self.rows:
             return {}
+        batch = order[first : first + many]
+        mine = batch[rank::size]  # empty where the last batch has fewer items than there are processes
+        items = [self.pool[self.rows[n]] for n in (mine if len(mine) else batch[:1]).tolist()]
         found = rows_of(self.model.tokenizer, [(*one.messages, Message("assistant", one.answer)) for one in items])
+        if not len(mine):
+            found["labels"].fill_(IGNORED)
         pixels = [self._pixels(self.survey, item.pictures) for item in items]
         if any(pixels):
             most = max(map(len, pixels))
@@ -179,4 +190,3 @@ class PooledChatLearner(TaughtChatLearner):
             return png(self._pixels(survey, places[:1])[0]) if places else ""
 
         return super().figures(survey) | round_figures(self.records, shown)
-

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from counterpoint.core.reviews import is_well_formed, rouge_l
 from counterpoint.encoders.messages import IMAGE, Message
 
@@ -144,3 +146,19 @@ class Pool:
             )
             for one in kept
         ]
+
+
+def draw_seeds(items: Sequence[Item], most: int, max_uses: int, rng: np.random.Generator) -> list[Item]:
+    """Draw items at random to seed new ones, each at most as often as it may still do so."""
+    slots = [item for item in items for _ in range(max_uses - item.uses)]
+    return [slots[n] for n in rng.permutation(len(slots))[:most].tolist()]
+
+
+def draw_alike(items: Sequence[Item], many: int, by_kind: bool, rng: np.random.Generator) -> list[Item]:
+    """Draw items with replacement, each as likely; `by_kind`: each kind of question as likely."""
+    kinds: dict[str, list[Item]] = {}
+    for item in items:
+        kinds.setdefault(item.group if by_kind else "", []).append(item)
+    named = sorted(kinds)
+    chosen = [kinds[named[n]] for n in rng.integers(len(named), size=many).tolist()]
+    return [of[int(rng.integers(len(of)))] for of in chosen]

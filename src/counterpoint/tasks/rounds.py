@@ -64,8 +64,7 @@ class Agreement:
     ) -> Float[Tensor, "n 2"]:
         """Return the scores; `reference` holds the teacher's answers."""
         equal = [
-            [text.split() == its.split() for text in pair]
-            for *pair, its in zip(first, second, reference, strict=True)
+            [text.split() == its.split() for text in pair] for *pair, its in zip(first, second, reference, strict=True)
         ]
         return torch.where(torch.tensor(equal, dtype=torch.bool).view(-1, 2), HIGHEST, LOWEST)
 
@@ -95,7 +94,8 @@ class Likelihood:
 def mean_probability(model: ChatModel, prompts: Sequence[Prompt], texts: Sequence[str]) -> Float[Tensor, " n"]:
     """Compute the geometric mean of the probabilities of each answer's tokens, its end among them."""
     batch = rows_of(
-        model.tokenizer, [(*prompt.messages, Message("assistant", text)) for prompt, text in zip(prompts, texts, strict=True)]
+        model.tokenizer,
+        [(*prompt.messages, Message("assistant", text)) for prompt, text in zip(prompts, texts, strict=True)],
     )
     batch = {name: value.to(model.device) for name, value in batch.items()}
     shown: tuple[Tensor, ...] = ()
@@ -134,7 +134,7 @@ class Judge:
             for prompt, one, other in zip(prompts, first, second, strict=True)
         ]
         found = [parse_review(answer.text) for answer in self.ask(shown)]
-        kept = [pair if LOWEST <= min(pair) and max(pair) <= HIGHEST else UNREADABLE for pair in found]
+        kept = [pair if min(pair) >= LOWEST and max(pair) <= HIGHEST else UNREADABLE for pair in found]
         return torch.tensor(kept).view(-1, 2)
 
 
@@ -189,7 +189,9 @@ class Rewriter:
         "Write one new question about the same material. It has the domain, kind of task, length and difficulty of this question, "
         "but another content: "
     )
-    rare = "Write one new question about the same material. It has the domain and length of this question, but is rarer: "
+    rare = (
+        "Write one new question about the same material. It has the domain and length of this question, but is rarer: "
+    )
 
     def __init__(self, ask: Ask, show: Callable[[Draft], Prompt]) -> None:
         self.ask, self.show = ask, show

@@ -49,9 +49,9 @@ from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.chats import ChatBatches, ChatsConfig
 from counterpoint.tasks.pooled_chats import PooledChatLearner
-from counterpoint.tasks.pools import Item, Scope
+from counterpoint.tasks.pools import Item, Scope, draw_alike, draw_seeds
 from counterpoint.tasks.rounds import Agreement, Assessor, Augmentor, Judge, Likelihood, Rewriter
-from counterpoint.tasks.taught_chats import TaughtChatsConfig, chat_model_of, finished_teacher
+from counterpoint.tasks.taught_chats import TaughtChatsConfig, captioned, chat_model_of, finished_teacher
 
 SHOWN = 3  # difficult items of a round on the page
 
@@ -90,8 +90,8 @@ class CoMDConfig(TaughtChatsConfig):
     """agreement with the teacher's answer, likelihood under the teacher, or a judge: a model that writes reviews."""
     judge: str = ""
     """The model that reviews: run:RUN, fit:SLUG?... or hf:NAME; "": the teacher."""
-    review_tokens: int = 96
-    """Maximum number of tokens of a review."""
+    written_tokens: int = 96
+    """Maximum number of tokens of a review, and of a question that the teacher writes."""
     review_sampling: float = 0.2
     """Temperature of reviews."""
     augmentor: Literal["relatives", "rewrite"] = "relatives"
@@ -109,7 +109,7 @@ class CoMDConfig(TaughtChatsConfig):
     replay: float = 1.0
     """Share of the former items that a round learns again; 0: the new ones alone, as Lion does."""
 
-    counts: ClassVar[tuple[str, ...]] = (*TaughtChatsConfig.counts, "rounds", "new_items", "review_tokens", "max_uses")
+    counts: ClassVar[tuple[str, ...]] = (*TaughtChatsConfig.counts, "rounds", "new_items", "written_tokens", "max_uses")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,16 +154,21 @@ class CoMD(PooledChatLearner):
             self.judging = finished_teacher(config.judge, self.size, config.context)
         if not self.seeds(survey):
             raise DataError("every training chat is a caption, so no question is left for the rounds; add questions")
+        if config.caption_epochs and config.epochs and not len(captioned(survey)):
+            raise DataError("no training chat is a caption, from which the projector learns; set --caption-epochs 0")
         if not hasattr(self, "assessor"):
             made = {"agreement": Agreement, "likelihood": lambda: Likelihood(self._answering()), "judge": self._judge}
             self.assessor = made[config.assessor]()
         if not hasattr(self, "augmentor"):
-            rewriter = Rewriter(partial(self.ask, temperature=config.writing_sampling), partial(self.shown, survey))
+            rewriter = Rewriter(
+                partial(self.ask, temperature=config.writing_sampling, new_tokens=config.written_tokens),
+                partial(self.shown, survey),
+            )
             self.augmentor = rewriter if config.augmentor == "rewrite" else self.relatives(survey)
 
     def _judge(self) -> Judge:
         config = self.config
-        usual = {"new_tokens": config.review_tokens, "temperature": config.review_sampling}
+        usual = {"new_tokens": config.written_tokens, "temperature": config.review_sampling}
         if self.judging is None:
             return Judge(partial(self.ask, **usual))
         return Judge(partial(answers, chat_model_of(self.judging.module), **usual))
@@ -176,33 +181,33 @@ class CoMD(PooledChatLearner):
             return [self.measured_only()]
         found = self.teacher_stages()
         if config.caption_epochs:
-            turns = lambda: [self.turn(self._learning(), replace(config, lr=config.caption_lr))]
-            found.append(Stage("captions", config.caption_epochs, self._learning, turns, batches=self._captions))
+            found.append(
+                Stage(
+                    "captions",
+                    config.caption_epochs,
+                    self._learning,
+                    lambda: [self.turn(self._learning(), replace(config, lr=config.caption_lr))],
+                    batches=lambda survey: ChatBatches(captioned(survey), config.batch_size),
+                )
+            )
         for number in range(1, config.rounds + 1):
             enter = partial(self._enter, number)
             found.append(
                 Stage(
-                    f"round {number}", config.epochs, lambda: [self.model], self._turns, batches=self.pool_steps, enter=enter
+                    f"round {number}",
+                    config.epochs,
+                    lambda: [self.model],
+                    self._turns,
+                    batches=self.pool_steps,
+                    enter=enter,
                 )
             )
         return found
-
-    @property
-    def stage(self) -> str:
-        """The name of the current stage."""
-        return self.stages()[self.position.stage].name
 
     def _learning(self) -> Sequence[nn.Module]:
         """Return what learns from captions; a model without pictures has no projector."""
         parts = {} if self.config.caption_learns == "all" else dict(self.model.network.named_modules())
         return [next((part for at, part in parts.items() if at.endswith("multi_modal_projector")), self.model)]
-
-    def _captions(self, survey: Survey) -> ChatBatches:
-        chats = survey.split("train").chats
-        rows = np.array([n for n in survey.rows.tolist() if chats[n].kind == "caption"], np.int64)
-        if not len(rows):
-            raise DataError("no training chat is a caption, from which the projector learns; set --caption-epochs 0")
-        return ChatBatches(rows, self.config.batch_size)
 
     def _turns(self) -> list[Turn]:
         # After the end of the rounds the gradient is 0, which moves nothing without weight decay.
@@ -256,7 +261,7 @@ class CoMD(PooledChatLearner):
             chosen = [items[n] for n in rng.integers(len(items), size=self.config.probe)]
             drafts = self.relatives(survey)(chosen, [False] * len(chosen), rng)
             fresh = [Item(-1, draft.messages, draft.pictures, draft.group) for draft in drafts]
-            items = self.label(survey, fresh, record)
+            items = self.label(survey, fresh, record) or items
         self.say(survey, items)
         prompts, judge = [self.shown(survey, item) for item in items], self.assessor
         its, own = [item.answer for item in items], [item.said for item in items]
@@ -283,16 +288,21 @@ class CoMD(PooledChatLearner):
         for item in items:
             gaps.setdefault(item.group, []).append(item.gap or 0.0)
         record |= {"assessed": len(items) + unread, "off_format": unread, "difficult": len(hard)}
-        record |= {"easy": len(items) - len(hard), "gaps": {name: float(np.mean(of)) for name, of in sorted(gaps.items())}}
+        record |= {
+            "easy": len(items) - len(hard),
+            "gaps": {name: float(np.mean(of)) for name, of in sorted(gaps.items())},
+        }
         picked = [items[n] for n in hard[:: max(1, len(hard) // SHOWN)][:SHOWN]]
         record["shown"] = [[item.question, list(item.pictures), item.answer, item.said, item.gap] for item in picked]
         if unread:
             told = f"round {record['round']}: {unread} of {record['assessed']} reviews are off the format"
             if not items:
-                raise CounterpointError(f"{told}; name another --judge or --assessor, or raise --review-tokens")
+                raise CounterpointError(f"{told}; name another --judge or --assessor, or raise --written-tokens")
             self.warnings.append(f"{told} and are left out")
 
-    def _choose(self, difficult: list[Item], easy: list[Item], rng: np.random.Generator) -> tuple[list[Item], list[str]]:
+    def _choose(
+        self, difficult: list[Item], easy: list[Item], rng: np.random.Generator
+    ) -> tuple[list[Item], list[str]]:
         """Draw the seeds of a round, the difficult ones first; each item at most as often as it may still seed."""
         config = self.config
         if config.selection == "easy":
@@ -301,12 +311,9 @@ class CoMD(PooledChatLearner):
             self.warnings.append("no item is difficult any more: this round takes easy ones, and is the last")
             self.ended = True
 
-        def drawn(items: list[Item], most: int) -> list[Item]:
-            slots = [item for item in items for _ in range(config.max_uses - item.uses)]
-            return [slots[n] for n in rng.permutation(len(slots))[:most].tolist()]
-
-        hard = drawn(difficult, round(config.new_items * config.difficult_share) if easy else config.new_items)
-        soft = drawn(easy, config.new_items - len(hard))
+        many = round(config.new_items * config.difficult_share) if easy else config.new_items
+        hard = draw_seeds(difficult, many, config.max_uses, rng)
+        soft = draw_seeds(easy, config.new_items - len(hard), config.max_uses, rng)
         return [*hard, *soft], ["difficult"] * len(hard) + ["easy"] * len(soft)
 
     def _controls(self, rng: np.random.Generator) -> tuple[list[Item], list[str]]:
@@ -314,13 +321,8 @@ class CoMD(PooledChatLearner):
         config = self.config
         probed = config.probe or sum(bool(item.answer) for item in self.pool)
         many = config.new_items + config.equal_calls * (self._cost(probed) + config.probe)
-        kinds: dict[str, list[Item]] = {}
-        for item in self.pool:
-            if not item.origin:
-                kinds.setdefault(item.group if config.selection == "uniform" else "", []).append(item)
-        named = sorted(kinds)
-        chosen = [kinds[named[n]] for n in rng.integers(len(named), size=many).tolist()]
-        return [of[int(rng.integers(len(of)))] for of in chosen], [config.selection] * many
+        first = [item for item in self.pool if not item.origin]
+        return draw_alike(first, many, config.selection == "uniform", rng), [config.selection] * many
 
     # --- a step
 

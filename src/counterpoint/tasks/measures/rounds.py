@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def smallest_rise(records: Sequence[Mapping[str, Any]]) -> float | None:
     -0.25
     """
     means = [float(np.mean(list(one["accuracy"].values()))) for one in records if one.get("accuracy")]
-    return min(b - a for a, b in zip(means, means[1:], strict=False)) if len(means) > 1 else None
+    return min(b - a for a, b in pairwise(means)) if len(means) > 1 else None
 
 
 def round_figures(records: Sequence[Mapping[str, Any]], shown: Callable[[Sequence[int]], str]) -> dict[str, Any]:
