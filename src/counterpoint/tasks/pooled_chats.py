@@ -64,6 +64,9 @@ class PooledChatLearner(TaughtChatLearner):
         """The name of the current stage."""
         return self.stages()[self.position.stage].name
 
+    def row_wise(self) -> Sequence[tuple[torch.nn.Module, str]]:
+        return [(self.model, "forward"), *([(self.teacher, "forward")] if self.teacher is not None else [])]
+
     # --- the pool
 
     def seeds(self, survey: Survey) -> list[Draft]:
