@@ -352,11 +352,15 @@ def test_a_training_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monkey
 
 
 def test_two_processes_learn_the_same_as_one(tmp_path):
+    teacher = trained(tmp_path, name="teacher", rounds=1, epochs=20, lr=0.1)
+    settings = SMALL | {"teacher": f"run:{teacher.path}", "lr": 1e-3, "caption_lr": 1e-3}
     words = ["train", "comd", "--data", DATA, "--out", str(tmp_path)]
-    words += [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     command_over_processes([*words, "--name", "two"], tmp_path)
-    one, two = trained(tmp_path, name="one").metrics(), Run.open(tmp_path / "two").metrics()
-    assert len(one) == len(two)
+    one, two = trained(tmp_path, name="one", **settings).metrics(), Run.open(tmp_path / "two").metrics()
+    assert len(one) == len(two) == 4
+    print([(a['train/loss'], b['train/loss']) for a, b in zip(one, two, strict=True)])
+    print(load_learner(Run.open(tmp_path / 'one')).records, load_learner(Run.open(tmp_path / 'two')).records)
     for ours, theirs in zip(two, one, strict=True):
         assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-3, abs=1e-5)
 

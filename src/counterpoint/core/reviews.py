@@ -63,9 +63,9 @@ def split_by_difficulty(
 
 
 def parse_review(text: str) -> tuple[float, float]:
-    """Return the scores of the first and second answer from a review, or (-1, -1) where it is off the format.
+    """Return the scores of both answers from a review, or (-1, -1) where it is off the format.
 
-    The last two lines must name "Assistant 1" and "Assistant 2", in this order, each with a colon and a number at the end.
+    The last two lines must name "Assistant 1" and "Assistant 2", in this order. Each ends with a colon and a number.
 
     >>> parse_review("Both are good.\\nAssistant 1: 8\\nAssistant 2: 5.5")
     (8.0, 5.5)

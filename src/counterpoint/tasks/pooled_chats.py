@@ -1,7 +1,7 @@
 """Define students of the task `chats` that learn from a pool of questions, which a teacher answers and which grows.
 
-The teacher is a black box: texts are all that is taken from it. Its calls are counted. The pool, the items of the current round and
-the records of all rounds are plain data, which a checkpoint keeps.
+The teacher is a black box: texts are all that is taken from it. Its calls are counted. A checkpoint keeps the pool, the items of
+the current round and the records of all rounds.
 """
 
 from __future__ import annotations

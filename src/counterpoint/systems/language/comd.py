@@ -216,7 +216,7 @@ class CoMD(PooledChatLearner):
     # --- a round
 
     def _enter(self, number: int, survey: Survey) -> None:
-        """Assess, augment and update. The first round takes the seeds."""
+        """Begin a round: assess, augment and update. The first one takes the seeds."""
         if self.ended:
             self.rows = []
             return
