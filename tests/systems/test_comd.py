@@ -40,6 +40,7 @@ SMALL: dict[str, Any] = {
     "batch_size": 16,
     "epochs": 1,
     "caption_epochs": 1,
+    "caption_learns": "all",
     "rounds": 3,
     "new_items": 10,
 }
@@ -359,8 +360,6 @@ def test_two_processes_learn_the_same_as_one(tmp_path):
     command_over_processes([*words, "--name", "two"], tmp_path)
     one, two = trained(tmp_path, name="one", **settings).metrics(), Run.open(tmp_path / "two").metrics()
     assert len(one) == len(two) == 4
-    print([(a['train/loss'], b['train/loss']) for a, b in zip(one, two, strict=True)])
-    print(load_learner(Run.open(tmp_path / 'one')).records, load_learner(Run.open(tmp_path / 'two')).records)
     for ours, theirs in zip(two, one, strict=True):
         assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-3, abs=1e-5)
 
