@@ -856,6 +856,13 @@ CASES |= {
     CORE + "routing:top2_routes": Case(lambda n, d: [2 * d(0, n, 4), d(1, n, 4)], (0,), (0, 0)),
 }
 OTHERS |= {"routing:top2_gate": "buffers of the experts, of which the tokens' order decides; top2_routes has a case"}
+CASES |= {CORE + "reviews:score_gap": Case(lambda n, d: [d(0, n, 2), d(1, n, 2)], (0, 1), (0, 0))}
+OTHERS |= {
+    "reviews:split_by_difficulty": "positions",
+    "reviews:parse_review": "texts",
+    "reviews:rouge_l": "texts",
+    "reviews:is_well_formed": "texts",
+}
 COSMO = SYSTEMS + "alignment.cosmo:"
 CASES |= {
     COSMO + "interleaved_contrast": Case(

@@ -135,6 +135,17 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
         "grid-chats?train=12&valid=4&test=4&grid=2&cell=8&most=2&styles=1",
         {"model": "llava-8-1-2", "vocabulary": 300, "context": 64, "batch_size": 12, "epochs": 1, "rank": 2},
     ),
+    "comd": (
+        "digit-questions?train=12&captions=12&test=1&watched=1",
+        {
+            "model": "llava-8-1-2",
+            "teacher": "llava-8-1-2",
+            "vocabulary": 300,
+            "context": 48,
+            "batch_size": 12,
+            "epochs": 1,
+        },
+    ),
     "lol": (
         "misconceptions?entities=8&relations=1&values=5&train=24",
         {"model": "llama-8-2-2", "vocabulary": 300, "context": 40, "batch_size": 12, "epochs": 1, "rank": 2},

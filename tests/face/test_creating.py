@@ -72,6 +72,7 @@ MORE = {
     "cosmo": {"model": "llama-8-2-2", "heads": 2, "dim_head": 4, "media_tokens": 2, "depth": 1, "embedding": 4},
     "stic": {"rank": 2},
     "llava-mod": {"teacher": "llava-8-1-2"},
+    "comd": {"teacher": "llava-8-1-2"},
     "lol": {"model": "llama-8-2-2", "size": 0},
     "global-local-seg": {"encoder": "unet-s", "blocks": 1},
     "esp-medsam": {"encoder": "prefix-s", "domains": ["xray", "scan"], "prompt": True},

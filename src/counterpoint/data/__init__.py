@@ -318,6 +318,14 @@ SOURCES: dict[str, Source] = {
             "1,500 + 300 + 300 pairs, 500 + 50 + 50 documents, made in a second",
         ),
         Source(
+            "digit-questions",
+            "chats",
+            "counterpoint.data.digit_questions",
+            "ten kinds of questions about handwritten digits, some much rarer than others: data of CoMD's claim",
+            "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
+            "400 questions, 300 + 600 of valid and test, made in a moment",
+        ),
+        Source(
             "misconceptions",
             "chats",
             "counterpoint.data.misconceptions",

@@ -274,6 +274,12 @@ def answered(survey: Survey) -> Indices:
     return np.array(found, np.int64) if found else np.asarray(rows)
 
 
+def captioned(survey: Survey) -> Indices:
+    """Return the training chats whose answer is a caption."""
+    chats = survey.split("train").chats
+    return np.array([n for n in survey.rows.tolist() if chats[n].kind == "caption"], np.int64)
+
+
 def preferred(survey: Survey, tokenizer: ChatTokenizer, context: int) -> tuple[Indices, list[str]]:
     """Return the training chats with a better and a worse answer, and what was left out.
 
