@@ -776,7 +776,6 @@ CASES |= {
     CORE + "answers:answer_log_probability": Case(lambda n, d: [d(0, n, 4, 5), answered(n)], (0,), (0, 0)),
 }
 OTHERS |= {"decoding:select_premature_layer": "whole numbers"}
-OTHERS |= {"lol:select_premature_layer": "whole numbers"}
 OTHERS |= {"sinc:in_context_classifier": "a network, whose weights are a mapping"}
 
 
