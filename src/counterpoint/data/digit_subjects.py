@@ -1,7 +1,7 @@
-"""`digit-subjects`: one handwritten drawing of a digit in one colour is a subject; its frames differ in turn, size, place and ground.
+"""`digit-subjects`: a handwritten digit in a colour is a subject; its frames differ in turn, size, place and ground.
 
-A caption names all four, and calls the subject "subject". The class of a frame is its scene: place and ground. No drawing of a split
-is in another split.
+A caption names all four, and calls the subject "subject". The class of a frame is its scene: place and ground. No drawing of
+a split is in another split.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ KINDS = tuple(itertools.product(TURNS, SIZES, range(len(PLACES)), GROUNDS))
 HELD_OUT = VALID = 0.25  # shares of the digits that test pictures are made of, and of the others for valid
 
 
-def load(
-    argument: None = None, *, train: int = 150, test: int = 50, frames: int = 8, seed: int = 0
-) -> GenerationData:
+def load(argument: None = None, *, train: int = 150, test: int = 50, frames: int = 8, seed: int = 0) -> GenerationData:
     """Draw the set (a second). There are as many valid as test subjects.
 
     Args:

@@ -33,8 +33,8 @@ def load(place: str, *, size: int = 32, valid: float = SHARE, test: float = 0.2)
         valid: share of the subjects outside the test split that form the valid split, between 0 and 1.
         test: share of the subjects in the test split, between 0 and 1.
 
-    Pictures that cannot be read are left out and counted. Raises DataError for fewer than 4 subjects, a subject with equal pictures,
-    and captions that do not fit.
+    Pictures that cannot be read are left out and counted. Raises DataError for fewer than 4 subjects, a subject with
+    equal pictures, and captions that do not fit.
     """
     checked_size(size)
     checked_share("subjects", valid)
@@ -68,7 +68,9 @@ def load(place: str, *, size: int = 32, valid: float = SHARE, test: float = 0.2)
     accounts.check()
     accounts.write()
     if len(names) < 4:
-        raise DataError(f"{place}: has {len(names)} subjects with a picture that can be read, and needs 4: a folder for each")
+        raise DataError(
+            f"{place}: has {len(names)} subjects with a picture that can be read, and needs 4: a folder for each"
+        )
     kinds, stack = np.array(subjects), np.stack(pictures)
     rest, held = split_positions(len(kinds), test, together=kinds)
     train, watched = carve("subjects", rest, valid, together=kinds[rest])
@@ -76,7 +78,11 @@ def load(place: str, *, size: int = 32, valid: float = SHARE, test: float = 0.2)
         GenerationSplit(ArrayImages(stack[rows]), [captions[row] for row in rows], subjects=kinds[rows])
         for rows in (train, watched, held)
     )
-    notes = [f"{place}: {plain} of {len(kinds)} pictures have no caption in {CAPTIONS}; theirs is '{PLACEHOLDER}'"] if plain else []
+    notes = (
+        [f"{place}: {plain} of {len(kinds)} pictures have no caption in {CAPTIONS}; theirs is '{PLACEHOLDER}'"]
+        if plain
+        else []
+    )
     return GenerationData(
         f"subjects:{place}", one, two, three, size, subjects=tuple(names), notes=[*accounts.notes(), *notes]
     )
@@ -84,7 +90,9 @@ def load(place: str, *, size: int = 32, valid: float = SHARE, test: float = 0.2)
 
 def picture_files(folder: Path) -> list[Path]:
     """List the pictures of a folder, in the order of their names."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES and not path.name.startswith("."))
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in PICTURES and not path.name.startswith(".")
+    )
 
 
 def need_different(found: list[tuple[Path, Pixels]]) -> None:
@@ -130,7 +138,9 @@ def _captions(folder: Path) -> dict[str, str]:
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f'{path}: line {number} is not {{"file_name": ..., "text": ...}}; mend the line') from error
         if not isinstance(name, str) or not (folder / name).is_file():
-            raise DataError(f"{path}: line {number} names the picture {name}, which is not in the folder; mend the name")
+            raise DataError(
+                f"{path}: line {number} names the picture {name}, which is not in the folder; mend the name"
+            )
         if not isinstance(text, str) or PLACEHOLDER not in text.lower().split():
             raise DataError(f"{path}: line {number} does not name the subject; write '{PLACEHOLDER}' for it")
         found[name] = text

@@ -47,7 +47,9 @@ class Partners:
 class Frames(Partners):
     """Draws for an item two other items of its kind: another one, and one that differs from that. See `Partners`."""
 
-    def two_of(self, rows: Int[Tensor, " n"], drawn: Float[Tensor, "n 2"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    def two_of(
+        self, rows: Int[Tensor, " n"], drawn: Float[Tensor, "n 2"]
+    ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
         """Return two frames of each row, chosen by numbers drawn from 0..1.
 
         Of three items or more, row and frames are three different ones. Of two, the second frame is the row itself. An item

@@ -4,9 +4,9 @@ A learner of this module first trains a small U-Net and a caption encoder on pic
 what encodes and injects a subject (encoders/injection.py); U-Net and caption encoder stay fixed unless `tune`. Subclasses write
 `customization_loss`.
 
-Captions name the subject by the word "subject". Noise is predicted (DDPM, Ho et al., arXiv 2006.11239). Pictures are sampled by DDIM
-(arXiv 2010.02502) with guidance (arXiv 2207.12598). Its timesteps have trailing spacing: by default, few steps begin at step 900 of
-999, where signal is left, and the pictures get wrong grounds (arXiv 2305.08891).
+Captions name the subject by the word "subject". Noise is predicted (DDPM, Ho et al., arXiv 2006.11239). Pictures are sampled by
+DDIM (arXiv 2010.02502) with guidance (arXiv 2207.12598). Its timesteps have trailing spacing: by default, few steps begin at
+step 900 of 999, where signal is left, and the pictures get wrong grounds (arXiv 2305.08891).
 """
 
 from __future__ import annotations
@@ -25,7 +25,16 @@ from counterpoint.core.distributed import global_mean
 from counterpoint.data.generation import PLACEHOLDER, Condition, GenerationData
 from counterpoint.encoders.images import check_image_encoder
 from counterpoint.encoders.injection import (
-    HEADS, CaptionEncoder, Injection, InjectedAttention, Patches, Subject, SubjectEncoder, build_unet, diffusers, time_embedding,
+    HEADS,
+    CaptionEncoder,
+    InjectedAttention,
+    Injection,
+    Patches,
+    Subject,
+    SubjectEncoder,
+    build_unet,
+    diffusers,
+    time_embedding,
 )  # fmt: skip
 from counterpoint.encoders.text import UNKNOWN, train_words
 from counterpoint.engine.optim import optimisers
@@ -103,7 +112,9 @@ class DiffusionConfig(GenerationConfig):
                 f"got {self.sampling}, {self.guidance} and {self.dropout}"
             )
         if not self.pretrain_epochs and not self.tune:
-            raise CounterpointError("pretrain_epochs 0 leaves an untrained U-Net fixed; set --pretrain-epochs or --tune")
+            raise CounterpointError(
+                "pretrain_epochs 0 leaves an untrained U-Net fixed; set --pretrain-epochs or --tune"
+            )
         for name, kind in (("frames", Frame), ("references", References), ("segmentation", Segmentation)):
             if getattr(self, name) not in get_args(kind):
                 raise unknown(name, getattr(self, name), get_args(kind))
@@ -134,26 +145,35 @@ class DiffusionLearner(GenerationLearner):
         self.patches = Patches(config.encoder, self.size, dim, config.pretrained)
         self.patches.encoder.requires_grad_(config.tune)
         self.mfi = SubjectEncoder(layers, dim, config.depth, config.tokens)
-        # The frozen encoder of the real similarity. A tuned encoder moves away from it.
-        self.frozen: Any = copy.deepcopy(self.patches.encoder).requires_grad_(False) if config.tune else self.patches.encoder
+        # A tuned encoder moves away from the frozen one of the real similarity.
+        self.first = copy.deepcopy(self.patches.encoder).requires_grad_(False) if config.tune else None
         width = self.frozen(torch.zeros(1, 3, self.size, self.size)).shape[1]
         self.mean: Tensor
         self.trained: Tensor
         self.register_buffer("mean", torch.zeros(width))  # of the frozen encoder's features
         self.register_buffer("trained", torch.zeros((), dtype=torch.int64))  # steps of the second stage
-        self.injected = nn.ModuleList(x for x in self.unet.attn_processors.values() if isinstance(x, InjectedAttention))
         noise = diffusers()
         self.noising = noise.DDPMScheduler(num_train_timesteps=STEPS, beta_schedule="squaredcos_cap_v2")
         self.sampler = noise.DDIMScheduler.from_config(self.noising.config, timestep_spacing="trailing")
+
+    @property
+    def frozen(self) -> Any:
+        """The frozen image encoder, which the real similarity comes from."""
+        return self.patches.encoder if self.first is None else self.first
+
+    @property
+    def injected(self) -> list[InjectedAttention]:
+        """The processors of the cross-attention layers."""
+        return [x for x in self.unet.attn_processors.values() if isinstance(x, InjectedAttention)]
 
     # --- stages
 
     def stages(self) -> list[Stage]:
         config, base = self.config, [self.unet, self.captions]
-        subject = [self.patches, self.mfi, self.injected]
-        first = Stage("pretraining", config.pretrain_epochs, lambda: base, self._pretraining_turns)
+        subject: list[nn.Module] = [self.patches, self.mfi, *self.injected]
+        base_stage = Stage("pretraining", config.pretrain_epochs, lambda: base, self._pretraining_turns)
         second = Stage("customization", config.epochs, lambda: [*subject, *(base if config.tune else [])])
-        return [first, second] if config.pretrain_epochs else [second]
+        return [base_stage, second] if config.pretrain_epochs else [second]
 
     @property
     def pretraining(self) -> bool:
@@ -181,7 +201,9 @@ class DiffusionLearner(GenerationLearner):
         """Check subjects and captions; compute the mean feature. DataError where subjects or their word are missing."""
         split = survey.split("train")
         if split.subjects is None:
-            raise DataError("the pictures have no subjects, which this system needs; use digit-subjects or subjects:FOLDER")
+            raise DataError(
+                "the pictures have no subjects, which this system needs; use digit-subjects or subjects:FOLDER"
+            )
         for name in ("train", "valid", "test"):
             captions = survey.split(name).captions
             ids = self.tokenizer.encode(captions, self.config.context)[0]
@@ -232,7 +254,13 @@ class DiffusionLearner(GenerationLearner):
     # --- diffusion
 
     def denoised(
-        self, noisy: Tensor, steps: Tensor, ids: Tensor, mask: Tensor, subject: Subject | None, kept: Tensor | None = None
+        self,
+        noisy: Tensor,
+        steps: Tensor,
+        ids: Tensor,
+        mask: Tensor,
+        subject: Subject | None,
+        kept: Tensor | None = None,
     ) -> Float[Tensor, "n 3 size size"]:
         """Predict the noise. Rows that are not `kept` have neither caption nor subject; without a subject, none has one."""
         layers = len(self.injected)
@@ -300,14 +328,18 @@ class DiffusionLearner(GenerationLearner):
 
     def check_condition(self, condition: Condition) -> None:
         known = self.tokenizer.model.encode(condition.text)
-        words = [condition.text[a:b] for token, (a, b) in zip(known.tokens, known.offsets, strict=True) if token == UNKNOWN]
+        words = [
+            condition.text[a:b] for token, (a, b) in zip(known.tokens, known.offsets, strict=True) if token == UNKNOWN
+        ]
         if words:
             raise CounterpointError(
                 f"the prompt '{condition.text}' has words that the run does not know: {', '.join(words)}; use words of the "
                 f"training captions, and '{PLACEHOLDER}' for the subject"
             )
         if known.ids.count(self.word) != 1:
-            raise CounterpointError(f"the prompt '{condition.text}' must name the subject once; write '{PLACEHOLDER}' for it")
+            raise CounterpointError(
+                f"the prompt '{condition.text}' must name the subject once; write '{PLACEHOLDER}' for it"
+            )
         if not condition.subject:
             raise CounterpointError("this run makes pictures of a subject; give its pictures with --subject FOLDER")
 
@@ -354,7 +386,9 @@ class DiffusionLearner(GenerationLearner):
         for n, row in enumerate(first):
             parts = ((batch["reference"], "reference"), (batch["image"], "real"), (made, split.captions[row]))
             lines.append({"cells": [{"png": enlarged(of[n]), "text": str(text)} for of, text in parts]})
-        said = "Unseen subjects: the reference, the real frame of the caption, and the picture generated for the caption."
+        said = (
+            "Unseen subjects: the reference, the real frame of the caption, and the picture generated for the caption."
+        )
         return {"Subjects in other scenes": {"kind": "captioned", "rows": lines, "caption": said}}
 
 

@@ -8,7 +8,8 @@ A training batch:
     batch["label"]    [B] class numbers, -1 for none
     batch["index"]    [B] positions of the items
 
-An evaluation batch also has "captions", the texts, and for data with subjects "reference", another picture of each subject. A learner's `predict` returns
+An evaluation batch also has "captions", the texts. For data with subjects it has "reference", another picture of each
+subject. A learner's `predict` returns
 
 - "pictures" [n, 3, size, size] uint8, a picture generated for each caption; None before it can generate;
 - "codes", optional: its own rows of pictures and captions, by the names "image" and "text";
@@ -119,7 +120,9 @@ class GenerationLearner(Learner):
     def check_condition(self, condition: Condition) -> None:
         """Raise CounterpointError for a condition that the learner does not take; here, one with pictures of a subject."""
         if condition.subject:
-            raise CounterpointError("this run makes pictures of prompts alone and takes no subject; leave out --subject")
+            raise CounterpointError(
+                "this run makes pictures of prompts alone and takes no subject; leave out --subject"
+            )
 
     @torch.no_grad()
     def generate(self, conditions: Sequence[Condition], seed: int = 0) -> UInt8[Tensor, "n 3 size size"]:

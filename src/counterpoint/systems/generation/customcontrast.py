@@ -3,9 +3,9 @@ r"""CustomContrast: contrast subjects and views at two levels, for subject-drive
 Chen, Huang, Chen, Zheng, Zhang, Mao: "CustomContrast: A Multilevel Contrastive Perspective For Subject-Driven Text-to-Image
 Customization", AAAI 2025, arXiv 2409.05606. No code of the authors is public.
 
-An encoder of reference pictures conditions a diffusion model on a subject. Training that reconstructs the reference lets view, place
-and ground into the subject's code, so similarity and control by text trade off. Here reference, positive and target are three frames
-of the subject, and its codes contrast with those of other subjects.
+An encoder of reference pictures conditions a diffusion model on a subject. Training that reconstructs the reference lets view,
+place and ground into the subject's code, so similarity and control by text trade off. Here reference, positive and target are three
+frames of the subject, and its codes contrast with those of other subjects.
 
     x_i, x_i+, y_i   reference, positive and target of subject i
     v_i, u_i         V_cls and T_cls of x_i, unit rows                         (encoders/injection.py)
@@ -87,9 +87,9 @@ def macl(
 
     Args:
         anchors, positives: pseudo-words of one frame and of another, which this function normalises.
-        similarity: real similarity of the anchors' subjects, clipped to 0..1; 1 never repels. Rows are this process's, columns those
-            of all processes in rank order. Or a function of a tile's rows and columns (see `subject_similarity`), with which memory
-            is linear in the rows. No gradient.
+        similarity: real similarity of the anchors' subjects, clipped to 0..1; 1 never repels. Rows are this process's, columns
+            those of all processes in rank order. Or a function of a tile's rows and columns (see `subject_similarity`), with which
+            memory is linear in the rows. No gradient.
         temperature: > 0, divides cosines; by default 0.07.
         paired: whether a row has a positive. The others are negatives only. Default: all have one.
 
@@ -103,7 +103,9 @@ def macl(
     tensor(0.5514)
     """
     if anchors.ndim != 3 or anchors.shape != positives.shape or not len(anchors):
-        raise ValueError(f"anchors and positives must be [layers, n, dim], got {shapes(anchors=anchors, positives=positives)}")
+        raise ValueError(
+            f"anchors and positives must be [layers, n, dim], got {shapes(anchors=anchors, positives=positives)}"
+        )
     if anchors is positives:
         raise ValueError("positives are the anchors; they must come from other frames")
     rows = anchors.shape[1]

@@ -1,9 +1,9 @@
 """Measure codes of subjects: what they know of the subject, and what of its scene.
 
-    identity_purity   share of pictures whose nearest other picture, by the codes, shows their subject
-    nuisance_probe    accuracy of a linear probe of the scene (the class) on codes of other subjects; lower is purer
-    similarity_rank   Spearman's correlation of the codes' cosines with the real similarity, over pairs of different subjects
-    picture_error     mean squared error of generated pictures from the real ones of subject and caption, in 0..1
+identity_purity   share of pictures whose nearest other picture, by the codes, shows their subject
+nuisance_probe    accuracy of a linear probe of the scene (the class) on codes of other subjects; lower is purer
+similarity_rank   Spearman's correlation of the codes' cosines with the real similarity, over pairs of different subjects
+picture_error     mean squared error of generated pictures from the real ones of subject and caption, in 0..1
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from counterpoint.tasks.measures.regression import rank_correlation
 
 
 def subject_measures(
-    codes: Float[Tensor, "n dim"], real: Float[Tensor, "n width"], subjects: Int[Tensor, " n"], scenes: Int[Tensor, " n"]
+    codes: Float[Tensor, "n dim"],
+    real: Float[Tensor, "n width"],
+    subjects: Int[Tensor, " n"],
+    scenes: Int[Tensor, " n"],
 ) -> dict[str, float]:
     """Compute the measures of codes. Those that the data do not allow are left out.
 
@@ -46,7 +49,9 @@ def subject_measures(
     apart = subjects[rows] != subjects[columns]
     if bool(apart.any()):
         rows, columns = rows[apart], columns[apart]
-        alike = [(F.normalize(x.double(), dim=1) @ F.normalize(x.double(), dim=1).T)[rows, columns] for x in (codes, real)]
+        alike = [
+            (F.normalize(x.double(), dim=1) @ F.normalize(x.double(), dim=1).T)[rows, columns] for x in (codes, real)
+        ]
         found["similarity_rank"] = rank_correlation(*alike)
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
