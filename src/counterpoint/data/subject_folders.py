@@ -42,7 +42,10 @@ def load(place: str, *, size: int = 32, valid: float = SHARE, test: float = 0.2)
     if not root.is_dir():
         raise DataError(f"{place}: is not a folder; name one with a folder of pictures for each subject")
     accounts = Accounts(place, str(size))
-    names, pictures, captions, subjects = [], [], [], []
+    names: list[str] = []
+    pictures: list[Pixels] = []
+    captions: list[str] = []
+    subjects: list[int] = []
     plain = 0
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
         given = _captions(folder)
@@ -107,7 +110,8 @@ def need_different(found: list[tuple[Path, Pixels]]) -> None:
 def read_subject(folder: Path | str, size: int) -> list[Pixels]:
     """Read the reference pictures of one subject, for `counterpoint generate --subject`.
 
-    Raises CounterpointError for a path that is no folder, a folder without a picture, and a picture that cannot be read.
+    Raises CounterpointError for a path that is no folder and for a folder without a picture. Raises it too for a picture that
+    cannot be read.
     """
     place = Path(folder)
     if not place.is_dir():

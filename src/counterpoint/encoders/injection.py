@@ -177,7 +177,7 @@ class InjectedAttention(nn.Module):
         nn.init.zeros_(self.value.weight)  # at the beginning the subject changes nothing
         self.locate = Locator(dim) if located else None
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         attn: Any,
         hidden_states: Float[Tensor, "n cells channels"],

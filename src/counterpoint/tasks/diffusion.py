@@ -5,8 +5,8 @@ what encodes and injects a subject (encoders/injection.py); U-Net and caption en
 `customization_loss`.
 
 Captions name the subject by the word "subject". Noise is predicted (DDPM, Ho et al., arXiv 2006.11239). Pictures are sampled by
-DDIM (arXiv 2010.02502) with guidance (arXiv 2207.12598). Its timesteps have trailing spacing: by default, few steps begin at
-step 900 of 999, where signal is left, and the pictures get wrong grounds (arXiv 2305.08891).
+DDIM (arXiv 2010.02502) with guidance (arXiv 2207.12598). Its timesteps have trailing spacing. By default, few
+steps begin at step 900 of 999, where signal is left (arXiv 2305.08891). Pictures then get wrong grounds.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@ r"""CustomContrast: contrast subjects and views at two levels, for subject-drive
 Chen, Huang, Chen, Zheng, Zhang, Mao: "CustomContrast: A Multilevel Contrastive Perspective For Subject-Driven Text-to-Image
 Customization", AAAI 2025, arXiv 2409.05606. No code of the authors is public.
 
-An encoder of reference pictures conditions a diffusion model on a subject. Training that reconstructs the reference lets view,
-place and ground into the subject's code, so similarity and control by text trade off. Here reference, positive and target are three
-frames of the subject, and its codes contrast with those of other subjects.
+An encoder of reference pictures conditions a diffusion model on a subject. Training that reconstructs the reference lets
+view, place and ground into the subject's code. So similarity and control by text trade off. Here reference, positive and target are
+three frames of the subject, and its codes contrast with those of other subjects.
 
     x_i, x_i+, y_i   reference, positive and target of subject i
     v_i, u_i         V_cls and T_cls of x_i, unit rows                         (encoders/injection.py)
@@ -18,10 +18,10 @@ frames of the subject, and its codes contrast with those of other subjects.
 
 So subjects that look alike are hardly pushed apart, and unlike ones fully. A subject with one frame has no L_MACL of its own.
 
-Choices where the paper's print was not available: the form of L_MACL and its temperature, the symmetric L_CSCL, the weights, the
-mask of the subject's place, and T_cls as the mean over layers. Features for r are centred by their mean, because those of untrained
-networks point one way. The Textual-Qformer's text is the subject's word alone, so the codes do not depend on the caption. Several
-references are averaged.
+Choices where the paper's print was not available: the form of L_MACL, its temperature, the symmetric L_CSCL and the weights. So
+are the mask of the subject's place, and T_cls as the mean over layers. Features for r are centred by their mean, because those
+of untrained networks point one way. The Textual-Qformer's text is the subject's word alone, so the codes do not depend on the
+caption. Several references are averaged.
 
 Left out: the bases SD 1.5 and SDXL, which need downloads; the U-Net is trained here, in a first stage. Segmentation finds pixels
 unlike a plain ground. Options: `scaling` False sets w = 1, `frames` "self" reconstructs the reference, weights of 0 drop a level.
@@ -42,10 +42,12 @@ from counterpoint.core.distributed import batch_logsumexp, batch_pair_loss, gath
 from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.rules import Block, Diagonal
-from counterpoint.core.world import over_group
+from counterpoint.core.world import over_group, world
 from counterpoint.encoders.injection import Subject
 from counterpoint.systems.base import System
 from counterpoint.tasks.diffusion import DiffusionConfig, DiffusionLearner
+
+FEW = 256**2  # pairs of pseudo-words up to which whole matrices are faster than the kernel
 
 # --------------------------------------------------------------------------------------------------------------- equations
 
@@ -95,8 +97,8 @@ def macl(
 
     Returns the mean over layers and paired rows, 0 without any.
 
-    Raises ValueError for shapes that do not fit, an empty batch, a temperature that is not positive and finite, and positives that
-    are the anchors themselves.
+    Raises ValueError for shapes that do not fit, an empty batch, and a temperature that is not positive and finite. Raises it too
+    where positives are the anchors themselves.
 
     >>> x = torch.eye(3)[None]
     >>> macl(x, x.clone(), torch.zeros(3, 3), temperature=1.0)  # CE of the unit matrix
@@ -125,12 +127,19 @@ def macl(
             found = similarity(r, c)
         return (1 - found.detach().clamp(0, 1)).to(anchors.dtype)
 
-    losses = anchors.new_zeros(rows)
-    for a, p in zip(anchors, positives, strict=True):
-        x, key = scaled(unit(a), temperature), unit(a)
-        others = batch_logsumexp(x, key, exclude=Diagonal(), weight=weight).rows
-        losses = losses + F.softplus(others - positive_similarity(x, unit(p)))
-    losses = losses / len(anchors)
+    if len(anchors) * rows**2 <= FEW and world()[1] == 1:
+        a, whole = unit(anchors), slice(0, rows)
+        w = weight(whole, whole).clone().fill_diagonal_(0)
+        s = (a @ a.transpose(1, 2) / temperature).masked_fill(w <= 0, torch.finfo(a.dtype).min)
+        others = (s + torch.where(w > 0, w, 1).log()).logsumexp(2)
+        losses = F.softplus(others - (a * unit(positives)).sum(2) / temperature).mean(0)
+    else:
+        losses = anchors.new_zeros(rows)
+        for one, p in zip(anchors, positives, strict=True):
+            x, key = scaled(unit(one), temperature), unit(one)
+            others = batch_logsumexp(x, key, exclude=Diagonal(), weight=weight).rows
+            losses = losses + F.softplus(others - positive_similarity(x, unit(p)))
+        losses = losses / len(anchors)
     return global_mean(losses) if paired is None else mean_where(losses, paired)
 
 

@@ -1,9 +1,9 @@
 """Measure codes of subjects: what they know of the subject, and what of its scene.
 
-identity_purity   share of pictures whose nearest other picture, by the codes, shows their subject
-nuisance_probe    accuracy of a linear probe of the scene (the class) on codes of other subjects; lower is purer
-similarity_rank   Spearman's correlation of the codes' cosines with the real similarity, over pairs of different subjects
-picture_error     mean squared error of generated pictures from the real ones of subject and caption, in 0..1
+- `identity_purity`: share of pictures whose nearest other picture, by the codes, shows their subject.
+- `nuisance_probe`: accuracy of a linear probe of the scene (the class) on codes of other subjects. Lower is purer.
+- `similarity_rank`: Spearman's correlation of the codes' cosines with the real similarity, over pairs of different subjects.
+- `picture_error`: mean squared error of generated pictures from the real ones of subject and caption, in 0..1.
 """
 
 from __future__ import annotations
