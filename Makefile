@@ -88,6 +88,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/vidlankd.py
 	$(BIN)/python benchmarks/space_2.py
 	$(BIN)/python benchmarks/supcon_t2i.py
+	$(BIN)/python benchmarks/customcontrast.py
 	$(BIN)/python benchmarks/mend.py
 	$(BIN)/python benchmarks/sinc.py
 	$(BIN)/python benchmarks/torchdistill_losses.py

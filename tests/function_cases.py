@@ -837,6 +837,19 @@ CASES |= {
     ),
 }
 
+CUSTOM = SYSTEMS + "generation.customcontrast:"
+CASES |= {
+    CUSTOM + "cscl": Case(lambda n, d: [*pair(n, d), 0.5], (0, 1), (0, 0, None), kernel=True),
+    CUSTOM + "macl": Case(
+        lambda n, d: [d(0, 2, n, DIM), d(1, 2, n, DIM), d(2, n, n).sigmoid(), 0.5, torch.arange(n) % 3 > 0],
+        (0, 1),
+        (1, 1, 0, None, 0),
+        kernel=True,
+        permutes=False,
+    ),
+}
+OTHERS |= {"customcontrast:subject_similarity": "a function of tiles, which macl takes; its own tests compare it"}
+
 PREFERENCES = CORE + "preferences:"
 CASES |= {
     PREFERENCES + "regularized_dpo": Case(

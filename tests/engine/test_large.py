@@ -239,6 +239,11 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "macil-sd": ("async-bags?train=24&test=4", {"batch_size": 12, "epochs": 1, "dropout": 0.0}),
 }
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    # Its U-Net and Q-formers take several tensors, and its stages differ in what they encode.
+    "customcontrast": (
+        "digit-subjects?train=8&test=4&frames=3",
+        {"embedding": 8, "width": 8, "tokens": 2, "sampling": 1, "batch_size": 12, "pretrain_epochs": 1, "epochs": 1},
+    ),
     # Its networks have feature maps, and the turns of its second phase share what the generator made.
     "supcon-t2i": (
         "digit-scenes?train=24&test=8",

@@ -175,7 +175,7 @@ def test_every_protocol_of_the_package_is_sound(slug):
 
 
 def test_systems_without_a_claim_raise_an_error():
-    assert len(room.slugs()) == 61
+    assert len(room.slugs()) == 62
     with pytest.raises(CounterpointError, match="clip is a baseline without its own claim"):
         room.of_system("clip")
     with pytest.raises(CounterpointError, match="switchgpt is planned"):

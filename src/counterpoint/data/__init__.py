@@ -351,6 +351,23 @@ SOURCES: dict[str, Source] = {
             "1,200 + 400 + 400 pictures of 16 pixels, drawn in a second",
         ),
         Source(
+            "digit-subjects",
+            "generation",
+            "counterpoint.data.digit_subjects",
+            "drawings of digits as subjects, 8 frames of each in other scenes, with captions: data of CustomContrast's claim",
+            "CC BY 4.0 (UCI, optical recognition of handwritten digits; rides in scikit-learn)",
+            "150 + 50 + 50 subjects, 2,000 pictures of 16 pixels, drawn in a second",
+        ),
+        Source(
+            "subjects",
+            "generation",
+            "counterpoint.data.subject_folders",
+            "your own subjects: a folder of pictures for each in FOLDER, with captions in captions.jsonl where you have them",
+            "yours",
+            "what you have",
+            argument="FOLDER",
+        ),
+        Source(
             "symbol-tasks",
             "demonstrations",
             "counterpoint.data.symbol_tasks",
