@@ -154,7 +154,7 @@ def _slots(place: str, columns: dict[str, Any]) -> tuple[NDArray[np.float32], ND
     features = np.concatenate(found, 1)
     if np.isinf(features).any():
         raise DataError(f"{place}: item {int(np.argwhere(np.isinf(features))[0, 0])} has infinite features")
-    present = ~np.isnan(features).any(2)
+    present = np.asarray(~np.isnan(features).any(2), np.bool_)
     return np.where(present[..., None], features, 0).astype(np.float32), present
 
 

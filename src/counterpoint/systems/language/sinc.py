@@ -236,6 +236,8 @@ class SINC(Learner):
     """The fuser, label vectors, meta-model and classifier. Features come from frozen encoders."""
 
     config: SINCConfig
+    class_tokens: Tensor
+    class_token_mask: Tensor
 
     def __init__(self, config: SINCConfig, data: Any, seed: int = 0) -> None:
         super().__init__(seed)
