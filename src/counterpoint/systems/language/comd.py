@@ -1,6 +1,6 @@
 """CoMD: a small model of pictures and text learns from a large one, in rounds, where it is worse than it.
 
-Li, Liu, Ding, et al.: "Unlock the Power: Competitive Distillation for Multi-Modal Large Language Models", arXiv 2311.08213. The
+"Unlock the Power: Competitive Distillation for Multi-Modal Large Language Models", arXiv 2311.08213. The
 paper has no code; its loop is that of Lion (Jiang et al., arXiv 2305.12870; github YJiangcm/Lion, MIT).
 
     v, x        pictures, a question
