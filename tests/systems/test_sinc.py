@@ -22,7 +22,6 @@ from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.language import sinc
-from counterpoint.tasks import episodes
 from counterpoint.tasks.episodes import EpisodesTask, demonstrations, fewer, name_tokens, neighbours_of
 from counterpoint.tasks.measures.episodes import EpisodeEvaluator
 from interrupted import need_equal_ends
@@ -541,5 +540,12 @@ def test_a_file_that_is_no_npz_and_lists_of_other_lengths_are_refused(tmp_path):
         load(f"features:{tmp_path / 'items.jsonl'}")
 
 
-def test_the_draws_of_the_evaluation_do_not_change():
-    assert episodes.DRAWN == 2307_07742
+def rows_at(value: Any, at: int) -> Any:
+    return {k: rows_at(v, at) for k, v in value.items()} if isinstance(value, dict) else np.asarray(value)[at].tolist()
+
+
+def test_an_item_of_the_evaluation_has_the_same_prompt_in_any_batch():
+    _, task = built()
+    whole = task.episodes(task.split("valid"), np.arange(4))
+    alone = task.episodes(task.split("valid"), np.array([2]))
+    assert rows_at(alone, 0) == rows_at(whole, 2)

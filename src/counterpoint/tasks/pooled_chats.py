@@ -105,7 +105,7 @@ class PooledChatLearner(TaughtChatLearner):
     def ask(self, prompts: Sequence[Prompt], temperature: float = 0.0, new_tokens: int = 0) -> list[Answer]:
         """Let the teacher answer prompts."""
         generator = torch.Generator().manual_seed(len(self.pool))
-        usual = {"new_tokens": new_tokens or self.config.new_tokens, "temperature": temperature}
+        usual: dict[str, Any] = {"new_tokens": new_tokens or self.config.new_tokens, "temperature": temperature}
         model = self._answering().eval()
         parts = [prompts[start : start + AT_ONCE] for start in range(0, len(prompts), AT_ONCE)]
         return [answer for part in parts for answer in answers(model, part, generator=generator, **usual)]

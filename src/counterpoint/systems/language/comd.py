@@ -1,6 +1,6 @@
 """CoMD: a small model of pictures and text learns from a large one, in rounds, where it is worse than it.
 
-Li, Liu, Ding, et al.: "Unlock the Power: Competitive Distillation for Multi-Modal Large Language Models", arXiv 2311.08213. The
+"Unlock the Power: Competitive Distillation for Multi-Modal Large Language Models", arXiv 2311.08213. The
 paper has no code; its loop is that of Lion (Jiang et al., arXiv 2305.12870; github YJiangcm/Lion, MIT).
 
     v, x        pictures, a question
@@ -157,8 +157,7 @@ class CoMD(PooledChatLearner):
         if config.caption_epochs and config.epochs and not len(captioned(survey)):
             raise DataError("no training chat is a caption, from which the projector learns; set --caption-epochs 0")
         if not hasattr(self, "assessor"):
-            made = {"agreement": Agreement, "likelihood": lambda: Likelihood(self._answering()), "judge": self._judge}
-            self.assessor = made[config.assessor]()
+            self.assessor = self._assessor()
         if not hasattr(self, "augmentor"):
             rewriter = Rewriter(
                 partial(self.ask, temperature=config.writing_sampling, new_tokens=config.written_tokens),
@@ -166,12 +165,17 @@ class CoMD(PooledChatLearner):
             )
             self.augmentor = rewriter if config.augmentor == "rewrite" else self.relatives(survey)
 
-    def _judge(self) -> Judge:
+    def _assessor(self) -> Assessor:
         config = self.config
-        usual = {"new_tokens": config.written_tokens, "temperature": config.review_sampling}
+        if config.assessor == "agreement":
+            return Agreement()
+        if config.assessor == "likelihood":
+            return Likelihood(self._answering())
+        most, temperature = config.written_tokens, config.review_sampling
         if self.judging is None:
-            return Judge(partial(self.ask, **usual))
-        return Judge(partial(answers, chat_model_of(self.judging.module), **usual))
+            return Judge(partial(self.ask, new_tokens=most, temperature=temperature))
+        judge = chat_model_of(self.judging.module)
+        return Judge(partial(answers, judge, new_tokens=most, temperature=temperature))
 
     # --- stages
 
