@@ -326,6 +326,14 @@ SOURCES: dict[str, Source] = {
             "5,000 chats, 75 + 225 choices, made in a moment",
         ),
         Source(
+            "media-requests",
+            "chats",
+            "counterpoint.data.media_requests",
+            "requests for texts, pictures, sounds and films, whose answers name modality and prompt: data of SwitchGPT's claim",
+            "made on the spot",
+            "2,400 plain chats, 784 requests, 48 + 96 requests by new wordings for new entities, made in a moment",
+        ),
+        Source(
             "chats",
             "chats",
             "counterpoint.data.chat_files",
