@@ -59,7 +59,10 @@ def masked_lm_loss(logits: Float[Tensor, "n tokens vocabulary"], labels: Int[Ten
 @over_group
 @full_precision
 def flag_weighted_lm_loss(
-    logits: Float[Tensor, "n tokens vocabulary"], labels: Int[Tensor, "n tokens"], flags: Sequence[int], weight: float = 1.0
+    logits: Float[Tensor, "n tokens vocabulary"],
+    labels: Int[Tensor, "n tokens"],
+    flags: Sequence[int],
+    weight: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Compute the cross-entropy of the next token, in whose mean over the whole batch a flag counts `weight` times.
 

@@ -71,7 +71,7 @@ def start_rows(model: ChatModel, flags: Sequence[int], adapter: str) -> None:
     kept = torch.ones(model.tokenizer.vocabulary, dtype=torch.bool)
     kept[list(flags)] = False
     for table in tables(model):
-        weight = table.weight
+        weight = table.token_adapter.base_layer.weight  # `table.weight` is a copy with the adapter's rows
         weight[list(flags)] = weight[: len(kept)][kept.to(weight.device)].mean(0)
         table.token_adapter.trainable_tokens_delta[adapter].copy_(weight[sorted(flags)])
 

@@ -105,7 +105,10 @@ class SwitchGPTConfig(ChatsConfig):
             raise CounterpointError(
                 f"flags are two or more different capital words in brackets, with {TEXT}; got {', '.join(self.flags)}"
             )
-        for what, name, known in (("tuning", self.tuning, ("lora", "full")), *(("router", name, ROUTERS) for name in self.compare)):
+        for what, name, known in (
+            ("tuning", self.tuning, ("lora", "full")),
+            *(("router", name, ROUTERS) for name in self.compare),
+        ):
             if name not in known:
                 raise unknown(what, name, known)
 
@@ -201,7 +204,9 @@ class SwitchGPT(AdaptedChatLearner):
             )
         rng = np.random.default_rng([self.seed, 2309_07623])
         ranked = sorted(
-            (place, group, n) for group, rows in of.items() for place, n in enumerate(rng.permutation(sorted(rows)).tolist())
+            (place, group, n)
+            for group, rows in of.items()
+            for place, n in enumerate(rng.permutation(sorted(rows)).tolist())
         )
         return np.array(sorted(n for *_, n in ranked[: self.config.examples or len(ranked)]), np.int64)
 
@@ -210,7 +215,9 @@ class SwitchGPT(AdaptedChatLearner):
         if not self.config.model.startswith("run:"):
             return
         run = finished_chat(self.config.model)
-        given = {name.removeprefix("model."): value for name, value in run.load_weights().items() if name[:6] == "model."}
+        given = {
+            name.removeprefix("model."): value for name, value in run.load_weights().items() if name[:6] == "model."
+        }
         theirs = {plain_name(name): value for name, value in given.items()}
         state = self.model.state_dict()
         for name, own in state.items():
@@ -297,7 +304,9 @@ class SwitchGPT(AdaptedChatLearner):
     def _texts(self, texts: Sequence[tuple[tuple[Message, ...], str]]) -> dict[str, float]:
         """Measure the mean loss of a text's token, as a plain answer of the base model and as the prompt of a meta-response."""
         plain = rows_of(self.model.tokenizer, [(*prompt, Message("assistant", text)) for prompt, text in texts])
-        meta = rows_of(self.model.tokenizer, [(*prompt, Message("assistant", render(TEXT, text))) for prompt, text in texts])
+        meta = rows_of(
+            self.model.tokenizer, [(*prompt, Message("assistant", render(TEXT, text))) for prompt, text in texts]
+        )
         many = (plain["labels"] != IGNORED).sum(1)
         # The text is the end of the meta-response.
         ends = meta["mask"].sum(1)
@@ -341,7 +350,9 @@ class SwitchGPT(AdaptedChatLearner):
                 found[name] = logistic_router(one, flags, other)
             else:
                 with self.model.model.disable_adapter():
-                    one, other = (self._states(p).cpu().numpy() for p in ([Prompt(c.prompt) for c, _ in learned], prompts))
+                    one, other = (
+                        self._states(p).cpu().numpy() for p in ([Prompt(c.prompt) for c, _ in learned], prompts)
+                    )
                 found[name] = logistic_router(one, flags, other)
         return found
 
@@ -351,7 +362,9 @@ class SwitchGPT(AdaptedChatLearner):
         for start in range(0, len(prompts), 256):
             rows = [self.model.tokenizer.prompt(prompt.messages) for prompt in prompts[start : start + 256]]
             ids, mask = (part.to(self.device) for part in padded(rows, self.model.tokenizer.pad))
-            states = self.model.model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True).hidden_states
+            states = self.model.model(
+                input_ids=ids, attention_mask=mask.long(), output_hidden_states=True
+            ).hidden_states
             found.append(states[-1][torch.arange(len(rows)), mask.sum(1) - 1])
         return torch.cat(found)
 
