@@ -45,7 +45,7 @@ def test_every_built_system_can_be_loaded(slug):
 
 def test_planned_and_unknown_systems_raise_an_error():
     with pytest.raises(CounterpointError, match="in the catalogue but not built yet"):
-        catalog.load_system("switchgpt")
+        catalog.load_system("customcontrast")
     with pytest.raises(CounterpointError, match="did you mean macil-sd"):
         catalog.get("macilsd")
 

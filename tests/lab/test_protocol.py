@@ -175,11 +175,11 @@ def test_every_protocol_of_the_package_is_sound(slug):
 
 
 def test_systems_without_a_claim_raise_an_error():
-    assert len(room.slugs()) == 59
+    assert len(room.slugs()) == 60
     with pytest.raises(CounterpointError, match="clip is a baseline without its own claim"):
         room.of_system("clip")
-    with pytest.raises(CounterpointError, match="switchgpt is planned"):
-        room.of_system("switchgpt")
+    with pytest.raises(CounterpointError, match="customcontrast is planned"):
+        room.of_system("customcontrast")
     with pytest.raises(CounterpointError, match="did you mean"):
         room.of_system("simile")
 

@@ -9,8 +9,8 @@ PLACE is a .json or .jsonl file, a folder of them, or a folder in MME's layout. 
     a choice      {"question": ..., "choices": [...], "answer": "text or number of the choice", "image": "a.png"}
     TruthfulQA's  {"question": ..., "mc1_targets": {answer: 1 or 0, ...}, "mc2_targets": {...}}, as its mc_task.json has them
     preferences   {"prompt": ..., "chosen": ..., "rejected": ..., "images": [...]}
-    a modality    messages whose answer is {"role": "assistant", "modality": "IMAGE", "prompt": "a red fox"}; "objects" of the record
-                  are names that the prompt must have
+    a modality    messages whose answer is {"role": "assistant", "modality": "IMAGE", "prompt": "a red fox"}; "objects" of the
+                  record are names that the prompt must have
 
 A chat with "objects" (names of what its picture shows) is measured as a caption, by CHAIR. The objects may also come from COCO's
 instances (`?instances=FILE.json`), and the words that name them from CHAIR's list (`?synonyms=FILE.txt`). Yes and no as reference

@@ -22,11 +22,12 @@ from counterpoint.encoders.messages import Message
 from counterpoint.encoders.meta_responses import TEXT, render
 from counterpoint.errors import CounterpointError
 
-NAMES = (
+_NAMES = (
     "circle square triangle star heart ring cross diamond cat dog horse cow duck frog owl wolf bear fox bee crow bell drum horn "
     "flute harp train clock door rain wind river storm car boat plane truck ship bird fish lamb goat hen pig robot ball kite apple "
     "lamp chair table tree flower leaf cloud moon ruby coin key boot hat cup"
-).split()
+)
+NAMES = tuple(_NAMES.split())
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "orange", "purple")
 WORDS = ("bright", "old", "small", "rare", "heavy", "common")
 HELD = 3  # wordings of each modality

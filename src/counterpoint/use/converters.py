@@ -117,8 +117,7 @@ def dispatch(reply: str, converters: Zoo, out: Path | str, flags: Sequence[str] 
         flags: flags that the model has. Default: those of the converters.
 
     A reply without any flag is an answer in text. A reply with flags that is no meta-response is refused, as is an empty prompt. A
-    modality without a converter is "missing", and an error of a converter is "failed", with its reason. Flags that are not known are
-    ignored.
+    modality without a converter is "missing", and an error of a converter is "failed", with its reason.
     """
     known = list(dict.fromkeys([TEXT, *flags, *converters.flags]))
     found, prompts = parse_meta_response(reply, known, TEXT, strict=True)

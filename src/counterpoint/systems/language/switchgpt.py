@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -134,8 +135,8 @@ class SwitchGPT(AdaptedChatLearner):
     def build(self, data: Any) -> ChatModel:
         config = self.config
         tokenizer = with_flags(ChatTokenizer.from_json(data.tokenizer), config.flags)
-        data.tokenizer = tokenizer.to_json()
-        model = ChatLearner.build(self, data)
+        facts = SimpleNamespace(built=data.built, tokenizer=tokenizer.to_json(), size=data.size)
+        model = ChatLearner.build(self, facts)
         make_room(model)
         self.flags = flag_ids(tokenizer, config.flags)
         self.opening = opening(tokenizer)
@@ -332,7 +333,7 @@ class SwitchGPT(AdaptedChatLearner):
     def tuned(self) -> bool:
         """Whether the flags' stage has begun, or a finished run brought them."""
         tables = [p for name, p in self.model.named_parameters() if "lora_B" in name]
-        return self.config.tuning == "full" and bool(self.config.tuning_epochs) or any(bool(p.any()) for p in tables)
+        return (self.config.tuning == "full" and self.config.tuning_epochs > 0) or any(bool(p.any()) for p in tables)
 
     @torch.no_grad()
     def _routers(self, survey: Survey, asked: Sequence[str], prompts: Sequence[Prompt]) -> dict[str, list[str]]:
