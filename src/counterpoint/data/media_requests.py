@@ -6,11 +6,11 @@
 Plain chats teach a base model what it needs to know, without any flag:
 
     user        "define the ruby"                 assistant   "the ruby is red and bright ."
-    user        "what is made by this : sketch the ruby"                    assistant   "a picture of the ruby"
+    user        "sketch the ruby"                 assistant   "pictures of the ruby are not here ."
 
 For each modality, 3 of its 10 wordings are held out, and so are 30 % of the entities. Valid and test ask by held-out wordings for
-held-out entities; the training chats have no such pair. The last word of a text, such as
-"bright", is drawn, so that texts have a loss above 0.
+held-out entities; the training chats have no such pair. The last word of a text, such as "bright", is drawn, so that texts have a loss
+above 0.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ WORDINGS = {
         "follow the {e} with a camera",
     ),
 }
-MEDIA = {TEXT: "line", "[IMAGE]": "picture", "[AUDIO]": "sound", "[VIDEO]": "film"}
+MEDIA = {"[IMAGE]": "pictures", "[AUDIO]": "sounds", "[VIDEO]": "films"}
 
 
 def load(
@@ -142,15 +142,7 @@ def load(
         if wording in unseen[flag] and name not in taught:
             continue
         asked = wording.format(e=name)
-        if rng.random() < 0.5:  # a text, by a wording of texts
-            if flag != TEXT:
-                asked = WORDINGS[TEXT][int(rng.integers(len(WORDINGS[TEXT])))]
-                if asked in unseen[TEXT] and name not in taught:
-                    continue
-                asked = asked.format(e=name)
-            answer = told(name)
-        else:
-            asked, answer = f"what is made by this : {asked}", f"a {MEDIA[flag]} of the {name}"
+        answer = told(name) if flag == TEXT else f"{MEDIA[flag]} of the {name} are not here ."
         base.append(Chat((Message("user", asked), Message("assistant", answer))))
     valid, test = (
         ChatSplit([request(flag, wording, name) for flag in WORDINGS for wording in unseen[flag] for name in part])

@@ -67,7 +67,7 @@ def tables(model: ChatModel) -> list[nn.Module]:
 
 @torch.no_grad()
 def start_rows(model: ChatModel, flags: Sequence[int], adapter: str) -> None:
-    """Set the rows of the flags to the mean of all other rows, in the weights and in the adapter that trains them."""
+    """Set the rows of the flags to the mean of all other rows. Weights and adapter both have them."""
     kept = torch.ones(model.tokenizer.vocabulary, dtype=torch.bool)
     kept[list(flags)] = False
     for table in tables(model):

@@ -14,29 +14,27 @@ Stages:
 
 A parsed reply goes to the converter of its modality (`counterpoint.use.converters`). Nothing that a model writes is executed.
 
-- Certain, by ModaVerse's code: format, parser, rank 32 and scale 1 on the attention, dropout 0.1, Adam with betas 0.9 and 0.95,
-  weight decay 0.001, warm-up over a tenth of the steps, clipping at 1.
+- Certain, by ModaVerse's code: format and parser. LoRA of rank 32 and scale 1 on the attention, dropout 0.1. Weight decay 0.001,
+  warm-up over a tenth of the steps, clipping at 1.
 - Chosen: sizes, `flag_weight`, `constrained`, the mean of existing rows as the start of a flag's row. ModaVerse trains all rows.
 - Left out: media as input (ModaVerse's frozen encoder and linear layer).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.core.answers import answer_log_probability, flag_weighted_lm_loss, masked_lm_loss
+from counterpoint.core.answers import flag_weighted_lm_loss, masked_lm_loss
 from counterpoint.core.masking import IGNORED
 from counterpoint.data.chats import Chat, ChatData
 from counterpoint.data.images import Indices
-from counterpoint.encoders.chat_models import ChatModel, ChatTokenizer, Prompt, padded
+from counterpoint.encoders.chat_models import ChatModel, ChatTokenizer
 from counterpoint.encoders.decoding import Decoder
 from counterpoint.encoders.flags import FlagDecoder, flag_ids, make_room, opening, start_rows, with_flags
 from counterpoint.encoders.messages import Message
@@ -45,9 +43,9 @@ from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, RunError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.adapted_chats import AdaptedChatLearner, plain_name, with_adapter
+from counterpoint.tasks.adapted_chats import of_adapter, plain_name, with_adapter
 from counterpoint.tasks.chats import ChatBatches, ChatLearner, ChatsConfig, finished_chat, rows_of
-from counterpoint.tasks.measures.modalities import keyword_router, logistic_router, macro_accuracy, word_counts
+from counterpoint.tasks.switching import SwitchingLearner
 
 ADAPTER = "flags"
 ROUTERS = ("keywords", "words", "states")
@@ -126,7 +124,7 @@ def bare(text: str) -> str:
     return FORM.sub(" ", text)
 
 
-class SwitchGPT(AdaptedChatLearner):
+class SwitchGPT(SwitchingLearner):
     """A model, the adapter that learns to switch, and the rows of the flags."""
 
     config: SwitchGPTConfig
@@ -219,11 +217,15 @@ class SwitchGPT(AdaptedChatLearner):
         given = {
             name.removeprefix("model."): value for name, value in run.load_weights().items() if name[:6] == "model."
         }
+        if not any(
+            bool(value.any()) for name, value in given.items() if "lora_B" in name
+        ):  # an adapter that adds nothing
+            given = {name: value for name, value in given.items() if not of_adapter(name)}
         theirs = {plain_name(name): value for name, value in given.items()}
         state = self.model.state_dict()
         for name, own in state.items():
             value = given.get(name, theirs.get(plain_name(name)))
-            if value is None and any(part in name for part in ("lora_", "trainable_tokens_")):
+            if value is None and of_adapter(name):
                 continue
             rows = 0 if value is None else min(len(value), len(own))
             if value is None or not 0 <= len(own) - rows <= len(self.flags) or value[:rows].shape != own[:rows].shape:
@@ -261,118 +263,11 @@ class SwitchGPT(AdaptedChatLearner):
     def decoder(self) -> Decoder | None:
         return FlagDecoder(self.model.tokenizer, self.config.flags) if self.config.constrained else None
 
-    @torch.no_grad()
-    def route(self, prompts: Sequence[Prompt]) -> Float[Tensor, "n flags"]:
-        """Compute the probability of each flag after "Modality:", among the flags alone."""
-        rows = [[*self.model.tokenizer.prompt(prompt.messages), *self.opening[0]] for prompt in prompts]
-        ids, mask = (part.to(self.device) for part in padded(rows, self.model.tokenizer.pad))
-        logits = self.model(ids, mask)[torch.arange(len(rows)), mask.sum(1) - 1]
-        return logits[:, self.flags].float().softmax(1)
-
-    # --- measures
-
-    def measures(self, survey: Survey, split: str) -> dict[str, float]:
-        """Measure the routing probability, the loss of texts before and after tuning, and the routers of `compare`."""
-        chats = survey.split(split).chats
-        rows = [n for n, chat in enumerate(chats) if chat.kind == "meta" and not chat.pictures]
-        flags, config = list(self.config.flags), self.config
-        parsed = [parse_meta_response(chats[n].answer, flags, TEXT, strict=True) for n in rows]
-        single = [(n, a[0], b[0]) for n, (a, b) in zip(rows, parsed, strict=True) if len(a) == 1]
-        if not single:
-            return {}
-        self.eval()
-        prompts, truth = [Prompt(chats[n].prompt) for n, *_ in single], [flag for _, flag, _ in single]
-        chance = torch.cat([self.route(prompts[start : start + 256]) for start in range(0, len(prompts), 256)]).cpu()
-        right = torch.tensor([flags.index(flag) for flag in truth])
-        found = {
-            "routing_accuracy": routed(truth, [flags[n] for n in chance.argmax(1).tolist()]),
-            "routing_loss": float(-chance[torch.arange(len(right)), right].clamp(min=1e-12).log().mean()),
-        }
-        texts = [(chats[n].prompt, prompt) for n, flag, prompt in single if flag == TEXT]
-        if texts:
-            found |= self._texts(texts)
-        if config.compare:
-            evaluated = survey.evaluator(split)
-            for some in survey.in_batches(split):
-                evaluated.take(some, self.answers(survey.batch(split, some)["prompts"], draw=int(some[0])))
-            own = evaluated.compute()["modality_accuracy"]
-            asked = [chats[n].question for n, *_ in single]
-            for name, said in self._routers(survey, asked, prompts).items():
-                score = routed(truth, said)
-                found |= {f"{name}_accuracy": score, f"gain_over_{name}": own - score}
-        return found
-
-    def _texts(self, texts: Sequence[tuple[tuple[Message, ...], str]]) -> dict[str, float]:
-        """Measure the mean loss of a text's token, as a plain answer of the base model and as the prompt of a meta-response."""
-        plain = rows_of(self.model.tokenizer, [(*prompt, Message("assistant", text)) for prompt, text in texts])
-        meta = rows_of(
-            self.model.tokenizer, [(*prompt, Message("assistant", render(TEXT, text))) for prompt, text in texts]
-        )
-        many = (plain["labels"] != IGNORED).sum(1)
-        # The text is the end of the meta-response.
-        ends = meta["mask"].sum(1)
-        at = torch.arange(meta["labels"].shape[1])[None]
-        meta["labels"] = meta["labels"].masked_fill(at < (ends - many)[:, None], IGNORED)
-
-        @torch.no_grad()
-        def loss(rows: Mapping[str, Tensor]) -> float:
-            given = {name: value.to(self.device) for name, value in rows.items()}
-            return float(-answer_log_probability(self.logits(given), given["labels"]).sum() / many.sum())
-
-        if not self.tuned:
-            return {"text_loss": loss(plain)}
-        found = {"text_loss": loss(meta)}
-        if self.config.tuning == "lora":
-            with self.model.model.disable_adapter():
-                found["text_loss_before"] = loss(plain)
-            found["text_loss_rise"] = found["text_loss"] / max(found["text_loss_before"], 1e-12) - 1
-            found["text_perplexity_rise"] = float(np.exp(found["text_loss"] - found["text_loss_before"])) - 1
-        return found
-
     @property
     def tuned(self) -> bool:
         """Whether the flags' stage has begun, or a finished run brought them."""
         tables = [p for name, p in self.model.named_parameters() if "lora_B" in name]
         return (self.config.tuning == "full" and self.config.tuning_epochs > 0) or any(bool(p.any()) for p in tables)
-
-    @torch.no_grad()
-    def _routers(self, survey: Survey, asked: Sequence[str], prompts: Sequence[Prompt]) -> dict[str, list[str]]:
-        """Route by the routers of `compare`, which learn from the same examples."""
-        chats = [survey.split("train").chats[n] for n in self.examples(survey).tolist()]
-        parsed = [(chat, flags_in(chat.answer.partition("Prompt:")[0])) for chat in chats]
-        learned = [(chat, own[0]) for chat, own in parsed if len(own) == 1]
-        requests, flags = [chat.question for chat, _ in learned], [flag for _, flag in learned]
-        found = {}
-        for name in self.config.compare:
-            if name == "keywords":
-                found[name] = keyword_router(requests, flags, asked)
-            elif name == "words":
-                one, other = word_counts(requests, asked)
-                found[name] = logistic_router(one, flags, other)
-            else:
-                with self.model.model.disable_adapter():
-                    one, other = (
-                        self._states(p).cpu().numpy() for p in ([Prompt(c.prompt) for c, _ in learned], prompts)
-                    )
-                found[name] = logistic_router(one, flags, other)
-        return found
-
-    def _states(self, prompts: Sequence[Prompt]) -> Float[Tensor, "n width"]:
-        """Return the model's last state at the end of each prompt."""
-        found = []
-        for start in range(0, len(prompts), 256):
-            rows = [self.model.tokenizer.prompt(prompt.messages) for prompt in prompts[start : start + 256]]
-            ids, mask = (part.to(self.device) for part in padded(rows, self.model.tokenizer.pad))
-            states = self.model.model(
-                input_ids=ids, attention_mask=mask.long(), output_hidden_states=True
-            ).hidden_states
-            found.append(states[-1][torch.arange(len(rows)), mask.sum(1) - 1])
-        return torch.cat(found)
-
-
-def routed(truth: Sequence[str], said: Sequence[str]) -> float:
-    """Return the accuracy of single flags, averaged over the modalities of the truth."""
-    return macro_accuracy([frozenset([flag]) for flag in said], [frozenset([flag]) for flag in truth])
 
 
 RECIPE = {

@@ -92,7 +92,7 @@ def words_of(text: str) -> list[str]:
 
 
 def keyword_router(requests: Sequence[str], flags: Sequence[str], asked: Sequence[str]) -> list[str]:
-    """Route requests by the words that only one modality has in training. Most votes win; without a vote it is TEXT.
+    """Choose flags of requests by the words that only one modality has in training. Most votes win; without a vote it is TEXT.
 
     >>> keyword_router(["draw a cat", "say a cat"], ["[IMAGE]", "[AUDIO]"], ["draw a dog", "a dog"])
     ['[IMAGE]', '[TEXT]']
@@ -121,7 +121,7 @@ def word_counts(requests: Sequence[str], asked: Sequence[str]) -> tuple[NDArray[
 
 
 def logistic_router(features: NDArray[Any], flags: Sequence[str], asked: NDArray[Any]) -> list[str]:
-    """Route by a logistic regression of features, which are standardised; with one flag in training, by this flag."""
+    """Choose flags by a logistic regression of features, which are standardised; with one flag in training, by this flag."""
     from sklearn.linear_model import LogisticRegression
 
     if len(set(flags)) == 1:
