@@ -331,7 +331,7 @@ SOURCES: dict[str, Source] = {
             "counterpoint.data.media_requests",
             "requests for texts, pictures, sounds and films, whose answers name modality and prompt: data of SwitchGPT's claim",
             "made on the spot",
-            "2,400 plain chats, 784 requests, 48 + 96 requests by new wordings for new entities, made in a moment",
+            "3,000 plain chats, 1,176 requests, 72 + 144 requests by new wordings for new entities, made in a moment",
         ),
         Source(
             "chats",

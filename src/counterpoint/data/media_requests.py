@@ -9,8 +9,8 @@ Plain chats teach a base model what it needs to know, without any flag:
     user        "sketch the ruby"                 assistant   "pictures of the ruby are not here ."
 
 For each modality, 3 of its 10 wordings are held out, and so are 30 % of the entities. Valid and test ask by held-out wordings for
-held-out entities; the training chats have no such pair. The last word of a text, such as "bright", is drawn, so that texts have a loss
-above 0.
+held-out entities; the training chats have no such pair. The last word of a text, such as "bright", is drawn, so that texts have a
+loss above 0.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ MEDIA = {"[IMAGE]": "pictures", "[AUDIO]": "sounds", "[VIDEO]": "films"}
 def load(
     argument: None = None,
     *,
-    entities: int = 40,
+    entities: int = 60,
     requests: int = 0,
-    plain: int = 2400,
+    plain: int = 3000,
     seed: int = 0,
 ) -> ChatData:
     """Draw the set (in a moment).

@@ -44,8 +44,8 @@ def parse_meta_response(
         strict: count flags between "Modality:" and "Prompt:" alone. Otherwise those of the whole reply count, as in the authors'
             code.
 
-    Returns the flags, and the prompt once for each. The most frequent flag is first; ties are in the order of `flags`. The prompt is
-    the text after the first "Prompt:" up to "###". A reply without "Prompt:" has the default flag and an empty prompt; the
+    Returns the flags, and the prompt once for each. The most frequent flag is first; ties are in the order of `flags`. The prompt
+    is the text after the first "Prompt:" up to "###". A reply without "Prompt:" has the default flag and an empty prompt; the
     authors' parser raises there.
 
     Raises ValueError where `flags` is empty or lacks `default`.

@@ -271,14 +271,18 @@ class SwitchGPT(SwitchingLearner):
 
 
 RECIPE = {
-    "epochs": 12,
-    "batch_size": 32,
-    "model": "llama-64-2-4",
+    "epochs": 3,
+    "lr": 0.012,
+    "batch_size": 48,
+    "model": "llama-64-4-4",
     "context": 64,
-    "vocabulary": 500,
+    "vocabulary": 800,
     "new_tokens": 20,
-    "evaluate_every": 12,
+    "evaluate_every": 99,
+    "examples": 800,
     "tuning_epochs": 6,
+    "tuning_lr": 0.04,
+    "attention_only": False,
     "compare": ROUTERS,
 }
 SYSTEM = System(
