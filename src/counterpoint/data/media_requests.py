@@ -134,7 +134,7 @@ def load(
 
     every = [request(flag, wording, name) for flag in WORDINGS for wording in kept[flag] for name in taught]
     chosen = [every[n] for n in rng.permutation(len(every))[: requests or len(every)]]
-    base = []
+    base: list[Chat] = []
     while len(base) < plain:
         flag = list(WORDINGS)[int(rng.integers(len(WORDINGS)))]
         wording = WORDINGS[flag][int(rng.integers(len(WORDINGS[flag])))]
