@@ -778,7 +778,7 @@ CASES |= {
     ),
     CORE + "answers:answer_log_probability": Case(lambda n, d: [d(0, n, 4, 5), answered(n)], (0,), (0, 0)),
 }
-OTHERS |= {"lol:select_premature_layer": "whole numbers", "meta_responses:parse_meta_response": "texts"}
+OTHERS |= {"decoding:select_premature_layer": "whole numbers", "meta_responses:parse_meta_response": "texts"}
 
 
 def asked(n: int) -> list[Tensor]:

@@ -607,7 +607,6 @@ WITHOUT = {
     "llava-mod:preference_loss": "losses of each pair, of four log-probabilities",
     "llava-mod:top2_routes": "routes of tokens; only its balance is a loss, for the layer that routes",
     "switchgpt:flag_weighted_lm_loss": "torch's cross-entropy of shifted logits, with weights of tokens",
-    "switchgpt:parse_meta_response": "texts, no loss",
     "stic:regularized_dpo": "a loss of each pair, of four logits and labels",
     "stic:runner_up_log_probability": "log-probabilities of rows, no loss",
     "stic:preference_margin": "a difference of each pair, no loss",
