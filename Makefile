@@ -9,7 +9,7 @@ demo: $(STAMP)  ## learn from labelled game clips, find violent moments in a vid
 	$(BIN)/python -m counterpoint.demo
 
 test: $(STAMP)  ## the default test suite; set COUNTERPOINT_DATA to a folder of extra data to skip nothing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations 30 --durations-min 4
 
 test-all: $(STAMP)  ## the default suite and the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not claim' -n auto --dist worksteal
@@ -89,7 +89,9 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/vidlankd.py
 	$(BIN)/python benchmarks/space_2.py
 	$(BIN)/python benchmarks/supcon_t2i.py
+	$(BIN)/python benchmarks/customcontrast.py
 	$(BIN)/python benchmarks/mend.py
+	$(BIN)/python benchmarks/sinc.py
 	$(BIN)/python benchmarks/torchdistill_losses.py
 
 bench-check: $(STAMP)  ## compare the records that `make bench` wrote with those of the last commit

@@ -160,7 +160,7 @@ CASES: dict[str, Case] = {
     CLASSICS + "attention_transfer:attention_transfer": Case(
         lambda n, d: [d(0, n, 3, 4, 4), d(1, n, 2, 2, 2)], (0,), (0, 0), most=70
     ),
-    DISWOT + "relation_distance": Case(lambda n, d: [d(0, n, 3, 2, 2), d(1, n, DIM)], (1,), (0, 0)),
+    CORE + "map_similarity:relation_distance": Case(lambda n, d: [d(0, n, 3, 2, 2), d(1, n, DIM)], (1,), (0, 0)),
     DISWOT + "channel_correlation": Case(lambda n, d: [d(0, n, 3, 2, 2), d(1, n, 3, 4, 2)], (0,), (0, 0)),
     # The rows of a gradient are classes.
     DISWOT + "semantic_distance": Case(pair, (1,), (0, 0)),
@@ -334,7 +334,7 @@ CASES: dict[str, Case] = {
     IMAGES + "sla:sla_loss": Case(
         lambda n, d: [d(0, n, 6), labels(n), 1, d(1, n, 6), 2.0], (0, 3), (0, 0, None, 0, None)
     ),
-    DISTILLATION + "kd3:dynamic_selection": Case(
+    CORE + "noisy_labels:dynamic_selection": Case(
         lambda n, d: [3 * d(0, n, 5), 3 * d(1, n, 5), 0.4, 0.9], (), (0, 0, None, None), permutes=False
     ),
     DISTILLATION + "kd3:disagreement_weights": Case(lambda n, d: [d(0, n, 5), d(1, n, 5)], (), (0, 0), permutes=False),
@@ -378,7 +378,7 @@ CASES: dict[str, Case] = {
         lambda n, d: [d(0, n, DIM), d(1, 9, DIM)], (), (0, None), memory=(1,), permutes=False
     ),
     CORE + "wavelets:haar_high_frequency": Case(lambda n, d: [d(0, n, 2, 4, 6)], (0,), (0,), most=70),
-    DENSE + "pcl_sr:patch_nce": Case(
+    CORE + "map_similarity:patch_nce": Case(
         lambda n, d: [d(0, n, 4, 3, 2), d(1, 2, n, 4, 3, 2), d(2, 3, n, 4, 3, 2)], (0,), (0, 1, 1), most=70
     ),
     DENSE + "pcl_sr:feature_ratio": Case(
@@ -407,14 +407,14 @@ CASES |= {
     DENSE + "global_local_seg:partition_contrastive_loss": Case(
         lambda n, d: [d(0, -(-n // 8) * 8, DIM), 2, 2], (0,), (0, None, None), permutes=False
     ),
-    DENSE + "global_local_seg:local_region_contrastive_loss": Case(
+    CORE + "regions:local_region_contrastive_loss": Case(
         lambda n, d: [d(0, -(-n // 2) * 2, 9, 9, 2), *grid_regions(9, 9)],
         (0,),
         (0, None, None),
         most=40,
         permutes=False,
     ),
-    DENSE + "global_local_seg:soft_dice_loss": Case(
+    CORE + "mask_losses:soft_dice_loss": Case(
         lambda n, d: [d(0, n, 3, 4, 4), (d(1, n, 4, 4) * 100).long().remainder(3)], (0,), (0, 0)
     ),
     CORE + "mask_losses:binary_mask_loss": Case(
@@ -436,15 +436,15 @@ CASES |= {
         (),
         (0, 0, 0, 0),
     ),
-    DENSE + "wscol:weak_guided_contrast": Case(
+    CORE + "proposals:weak_guided_contrast": Case(
         lambda n, d: [d(0, n, DIM), torch.arange(n) % 5, 0.1], (0,), (0, 0, None), kernel=True
     ),
-    DENSE + "wscol:proposal_distillation": Case(lambda n, d: [d(0, n, 7), d(1, n, 7)], (0,), (0, 0)),
+    CORE + "proposals:proposal_distillation": Case(lambda n, d: [d(0, n, 7), d(1, n, 7)], (0,), (0, 0)),
     DENSE + "pixpro:pixel_propagation": Case(lambda n, d: [d(0, n, 3, 4, 3), None, 2.0], (0,), (0, None, None)),
     DENSE + "pixpro:pixpro_loss": Case(cell_maps, (0, 1), (0,) * 6),
     DENSE + "pixpro:pixel_regression": Case(cell_maps, (0, 1), (0,) * 6),
     DENSE + "pixpro:pix_contrast": Case(cell_maps, (0, 1), (0,) * 6),
-    DENSE + "any2seg:modality_agnostic_fusion": Case(
+    CORE + "modality_fusion:modality_agnostic_fusion": Case(
         lambda n, d: [d(0, 3, n, 4, 2, 3), d(1, n, 4, 2, 3), 2], (0,), (1, 0, None), permutes=False
     ),
     DENSE + "any2seg:inter_modal_loss": Case(lambda n, d: [d(0, n, 4), d(1, n, 4), 0.3], (0,), (0, 0, None)),
@@ -458,7 +458,7 @@ CASES |= {
     CORE + "tokens:drop_redundant_tokens": Case(lambda n, d: [d(0, n, 6, 4), 0.5], (), (0, None)),
     CORE + "tokens:attention_distance": Case(lambda n, d: [d(0, n, 4, 4).softmax(2), 2], (0,), (0, None)),
     CORE + "tokens:attention_nmi": Case(lambda n, d: [d(0, n, 4, 4).softmax(2)], (0,), (0,)),
-    DISTILLATION + "hybrid_distill:relation_distillation_loss": Case(
+    CORE + "tokens:relation_distillation_loss": Case(
         lambda n, d: [[d(s, n, 2, 3, 4) for s in range(3)], [d(s + 3, n, 2, 3, 5) for s in range(3)]], (), (0, 0)
     ),
     DISTILLATION + "hybrid_distill:feature_distillation_loss": Case(
@@ -516,12 +516,12 @@ CASES |= {
     DISTILLATION + "vidlankd:paired_hinge_loss": Case(
         lambda n, d: [d(0, n, 3, DIM), d(1, n, DIM), None, 0.5], (0, 1), (0, 0, None, None), permutes=False
     ),
-    DISTILLATION + "vidlankd:nst_loss": Case(lambda n, d: [d(0, n, 3, DIM), d(1, n, 3, 4)], (0,), (0, 0)),
-    DISTILLATION + "vidlankd:ntxent_pair": Case(lambda n, d: [*pair(n, d), 0.5], (0, 1), (0, 0, None)),
-    DISTILLATION + "vidlankd:token_contrastive_loss": Case(
+    CORE + "token_lessons:nst_loss": Case(lambda n, d: [d(0, n, 3, DIM), d(1, n, 3, 4)], (0,), (0, 0)),
+    CORE + "token_lessons:ntxent_pair": Case(lambda n, d: [*pair(n, d), 0.5], (0, 1), (0, 0, None)),
+    CORE + "token_lessons:token_contrastive_loss": Case(
         lambda n, d: [d(0, n, 3, DIM), d(1, n, 3, DIM), 0.5], (0,), (0, 0, None)
     ),
-    DISTILLATION + "vidlankd:token_crd_loss": Case(
+    CORE + "token_lessons:token_crd_loss": Case(
         lambda n, d: [d(0, n, 3, DIM), d(1, n, 3, DIM), d(8, 9, DIM), 0.5], (0,), (0, 0, None, None), memory=(2,)
     ),
     "counterpoint.tasks.dense:pixel_cross_entropy": Case(
@@ -543,7 +543,7 @@ OTHERS = {
     "tracks:online_tracker": "whole numbers",
     "tracks:Tracker": "whole numbers",
     "cells:near_cells": "whole numbers",
-    "wscol:hard_positive_mask": "zeros and ones",
+    "proposals:hard_positive_mask": "zeros and ones",
     "centroids:prototype_clustering": "classes by nearest centroids",
     "centroids:plain_clustering": "classes by nearest centroids",
     "proposals:proposal_variance": "counts",
@@ -576,7 +576,7 @@ OTHERS = {
     "bss:half_window": "numbers only",
     "bss:low_amplitudes": "amplitudes, which transfer_style computes in the same way",
     "hydra:draw_partners": "draws",
-    "kd3:combination_weight": "numbers only",
+    "noisy_labels:combination_weight": "numbers only",
     "sla:expand": "moves images",
     "sla:joint_label": "whole numbers",
     "hallucinator:Hallucinator": "a network",
@@ -614,8 +614,8 @@ CASES |= {
     DISTILLATION + "gopro:simclr_loss": Case(
         lambda n, d: [d(0, n, DIM), d(1, n, DIM), 0.5], (0, 1), (0, 0), kernel=True
     ),
-    DISTILLATION + "gopro:shifted_context": Case(lambda n, d: [d(0, n, 4), d(1, 3, 4)], (0, 1), (0, None)),
-    DISTILLATION + "gopro:build_prompts": Case(
+    "counterpoint.encoders.prompts:shifted_context": Case(lambda n, d: [d(0, n, 4), d(1, 3, 4)], (0, 1), (0, None)),
+    "counterpoint.encoders.prompts:build_prompts": Case(
         lambda n, d: [d(0, n, 4), d(1, 3, 4), d(2, 2, 1, 4), d(3, 2, 5, 4)], (0, 1, 2, 3), (0, None, None, None)
     ),
     DISTILLATION + "vlm_ood_distill:caption_contrast": Case(
@@ -627,9 +627,9 @@ CASES |= {
 }
 OTHERS |= {
     "gopro:gopro_loss": "a sum of other public functions, with a mapping of parts",
-    "gopro:style_content_token": "takes a mapping of weights",
+    "prompts:style_content_token": "takes a mapping of weights",
     "vlm_ood_distill:vlm_ood_distillation_loss": "a sum of other public functions, with a mapping of parts",
-    "vl2v_adip:swad_loss_valley": "averages weights",
+    "loss_valley:swad_loss_valley": "averages weights",
 }
 
 CASES |= {
@@ -670,8 +670,8 @@ CASES |= {
     ),
 }
 OTHERS |= {
-    "promptkd:prompted_vit": "a network with named weights",
-    "promptkd:prompt_projector": "a network with named weights",
+    "prompts:prompted_vit": "a network with named weights",
+    "prompts:prompt_projector": "a network with named weights",
     "prompt_tuning:gaussian_epoch_weights": "weights of epochs",
 }
 
@@ -779,6 +779,7 @@ CASES |= {
     CORE + "answers:answer_log_probability": Case(lambda n, d: [d(0, n, 4, 5), answered(n)], (0,), (0, 0)),
 }
 OTHERS |= {"decoding:select_premature_layer": "whole numbers", "meta_responses:parse_meta_response": "texts"}
+OTHERS |= {"sinc:in_context_classifier": "a network, whose weights are a mapping"}
 
 
 def asked(n: int) -> list[Tensor]:
@@ -839,6 +840,19 @@ CASES |= {
     ),
 }
 
+CUSTOM = SYSTEMS + "generation.customcontrast:"
+CASES |= {
+    CUSTOM + "cscl": Case(lambda n, d: [*pair(n, d), 0.5], (0, 1), (0, 0, None), kernel=True),
+    CUSTOM + "macl": Case(
+        lambda n, d: [d(0, 2, n, DIM), d(1, 2, n, DIM), d(2, n, n).sigmoid(), 0.5, torch.arange(n) % 3 > 0],
+        (0, 1),
+        (1, 1, 0, None, 0),
+        kernel=True,
+        permutes=False,
+    ),
+}
+OTHERS |= {"customcontrast:subject_similarity": "a function of tiles, which macl takes; its own tests compare it"}
+
 PREFERENCES = CORE + "preferences:"
 CASES |= {
     PREFERENCES + "regularized_dpo": Case(
@@ -857,6 +871,13 @@ CASES |= {
     CORE + "routing:top2_routes": Case(lambda n, d: [2 * d(0, n, 4), d(1, n, 4)], (0,), (0, 0)),
 }
 OTHERS |= {"routing:top2_gate": "buffers of the experts, of which the tokens' order decides; top2_routes has a case"}
+CASES |= {CORE + "reviews:score_gap": Case(lambda n, d: [d(0, n, 2), d(1, n, 2)], (0, 1), (0, 0))}
+OTHERS |= {
+    "reviews:split_by_difficulty": "positions",
+    "reviews:parse_review": "texts",
+    "reviews:rouge_l": "texts",
+    "reviews:is_well_formed": "texts",
+}
 COSMO = SYSTEMS + "alignment.cosmo:"
 CASES |= {
     COSMO + "interleaved_contrast": Case(

@@ -12,6 +12,7 @@ HERE = Path(__file__).parent
 ROOMS = {
     "counterpoint.core": (55, 8),
     "counterpoint.systems,counterpoint.views.images": (80, 40),
+    "counterpoint.losses,counterpoint.encoders": (190, 0),
     "counterpoint.engine,counterpoint.lab,counterpoint.functional,counterpoint.tasks,counterpoint.data": (10, 0),
 }
 

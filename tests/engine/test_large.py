@@ -135,6 +135,17 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
         "grid-chats?train=12&valid=4&test=4&grid=2&cell=8&most=2&styles=1",
         {"model": "llava-8-1-2", "vocabulary": 300, "context": 64, "batch_size": 12, "epochs": 1, "rank": 2},
     ),
+    "comd": (
+        "digit-questions?train=12&captions=12&test=1&watched=1",
+        {
+            "model": "llava-8-1-2",
+            "teacher": "llava-8-1-2",
+            "vocabulary": 300,
+            "context": 48,
+            "batch_size": 12,
+            "epochs": 1,
+        },
+    ),
     "lol": (
         "misconceptions?entities=8&relations=1&values=5&train=24",
         {"model": "llama-8-2-2", "vocabulary": 300, "context": 40, "batch_size": 12, "epochs": 1, "rank": 2},
@@ -233,6 +244,11 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "macil-sd": ("async-bags?train=24&test=4", {"batch_size": 12, "epochs": 1, "dropout": 0.0}),
 }
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    # Its U-Net and Q-formers take several tensors, and its stages differ in what they encode.
+    "customcontrast": (
+        "digit-subjects?train=8&test=4&frames=3",
+        {"embedding": 8, "width": 8, "tokens": 2, "sampling": 1, "batch_size": 12, "pretrain_epochs": 1, "epochs": 1},
+    ),
     # Its networks have feature maps, and the turns of its second phase share what the generator made.
     "supcon-t2i": (
         "digit-scenes?train=24&test=8",
@@ -240,6 +256,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     # It draws its views of items within the loss, and encodes the distinct items of a batch.
     "clhe": ("themed-bundles?items=40&train=30&test=12&size=5", {"dim": 8, "length": 8, "batch_size": 10, "epochs": 1}),
+    # One function takes the prompts of a batch, and the names of all classes.
+    "sinc": (
+        "latent-classes?classes=12&unseen=3&each=2&held=2",
+        {"meta": "gpt2-8-1-2", "fuser": 8, "fuser_heads": 2, "word_width": 4, "batch_size": 12, "epochs": 1},
+    ),
     # The loss of load balance depends on all tokens.
     "llava-mod": (
         "grid-chats?train=12&valid=4&test=4&grid=2&cell=8&most=2&questions=0&pairs=12",

@@ -43,6 +43,15 @@ FACTS = {
         "batch_size": 8,
     },
     "demonstrations": {"texts": ["a red fox", "a blue bird"] * 4, "model": "gpt2-8-1-2", "vectors": 2, "batch_size": 8},
+    "episodes": {
+        "feature_width": 3,
+        "class_names": ["cat", "dog"],
+        "meta": "gpt2-8-1-2",
+        "fuser": 8,
+        "fuser_heads": 2,
+        "word_width": 4,
+        "batch_size": 8,
+    },
     "dense": {"size": 16, "regions": ["ground", "road"], "encoder": "conv-s", "batch_size": 8},
     "frames": {"size": 16, "encoder": "conv-s", "batch_size": 8},
     "regions": {
@@ -63,6 +72,7 @@ MORE = {
     "cosmo": {"model": "llama-8-2-2", "heads": 2, "dim_head": 4, "media_tokens": 2, "depth": 1, "embedding": 4},
     "stic": {"rank": 2},
     "llava-mod": {"teacher": "llava-8-1-2"},
+    "comd": {"teacher": "llava-8-1-2"},
     "lol": {"model": "llama-8-2-2", "size": 0},
     "global-local-seg": {"encoder": "unet-s", "blocks": 1},
     "esp-medsam": {"encoder": "prefix-s", "domains": ["xray", "scan"], "prompt": True},

@@ -17,6 +17,7 @@ COUNTS = [3, 1, 2]
 AXES = {
     "PairwiseNTXent": (1,),
     "CACR": (1,),
+    "MACL": (1, 1, 0, 0),
     "CACRMomentum": (1, 0),
     "MSN": (1, 0),
     "SwAV": (1, 1),
@@ -55,7 +56,7 @@ NAMES = [
     "WeightedFeature", "KernelRidge",
     "TokenRelation", "TokenFeature", "PairedHinge", "NST", "TokenContrast", "TokenCRD", "ModX", "CoconutNSPT",
     "CoconutMM", "MulKI", "NextItem", "ScoreSpread", "LearnedViews", "SoftContrastive",
-    "PublicContrast", "TemporalNCE", "LabelGuided", "SentenceMatch", "WordMatch", "SoftSupCon", "TreeContrast", "RDrop",
+    "PublicContrast", "TemporalNCE", "LabelGuided", "SentenceMatch", "WordMatch", "MACL", "SoftSupCon", "TreeContrast", "RDrop",
     "TokenMimic",
     "CaptionContrast",
 ]  # fmt: skip

@@ -565,6 +565,11 @@ CASES |= {
         lambda: [draw(0, N, DIM, 2, 2), draw(1, N, DIM, 3), torch.arange(N) % 3 + 1, LABELS],
         lambda m, *x: sum(fn.damsm_words(*x[:3], (2.0, 3.0, 4.0), x[3])),
     ),
+    "MACL": Case(
+        lambda: losses.MACL(0.4),
+        lambda: [draw(0, 2, N, DIM), draw(1, 2, N, DIM), draw(2, N, 3), LABELS],
+        lambda m, *x: fn.macl(*x[:2], fn.subject_similarity(*x[2:]), 0.4),
+    ),
     "CoconutNSPT": Case(
         lambda: losses.CoconutNSPT(0.3, "ntpt", own_positive=False),
         lambda: [draw(0, N, DIM), draw(1, N, DIM), torch.arange(N) % 3, torch.arange(N) % 5 < 3],
@@ -604,9 +609,11 @@ CASES |= {
 
 # Functions of the catalogue that give a scalar with a gradient and have no module of their own, and why.
 WITHOUT = {
+    "customcontrast:cscl": "CLIP of normalised rows",
     "llava-mod:preference_loss": "losses of each pair, of four log-probabilities",
     "llava-mod:top2_routes": "routes of tokens; only its balance is a loss, for the layer that routes",
     "switchgpt:flag_weighted_lm_loss": "torch's cross-entropy of shifted logits, with weights of tokens",
+    "comd:score_gap": "a difference of scores, no loss",
     "stic:regularized_dpo": "a loss of each pair, of four logits and labels",
     "stic:runner_up_log_probability": "log-probabilities of rows, no loss",
     "stic:preference_margin": "a difference of each pair, no loss",
@@ -615,6 +622,7 @@ WITHOUT = {
     "lol:contrastive_answer_score": "a score of an answer, no loss",
     "mend:context_distillation_losses": "two losses, of two sets of logits and five masks",
     "mend:candidate_scores": "scores of answers, no loss",
+    "sinc:in_context_classifier": "logits, no loss",
     "ritual:combine_logits": "scores of tokens, no loss",
     "ritual:diffusion_noise": "pixels, no loss",
     "ritual:masked_lm_loss": "torch's cross-entropy of shifted logits",

@@ -336,6 +336,16 @@ def test_demonstrations_that_exceed_the_context_are_cut_and_counted_and_the_quer
     assert int(batch["candidates"].mask.sum()) == 2 * 4
 
 
+def test_further_queries_of_a_model_that_is_built_here_stay_within_the_context():
+    _, task = built(model_queries=30, model="gpt2-8-1-2")
+    texts, many = len(task.data.texts), len(task.data.train)
+    episodes = task.train_loader(0, Position()).dataset
+    batch = episodes[[many + texts + n for n in range(many)]]
+    lengths = batch["mask"].sum(1) + batch["query"].mask.sum(1)
+    assert lengths.unique().tolist() == [32]
+    assert torch.equal(batch["query"].answer.sum(1) * 2, batch["query"].mask.sum(1))
+
+
 def test_an_example_that_does_not_fit_loses_the_beginning_of_its_input():
     assert fitted([([1, 2, 3], [4]), ([5, 6, 7], [8])], room=6, most=9) == ([[1, 2, 3, 4], [7, 8]], 1)
     assert fitted([([1, 2, 3], [4]), ([5], [6])], room=9, most=3) == ([[2, 3, 4], [5, 6]], 1)

@@ -377,6 +377,8 @@ def test_generation_depends_on_the_seed_alone_and_needs_training():
         learner.generate([Condition(".")])
     with pytest.raises(CounterpointError, match="has 19 words"):
         learner.generate([Condition("red " * 19)])
+    with pytest.raises(CounterpointError, match="takes no subject; leave out --subject"):
+        learner.generate([Condition("a small red seven", [np.zeros((16, 16, 3), np.uint8)])])
 
 
 @pytest.mark.parametrize("stage", [0, 1])

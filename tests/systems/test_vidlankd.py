@@ -13,6 +13,7 @@ from torch import Tensor
 import counterpoint as cp
 from counterpoint import cli, search, training
 from counterpoint import functional as fn
+from counterpoint.core import token_lessons
 from counterpoint.engine.fit import fit
 from counterpoint.engine.loading import Position
 from counterpoint.engine.run import Run
@@ -184,7 +185,7 @@ def test_the_contrast_of_large_batches_equals_that_of_one_matrix(monkeypatch):
     mask = draw(2, 9, 3) > -1
     small = fn.token_contrastive_loss(student, teacher, 0.4, mask)
     (by_matrix,) = torch.autograd.grad(small, student)
-    monkeypatch.setattr(vidlankd, "FEW", 0)
+    monkeypatch.setattr(token_lessons, "FEW", 0)
     large = fn.token_contrastive_loss(student, teacher, 0.4, mask)
     torch.testing.assert_close(large, small)
     torch.testing.assert_close(torch.autograd.grad(large, student)[0], by_matrix)

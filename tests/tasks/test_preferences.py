@@ -14,6 +14,7 @@ from counterpoint.core.answers import answer_log_probability, masked_lm_loss
 from counterpoint.core.masking import IGNORED
 from counterpoint.experiment import Experiment
 from counterpoint.tasks.chats import pictures_of, rows_of
+from counterpoint.tasks.taught_chats import chat_model_of
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 DATA = "grid-chats?train=16&valid=4&test=4&grid=2&cell=8&most=2&styles=1&unlabelled=12"
@@ -53,6 +54,22 @@ def test_the_output_layer_computes_no_logits_of_prompts():
     learner.answer_logits(batch)
     first = int((batch["labels"] != IGNORED).any(0).int().argmax())
     assert seen == [batch["ids"].shape[1] - first + 1]
+
+
+def test_an_amateur_does_not_answer_in_the_place_of_its_model():
+    data = "misconceptions?entities=8&relations=1&values=5&train=40"
+    settings = {"model": "llama-16-2-2", "vocabulary": 300, "context": 48, "new_tokens": 5, "rank": 2}
+    experiment = Experiment.resolve("lol", data, overrides=settings)
+    task = experiment.task()
+    learner: Any = experiment.learner(task.facts, 0).eval()
+    for parameter in learner.adapters:
+        nn.init.normal_(parameter)
+    chats = task.data.train.chats[:4]
+    rows = rows_of(learner.model.tokenizer, [chat.messages for chat in chats])
+    wanted = learner.unadapted(rows)
+    assert not torch.allclose(learner.answer_logits(rows)[0], wanted)
+    chat_model_of(learner)
+    torch.testing.assert_close(learner.answer_logits(rows)[0], wanted)
 
 
 @pytest.mark.slow

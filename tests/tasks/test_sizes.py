@@ -20,6 +20,8 @@ SHAPES = "styled-shapes?train=32&valid=16&test=16&size=16&label=shape"
 TEXTS = "moving-objects?train=32&grounded=32&test=20&words=20"
 CHATS = "grid-chats?train=12&valid=4&test=4&grid=2&cell=8&most=2&questions=0&pairs=12"
 ANSWERS = {"vocabulary": 300, "context": 48, "model": "llava-16-1-2"}
+QUESTIONS = "digit-questions?train=12&captions=12&test=1&watched=1"
+COMD = ANSWERS | {"teacher": "llava-16-1-2", "teacher_epochs": 12, "teacher_lr": 0.1, "new_tokens": 4}
 PAIRS = "clustered-pairs?train=48&test=16&clusters=4"
 KD = "fit:kd?data=digits%3Fsize=8%26train=60&encoder=vit-xs&kd_weight=0.0&teacher_epochs=0&epochs=1&batch_size=20&recipe=none"
 TAUGHT = {"encoder": "conv-s", "teacher_encoder": "mlp-s", "teacher_epochs": 1, "recipe": "none"}
@@ -54,6 +56,8 @@ CASES: list[tuple[str, str, dict[str, Any], bool]] = [
     ("tinyclip", SHAPES, TOWERS | {"teacher": "CLIP", "inherit": "auto"}, False),
     ("llava-mod", CHATS, ANSWERS | {"teacher": "llava-8-1-2"}, True),
     ("llava-mod", CHATS, ANSWERS | {"teacher": "llava-24-1-2"}, False),
+    ("comd", QUESTIONS, COMD | {"model": "llava-24-1-2"}, True),
+    ("comd", QUESTIONS, COMD | {"model": "llava-8-1-2"}, False),
     ("dcd", PAIRS, {"embedding": 16, "fusion_layers": 2, "student_layers": (0, 1, 1), "candidates": 8}, True),
     ("dcd", PAIRS, {"embedding": 16, "fusion_layers": 2, "student_layers": (0, 1), "candidates": 8}, False),
 ]  # fmt: skip

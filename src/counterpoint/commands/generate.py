@@ -15,6 +15,7 @@ def main(
     run: Annotated[Positional[str], arg(metavar="RUN")],
     *,
     prompt: Annotated[tuple[str, ...], arg(metavar="TEXT")],
+    subject: Annotated[Path | None, arg(metavar="FOLDER")] = None,
     number: int = 8,
     out: Path = Path("generated"),
     seed: int = 0,
@@ -27,6 +28,7 @@ def main(
     Args:
         run: A finished run of the task generation.
         prompt: Texts in the style of the training captions.
+        subject: A folder of pictures of one subject, for a run that takes one. Prompts then call it "subject".
         number: Pictures of each prompt, at least 1.
         out: A new or empty folder for the pictures and their page, index.html.
         seed: Seed of the noise.
@@ -34,7 +36,7 @@ def main(
     """
     from counterpoint.use.generate import PAGE, generate
 
-    found = generate(run, prompt, out, number=number, seed=seed)
+    found = generate(run, prompt, out, number=number, seed=seed, subject=subject)
     for one in found:
         if one.unknown:
             complain(f"'{one.prompt}': the run does not know {', '.join(one.unknown)}")

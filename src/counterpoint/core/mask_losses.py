@@ -74,3 +74,33 @@ def binary_mask_loss(
     p = logits.sigmoid().where(known, 0.0)
     dice = 1 - (2 * (p * y).sum((1, 2)) + 1) / (p.sum((1, 2)) + y.sum((1, 2)) + 1)
     return global_mean(bce_weight * bce + dice_weight * dice)
+
+
+@over_group
+@full_precision
+def soft_dice_loss(
+    logits: Float[Tensor, "n classes height width"], masks: Integer[Tensor, "n height width"], foreground: bool = False
+) -> Float[Tensor, ""]:
+    """Compute 1 - mean over pictures and classes of 2 sum(p y) / (sum p + sum y + 1e-10), p = softmax(logits).
+
+    Args:
+        logits: one number per class and pixel.
+        masks: class numbers, 255 where unknown; unknown pixels do not count.
+        foreground: leave out class 0. Default: all classes.
+
+    A class without a pixel in truth and prediction counts as 0, as in the authors' code. Raises ValueError for an empty batch
+    and shapes that differ.
+
+    >>> soft_dice_loss(torch.tensor([[[[50.0, -50.0]], [[-50.0, 50.0]]]]), torch.tensor([[[0, 1]]]))
+    tensor(0.)
+    """
+    if logits.ndim != 4 or masks.shape != (len(logits), *logits.shape[2:]):
+        raise ValueError(
+            f"masks must be [n, height, width] of logits' pixels, got {shapes(logits=logits, masks=masks)}"
+        )
+    need_rows(logits=logits)
+    known = (masks != IGNORE)[:, None]
+    p = logits.softmax(1) * known
+    y = F.one_hot(torch.where(known[:, 0], masks.long(), 0), logits.shape[1]).permute(0, 3, 1, 2) * known
+    dice = 2 * (p * y).sum((2, 3)) / (p.sum((2, 3)) + y.sum((2, 3)) + 1e-10)
+    return 1 - global_mean(dice[:, 1 if foreground else 0 :].mean(1))

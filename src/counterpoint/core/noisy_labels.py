@@ -7,6 +7,7 @@ bootstrap_target    soft label of a row: the mean soft label of a queue, weighte
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -14,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_rows, need_within, shapes
-from counterpoint.core.precision import full_precision
+from counterpoint.core.checks import need_alike, need_rows, need_within, shapes
+from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds
 
 
@@ -142,3 +143,69 @@ def bootstrap_target(
     weight = (rows @ queue.T).clamp_(0, 1).add_(1e-7)
     target = (weight @ soft / weight.sum(1, keepdim=True)).clamp(0, 1)
     return target if several else F.normalize(target, p=1, dim=1)
+
+
+def combination_weight(epoch: float, max_epoch: float = 120, horizon: float = 160) -> float:
+    """Compute alpha_e = 1 - exp(-5 ((e + 1) / horizon - 1)^2) before epoch `max_epoch`, then 0.
+
+    Args:
+        epoch: e, counted from 1; at least 0.
+        max_epoch: first epoch in which the student alone selects; by default 120 of 240.
+        horizon: > 0, by default 160.
+
+    Raises ValueError for a negative epoch and a horizon that is not positive.
+
+    >>> [round(combination_weight(epoch), 3) for epoch in (1, 80, 119, 120)]
+    [0.992, 0.704, 0.268, 0.0]
+    """
+    if epoch < 0 or not horizon > 0:
+        raise ValueError(f"epoch must not be negative and horizon must be > 0, got {epoch} and {horizon}")
+    return 1 - math.exp(-5 * ((epoch + 1) / horizon - 1) ** 2) if epoch < max_epoch else 0.0
+
+
+def combined_logits(teacher_logits: Tensor, student_logits: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Return the confidence and the class of the combined prediction, [n] each."""
+    l_teacher, l_student = wide(teacher_logits), wide(student_logits)
+    best = (alpha * l_teacher + (1 - alpha) * l_student).softmax(1).max(1)
+    return best.values, best.indices
+
+
+def _passes(confidence: Tensor, predicted: Tensor, classes: int, cutoff: float) -> Tensor:
+    """Return which pictures pass the threshold of their class, p_0 beta / (2 - beta)."""
+    count = predicted.bincount(minlength=classes).to(confidence.dtype)
+    beta = count / count.max()
+    return confidence > (cutoff * beta / (2 - beta))[predicted]
+
+
+@full_precision
+@torch.no_grad()
+def dynamic_selection(
+    teacher_logits: Float[Tensor, "n classes"],
+    student_logits: Float[Tensor, "n classes"],
+    alpha: float,
+    cutoff: float = 0.95,
+) -> Bool[Tensor, " n"]:
+    """Select the pictures whose combined prediction is confident for its class.
+
+    Let q = softmax(alpha l_T + (1 - alpha) l_S). Let n_c be the number of pictures of predicted class c, and
+    beta_c = n_c / max n. A picture passes if max q > cutoff beta_c / (2 - beta_c). This is FlexMatch's mapping, arXiv
+    2110.08263; counts are over all pictures.
+
+    Args:
+        teacher_logits, student_logits: of all pictures.
+        alpha: the teacher's share, 0 to 1.
+        cutoff: p_0, threshold of the most frequent class, 0 to 1; by default 0.95.
+
+    Returns a mask, possibly without any picture. Raises ValueError for shapes that do not fit, no picture, NaN, and numbers out
+    of range.
+
+    >>> logits = torch.tensor([[9.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    >>> dynamic_selection(logits, logits, alpha=0.5)
+    tensor([ True, False,  True])
+    """
+    need_alike("n classes", teacher_logits=teacher_logits, student_logits=student_logits)
+    need_within(0, 1, alpha=alpha, cutoff=cutoff)
+    confidence, predicted = combined_logits(teacher_logits, student_logits, alpha)
+    if bool(confidence.isnan().any()):
+        raise ValueError("teacher_logits and student_logits must be finite; a combined prediction is NaN")
+    return _passes(confidence, predicted, teacher_logits.shape[1], cutoff)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,9 +11,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import shapes
+from counterpoint.core.checks import need_rows, shapes
+from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds
+from counterpoint.core.world import over_group
 
 
 def log_relations(q: Tensor, k: Tensor) -> Tensor:
@@ -139,3 +142,40 @@ def attention_nmi(attn: Float[Tensor, "*heads tokens tokens"]) -> Float[Tensor, 
     entropies = -torch.xlogy(key, key).sum(-1) * math.log(found.shape[-1])
     tiny = torch.finfo(found.dtype).eps
     return torch.where(entropies <= tiny, 0.0, information / entropies.clamp(min=tiny).sqrt())
+
+
+@over_group
+@full_precision
+def relation_distillation_loss(
+    student_qkv: Sequence[Float[Tensor, "n heads tokens d"]], teacher_qkv: Sequence[Float[Tensor, "n heads tokens dt"]]
+) -> Float[Tensor, ""]:
+    """Compute L_rel = KL(R_qk of the teacher || student's) + KL(R_vv of the teacher || student's).
+
+    Args:
+        student_qkv: queries, keys and values of the student, all of one shape.
+        teacher_qkv: those of the teacher, of as many pictures, heads and tokens; the width of a head may differ. No gradient.
+
+    Returns the mean over pictures, heads and rows; natural logarithm. A relation over a single token is 1: the loss is 0.
+    Raises ValueError for shapes that do not fit, and for an empty batch.
+
+    >>> qkv = torch.randn(3, 1, 2, 5, 4)
+    >>> relation_distillation_loss(list(qkv), list(qkv))
+    tensor(0.)
+    """
+    for name, parts in (("student_qkv", student_qkv), ("teacher_qkv", teacher_qkv)):
+        found = [list(part.shape) for part in parts]
+        if len(found) != 3 or any(each != found[0] for each in found) or len(found[0]) != 4 or 0 in found[0][1:]:
+            raise ValueError(f"{name} must be three tensors [n, heads, tokens, d] alike, got {found}")
+    (q, k, v), (teacher_q, teacher_k, teacher_v) = student_qkv, (part.detach() for part in teacher_qkv)
+    if q.shape[:3] != teacher_q.shape[:3]:
+        raise ValueError(
+            "student_qkv and teacher_qkv must be of the same pictures, heads and tokens, got "
+            f"{shapes(student_qkv=q, teacher_qkv=teacher_q)}"
+        )
+    need_rows(student_qkv=q)
+    total = q.new_zeros(len(q), dtype=wide(q).dtype)
+    for own, target in (((q, k), (teacher_q, teacher_k)), ((v, v), (teacher_v, teacher_v))):
+        wanted = log_relations(*map(wide, target))
+        each = F.kl_div(log_relations(*map(wide, own)), wanted, reduction="none", log_target=True)
+        total = total + each.sum(-1).mean((1, 2))
+    return global_mean(total)

@@ -17,6 +17,8 @@ from counterpoint.data.images import ImageSplit, Indices, Pixels, checked_labels
 from counterpoint.data.pairs import AlignedData, AlignedSplit
 from counterpoint.errors import DataError
 
+PLACEHOLDER = "subject"  # the word of a caption that stands for the subject
+
 
 @dataclass(frozen=True)
 class Condition:

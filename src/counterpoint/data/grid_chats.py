@@ -97,14 +97,15 @@ def load(
         min(train, test) < 2
         or not 2 <= grid <= 8
         or not 4 <= cell <= 64
-        or not 1 <= most <= grid * grid
+        or not 1 <= most <= min(grid * grid, len(OBJECTS) - 1)
         or min(questions, captions, unlabelled, pairs, seed) < 0
         or questions + captions < 1
         or noise < 0
     ):
         raise CounterpointError(
             "grid-chats: train and test must be at least 2, grid 2 to 8. A cell has 4 to 64 pixels, and most is 1 to "
-            "the number of cells. At least one of questions and captions is above 0, and the other numbers are at least 0"
+            f"{len(OBJECTS) - 1}, at most the number of cells. At least one of questions and "
+            "captions is above 0, and the other numbers are at least 0"
         )
     counts = (train, checked_count("grid-chats", valid, test), test)
     splits = []

@@ -407,6 +407,7 @@ class InterleavedModel(ChatModel):
         counts: Int[Tensor, " n"] | None = None,
         *,
         embed: bool = False,
+        **more: Any,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Compute the logits of the next token at each position.
 
@@ -416,6 +417,7 @@ class InterleavedModel(ChatModel):
             pictures: RGB pixels; those after a text's last picture are not used.
             counts: number of pictures of each text.
             embed: also return the embeddings of pictures and texts, [n, embedding] each.
+            more: further arguments of the language model.
 
         Texts without pictures skip the picture encoder. Raises CounterpointError for a mark without a picture and the reverse.
         """
@@ -424,7 +426,7 @@ class InterleavedModel(ChatModel):
         if pictures is not None and counts is not None and bool(counts.any()):
             summary, media = self.read_pictures(pictures, counts)
         with self._showing(media, times):
-            logits: Tensor = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
+            logits: Tensor = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **more).logits
             states = self._states[self.parts.summary]
         if not embed:
             return logits

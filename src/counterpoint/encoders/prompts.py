@@ -6,24 +6,33 @@
         rows = encoder(ids, mask)
 
 Outside the context the encoder computes what it computed before, bit for bit. Sources: VPT (Jia et al. 2022, arXiv 2203.12119),
-MaPLe (Khattak et al. 2023, arXiv 2210.03117).
+MaPLe (Khattak et al. 2023, arXiv 2210.03117). `build_prompts` makes prompts of a picture (GOPro). `prompted_vit` learns prompts of
+a tower (PromptKD).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from counterpoint.core.checks import need_rows, shapes
+from counterpoint.core.distributed import place
+from counterpoint.core.operands import EPS
+from counterpoint.core.precision import full_precision, wide
 from counterpoint.encoders.taps import block_names
 from counterpoint.errors import CounterpointError
 
 INITIAL = ("norm_pre", "ln_pre", "pre_layrnorm")  # the norm before the blocks in timm, open_clip and transformers
+
+TINY = 2.3e-8  # added to the sum of squares of a style
+Layers = Float[Tensor, "layers n tokens width"] | Sequence[Float[Tensor, "n _ _"]]
 
 
 def blocks_of(tower: nn.Module) -> list[nn.Module]:
@@ -243,3 +252,177 @@ class ClipWeights(nn.Module):
         for block in self.resblocks:
             x = block(x)
         return self.ln_post(x[:, 0]) @ w["proj"]
+
+
+@full_precision
+def style_content_token(
+    layer_features: Layers, weights: Mapping[str, Tensor | Sequence[Tensor]]
+) -> Float[Tensor, "n text_width"]:
+    """Compute the token of each picture: sum_l rho_l (A_l((mu + sd) / 2) + C_l(mu)) / 2 + rho_0.
+
+    Args:
+        layer_features: tokens of each block; blocks may differ in tokens and width. They have no gradient.
+        weights: style_weight, style_bias, content_weight, content_bias (one for each block), rho_weight [1, layers] and
+            rho_bias [1].
+
+    Raises ValueError without blocks, and for weights of another number of blocks.
+    """
+    names, count = ("style_weight", "style_bias", "content_weight", "content_bias"), len(layer_features)
+    lengths = {name: len(weights[name]) for name in names} | {"rho_weight": weights["rho_weight"][0].shape[-1]}
+    if not count or set(lengths.values()) != {count}:
+        raise ValueError(f"weights must be of {count} blocks, as layer_features, and at least of one, got {lengths}")
+    fused = []
+    for z, *linear in zip(layer_features, *(weights[name] for name in names), strict=True):
+        z, (a, a0, c, c0) = z.detach(), map(wide, linear)  # A_l and C_l with their biases
+        mean = z.mean(1)
+        spread = ((z - mean[:, None]).square_().sum(1).add_(TINY) / z.shape[1]).sqrt()  # in place: a third of the time
+        style, content = F.linear((mean + spread) / 2, a, a0), F.linear(mean, c, c0)
+        fused.append((style + content) / 2)
+    rho, bias = (wide(cast("Tensor", weights[name])) for name in ("rho_weight", "rho_bias"))
+    return F.linear(torch.stack(fused, 2), rho, bias)[..., 0]
+
+
+@full_precision
+def shifted_context(
+    token: Float[Tensor, "n text_width"], ctx: Float[Tensor, "m text_width"]
+) -> Float[Tensor, "n m text_width"]:
+    """Add each picture's token to every context vector. Raises ValueError for widths that differ."""
+    if token.ndim != 2 or ctx.ndim != 2 or token.shape[1] != ctx.shape[1]:
+        raise ValueError(f"token must be [n, width] and ctx [m, width], got {shapes(token=token, ctx=ctx)}")
+    need_rows(token=token)
+    return ctx + token[:, None]
+
+
+@full_precision
+def build_prompts(
+    token: Float[Tensor, "n text_width"],
+    ctx: Float[Tensor, "m text_width"],
+    prefix: Float[Tensor, "classes 1 text_width"],
+    suffix: Float[Tensor, "classes s text_width"],
+) -> Float[Tensor, "n classes length text_width"]:
+    """Build the vectors that the text encoder reads: [start, ctx + token, rest] for every picture and class.
+
+    Training writes `shifted_context` into the encoder's own vectors, with the same result.
+
+    Args:
+        token: of each picture.
+        ctx: context vectors.
+        prefix: vector of each class's start token.
+        suffix: vectors of the class's name, of the end and of the padding.
+
+    Raises ValueError for widths that differ, and for other classes in prefix than in suffix.
+    """
+    n, classes = len(token), len(prefix)
+    if len(suffix) != classes or {prefix.shape[-1], suffix.shape[-1]} != {ctx.shape[-1]}:
+        found = shapes(prefix=prefix, suffix=suffix, ctx=ctx)
+        raise ValueError(f"prefix and suffix must be of the same classes, and as wide as ctx, got {found}")
+    middle = shifted_context(token, ctx)[:, None].expand(-1, classes, -1, -1)
+    return torch.cat([prefix.expand(n, -1, -1, -1), middle, suffix.expand(n, -1, -1, -1)], 2)
+
+
+class PromptGenerator(nn.Module):
+    """The context vectors, and the layers that shift them by a picture's content and style."""
+
+    def __init__(self, words: int, text_width: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.context = nn.Parameter(torch.zeros(words, text_width))
+        self.style = nn.ModuleList(nn.Linear(width, text_width) for width in widths)
+        self.content = nn.ModuleList(nn.Linear(width, text_width) for width in widths)
+        self.rho = nn.Linear(len(widths), 1)
+
+    def weights(self) -> dict[str, Any]:
+        """Return the weights by the names of `style_content_token`."""
+        found: dict[str, Any] = {"rho_weight": self.rho.weight, "rho_bias": self.rho.bias}
+        for name, layers in (("style", self.style), ("content", self.content)):
+            found |= {f"{name}_weight": [one.weight for one in layers], f"{name}_bias": [one.bias for one in layers]}
+        return found
+
+    def forward(self, layer_features: Sequence[Tensor]) -> Float[Tensor, "n words text_width"]:
+        return shifted_context(style_content_token(layer_features, self.weights()), self.context)
+
+
+def prompted_vit(
+    image: Float[Tensor, "n 3 size size"],
+    weights: Mapping[str, Tensor],
+    patch: int,
+    num_heads: int,
+    depth: int,
+    n_ctx: int,
+    *,
+    tower: nn.Module | None = None,
+) -> Float[Tensor, "n out"]:
+    """Compute a vision transformer's features with deep prompts, not normalised (independent vision prompting).
+
+    Args:
+        image: normalised pictures.
+        weights: the prompts VPT [n_ctx, width] and transformer.resblocks.N.VPT_shallow for 1 <= N < depth, and the
+            transformer's weights by OpenAI's names.
+        patch: side of a patch in pixels.
+        num_heads: number of attention heads.
+        depth: J, number of sets of prompts, 0 (no prompts) to the number of blocks.
+        n_ctx: n, number of prompts in a set, at least 1 where depth > 0.
+        tower: a transformer that replaces the weights, `patch` and `num_heads`. Default: CLIP's, by the weights.
+
+    Prompts stand after all other tokens. The first set passes through the initial norm. Raises ValueError for missing weights and
+    for sets of another shape.
+    """
+    names = prompt_names(depth)
+    missing = [name for name in names if name not in weights]
+    if missing:
+        raise ValueError(f"weights lack {missing[0]}, which depth {depth} needs")
+    prompts = [weights[name] for name in names]
+    if any(len(one) != n_ctx or n_ctx < 1 for one in prompts):
+        raise ValueError(f"n_ctx is {n_ctx}, the prompts are {shapes(**dict(zip(names, prompts, strict=True)))}")
+    network = ClipWeights(weights, patch, num_heads) if tower is None else tower
+    with appended_prompts(network, prompts):
+        found: Tensor = network(image)
+    return found
+
+
+def prompt_names(depth: int) -> list[str]:
+    """Return the names of J = depth sets of prompts in the authors' checkpoints. ValueError for a negative depth."""
+    if depth < 0:
+        raise ValueError(f"depth must be at least 0, got {depth}")
+    return ["VPT", *(f"transformer.resblocks.{n}.VPT_shallow" for n in range(1, depth))][:depth]
+
+
+class Projector(nn.Module):
+    """The projector's layers: linear layers with batch normalisation and ReLU between them."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for n in range(1, len(widths)):
+            layers += [nn.Linear(widths[n - 1], widths[n]), nn.BatchNorm1d(widths[n]), nn.ReLU()]
+        self.conv1 = nn.Sequential(*layers[:-2])
+
+    def forward(self, h: Float[Tensor, "n width"]) -> Float[Tensor, "n dim"]:
+        return self.conv1(h)
+
+
+def prompt_projector(
+    h: Float[Tensor, "n width"], weights: Mapping[str, Tensor], train: bool, *, layers: nn.Module | None = None
+) -> Float[Tensor, "n dim"]:
+    """Compute u = unit(projector(h)).
+
+    Args:
+        h: the student's features, not normalised.
+        weights: conv1.N.weight [out, in] or [out, in, 1, 1] and conv1.N.bias of the linear layers N = 0, 3, ...; of the batch
+            normalisation N = 1, 4, ... also running_mean and running_var.
+        train: normalise by the statistics of the batch. A single row, and False, take the running ones.
+        layers: the projector itself, whose running statistics then follow; default: built from the weights, which stay.
+
+    Raises ValueError for an empty batch, for missing weights and for widths that do not fit.
+    """
+    if layers is None:
+        need_rows(h=h)
+        linear = sorted((n for n in weights if weights[n].ndim > 1), key=lambda name: int(name.split(".")[1]))
+        if not linear or weights[linear[0]].shape[1] != h.shape[1]:
+            raise ValueError(f"weights must map rows of width {h.shape[1]}, got {shapes(**dict(weights))}")
+        layers = Projector(h.shape[1], *(len(weights[name]) for name in linear)).to(h)
+        weights = {n: w.flatten(1) if n in linear else w.clone() for n, w in weights.items()}
+        missing = {n for n in layers.state_dict() if not n.endswith("tracked")} - weights.keys()
+        if missing:
+            raise ValueError(f"weights lack {min(missing)}")
+    layers.train(bool(train) and place(len(h), h.device).total > 1)
+    return F.normalize(functional_call(layers, dict(weights), (h,)), dim=1, eps=EPS)

@@ -49,6 +49,10 @@ NEEDED: dict[str, dict[str, str]] = {
         "texts": "texts=[...] (training captions, from which the vocabulary is learnt)",
     },
     "demonstrations": {"texts": "texts=[...] (training texts, from which the tokenizer is learnt)"},
+    "episodes": {
+        "feature_width": "feature_width=1792 (features of a slot)",
+        "class_names": "class_names=['cat', 'dog'] (names of the known classes)",
+    },
     "sequences": {"items": "items=1000 (number of items)"},
     "bags": {
         "visual_dim": "visual_dim=1024 (width of visual rows)",
@@ -61,7 +65,7 @@ FACTS = (
     *("visual_dim", "audio_dim", "snippet_seconds", "teacher_dim"),
     *("words", "text_width", "layer_widths", "endings", "pairs", "clip_dim", "unlabelled"),
     *("kind", "mean", "deviation", "length", "target_mean", "target_deviation"),
-    *("items", "ordered"),
+    *("items", "ordered", "feature_width"),
 )
 
 
@@ -101,7 +105,7 @@ def create(
             without annotation;
             kind: "table" or "series" in place of pictures, with mean and deviation of each column and a series' length;
             target_mean, target_deviation: of the targets;
-            items: number of items of histories or sets.
+            items: number of items of histories or sets; feature_width: features of a slot of episodes.
 
     Returns the learner in training mode. Minimise `learner.loss(batch)["loss"]` over `learner.parameters()`:
 
@@ -120,6 +124,7 @@ def create(
                           size, 3], "counts": int64 [n], "index": int64 [n]}; without pictures if size is 0
         generation        what `learner.prepare` makes of a batch of `counterpoint.tasks.generation`, in a fit
         demonstrations    a batch of `counterpoint.tasks.demonstrations`
+        episodes          what `learner.prepare` makes of a batch of `counterpoint.tasks.episodes`, in a fit
         interleaved       a batch of chats with pictures, and {"paired": bool [n], "captions": int64 [n]}
         sequences         what `learner.prepare(batch, generator)` makes of {"ids": int64 [n, T], "lengths": int64 [n],
                           "target": int64 [n]}
@@ -196,6 +201,8 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
     if task == "demonstrations" and texts:
         missing = []
         facts = _demonstration_facts(config, list(texts)) | facts
+    if task == "episodes" and not missing:
+        facts["tokenizer"] = config.tokenizer([str(name) for name in facts["class_names"]]).to_json()
     if missing:
         said = NEEDED.get(task, {}) | {
             "mean": "mean=[...] (of each column)",

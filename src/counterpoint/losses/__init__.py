@@ -37,7 +37,7 @@ _FILES = {
     "dialogs": "RDrop SoftSupCon TreeContrast",
     "continual": "CoconutMM CoconutNSPT ModX MulKI",
     "recommendation": "LearnedViews NextItem ScoreSpread",
-    "generation": "LabelGuided SentenceMatch WordMatch",
+    "generation": "LabelGuided SentenceMatch WordMatch MACL",
     "federated": "PublicContrast SoftContrastive",
     "class_texts": "GOPro PromptKD PromptTuning VL2V VLMOOD",
     "restored": "DualContrast FeatureRatio PatchNCE",

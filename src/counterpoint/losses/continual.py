@@ -136,7 +136,7 @@ class ModX(ScaledLoss):
     Source: Ni et al., arXiv 2305.07437.
 
     >>> x = torch.eye(2)
-    >>> ModX(temperature=1.0)(x, x, x, x)
+    >>> ModX(temperature=1.0)(x, x, x, x).detach()
     tensor(0.3133)
     """
 

@@ -68,7 +68,7 @@ class TreeContrast(Loss):
     Source: SPACE-2 (He et al., COLING 2022, arXiv 2209.06638).
 
     >>> TreeContrast(1.0, 1.0, views=["D"])(torch.eye(2)[:, None, None].expand(2, 2, 1, 2), torch.ones(2, 1, 4).long())
-    tensor(0.8848)
+    tensor(1.2181)
     """
 
     calls = "space-2:tree_contrast"

@@ -395,7 +395,7 @@ class InterModal(Loss):
     Source: Zheng, Lyu and Wang, arXiv 2407.11351, Eq. 2; the distance is a choice of this library.
 
     >>> InterModal()(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
-    tensor(0.1110)
+    tensor(0.1109)
     """
 
     calls = "any2seg:inter_modal_loss"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from counterpoint.core.checks import need_positive
 from counterpoint.core.world import Group, over
-from counterpoint.losses.base import Loss
+from counterpoint.losses.base import Loss, function_of
 
 
 class LabelGuided(Loss):
@@ -141,4 +141,50 @@ class WordMatch(Loss):
         with over(self.group):
             found = self.function(regions, words, lengths, (self.gamma1, self.gamma2, self.gamma3), class_ids)
         loss: Tensor = found.image_to_text + found.text_to_image
+        return loss
+
+
+class MACL(Loss):
+    """CustomContrast's contrast of pseudo-words: frames of a subject agree, other subjects repel by their real difference.
+
+    Args:
+        temperature: Divisor of cosines, > 0.
+        group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
+
+    Inputs:
+        | argument | shape | holds |
+        |---|---|---|
+        | anchors, positives | [layers, n, dim] | rows of any norm of one frame and of another |
+        | features | [n, width] | features of the subjects by a frozen encoder, without gradient; cosines are clipped to 0..1 |
+        | subjects | [n] int | their numbers; rows of one number never repel, rows below 0 are subjects of their own |
+        | paired | [n] bool or None | rows that have a positive; None: all |
+
+    Relations: with orthogonal features and distinct subjects it is InfoNCE whose negatives are the other anchors.
+
+    Source: Chen et al., arXiv 2409.05606; the form is this library's, as the paper's print was not available.
+
+    >>> x = torch.eye(3)
+    >>> MACL(temperature=1.0)(x[None], x[None].clone(), x, torch.arange(3))
+    tensor(0.5514)
+    """
+
+    calls = "customcontrast:macl"
+
+    def __init__(self, temperature: float = 0.07, *, group: Group = None) -> None:
+        super().__init__(group)
+        need_positive(temperature=temperature)
+        self.temperature = temperature
+
+    def forward(
+        self,
+        anchors: Float[Tensor, "layers n dim"],
+        positives: Float[Tensor, "layers n dim"],
+        features: Float[Tensor, "n width"],
+        subjects: Int[Tensor, " n"],
+        paired: Bool[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the mean over layers and paired rows."""
+        with over(self.group):
+            similarity = function_of("customcontrast:subject_similarity")(features, subjects)
+            loss: Tensor = self.function(anchors, positives, similarity, self.temperature, paired)
         return loss

@@ -70,9 +70,11 @@ class AdaptedChatLearner(ChatLearner):
 
     Class attributes:
         adapter: Name of the adapter.
+        answers_adapted: Whether the model answers with its adapter, as a teacher of others, too.
     """
 
     adapter = "policy"
+    answers_adapted = True
 
     def build(self, data: Any) -> ChatModel:
         """Build the model, with the adapter on it."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -41,6 +42,37 @@ class Partners:
         inside = (self.place[at] - self.starts[kind] + step) % self.counts[kind]
         found = self.order[self.starts[kind] + inside]
         return torch.from_numpy(np.where((others > 0) & (self.kinds[at] >= 0), found, at))
+
+
+class Frames(Partners):
+    """Draws for an item two other items of its kind: another one, and one that differs from that. See `Partners`."""
+
+    def two_of(
+        self, rows: Int[Tensor, " n"], drawn: Float[Tensor, "n 2"]
+    ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+        """Return two frames of each row, chosen by numbers drawn from 0..1.
+
+        Of three items or more, row and frames are three different ones. Of two, the second frame is the row itself. An item
+        alone is its own frames.
+
+        >>> first, second = Frames(torch.tensor([0, 0, 0, 1, 1, 2])).two_of(torch.arange(6), torch.zeros(6, 2))
+        >>> first, second
+        (tensor([1, 2, 0, 4, 3, 5]), tensor([2, 0, 1, 3, 4, 5]))
+        """
+        at = rows.cpu().numpy()
+        kind = np.searchsorted(self.names, self.kinds[at])
+        count = np.where(self.kinds[at] >= 0, self.counts[kind], 1)
+        a, b = drawn.cpu().numpy().T
+
+        def chosen(u: NDArray[np.float64], many: NDArray[np.int64]) -> NDArray[np.int64]:
+            return np.minimum((u * many).astype(np.int64), np.maximum(many - 1, 0))
+
+        one = np.where(count > 1, 1 + chosen(a, count - 1), 0)
+        two = np.where(count > 2, 1 + chosen(b, count - 2), 0)
+        two = np.where((count > 2) & (two >= one), two + 1, two)
+        begin, place = self.starts[kind], self.place[at]
+        found = [self.order[begin + (place - begin + step) % self.counts[kind]] for step in (one, two)]
+        return torch.from_numpy(found[0]), torch.from_numpy(found[1])
 
 
 def joined(first: dict[str, Any], second: dict[str, Any], *names: str) -> dict[str, Tensor]:

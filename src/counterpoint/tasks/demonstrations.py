@@ -66,7 +66,8 @@ class DemonstrationsConfig(OptimConfig):
     model_epochs: int = 20
     """Passes of a model that is built here over the training queries, with demonstrations before them."""
     model_queries: int = 1
-    """Number of queries of a task that such a model answers one after another; more than 1 only for a causal model."""
+    """Maximum number of queries of a task that such a model answers one after another, within the context. An encoder-decoder
+    model answers the first alone."""
     model_lr: float = 3e-3
     """Learning rate of such a model at a batch of 256."""
     vocabulary: int = 2000
@@ -397,8 +398,12 @@ class _Episodes(Dataset[dict[str, Any]]):
         found: dict[str, Any] = {"demos": demos, "cut": cut, "query": [(before, self.task.encoded(example.output))]}
         if not alone:
             among = split.queries[split.groups[split.queries] == group]
-            for other in generator.choice(among, config.model_queries - 1).tolist():
-                found["query"].append(self._pair(other))
+            free = config.context - sum(map(len, demos)) - sum(map(len, found["query"][0]))
+            for pair in map(self._pair, generator.choice(among, config.model_queries - 1).tolist()):
+                free -= sum(map(len, pair))
+                if free < 0:
+                    break
+                found["query"].append(pair)
         if self.asked:
             found["candidates"] = [(before, self.task.encoded(option)) for option in split.options(example)]
             another = split.members.draw(

@@ -8,10 +8,12 @@ A training batch:
     batch["label"]    [B] class numbers, -1 for none
     batch["index"]    [B] positions of the items
 
-An evaluation batch also has "captions", the texts. A learner's `predict` returns
+An evaluation batch also has "captions", the texts. For data with subjects it has "reference", another picture of each
+subject. A learner's `predict` returns
 
 - "pictures" [n, 3, size, size] uint8, a picture generated for each caption; None before it can generate;
-- "codes", optional: its own rows of pictures and captions, by the names "image" and "text".
+- "codes", optional: its own rows of pictures and captions, by the names "image" and "text";
+- "words" and "real", optional: rows of each picture's subject, learnt and of a frozen encoder (tasks/measures/subjects.py).
 
 Measures (tasks/measures/generation.py): `frechet_distance`, `class_accuracy` and `r_precision` of the generated pictures by a
 judge. Of codes: `image_purity` and `text_purity` are the share of items whose nearest other item is of their class.
@@ -41,8 +43,10 @@ from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.tasks.branches import Partners
 from counterpoint.tasks.measures.classes import purity
 from counterpoint.tasks.measures.generation import CANDIDATES, Judge, judged, r_precision, trained_judge
+from counterpoint.tasks.measures.subjects import picture_error, subject_measures
 from counterpoint.tasks.splits import check_watched, named_split
 
 AT_ONCE = 128  # items in a batch of the evaluation
@@ -113,6 +117,13 @@ class GenerationLearner(Learner):
         ids, mask = self.tokenizer.encode(list(texts), self.config.context)
         return {"ids": ids.to(self.device), "mask": mask.to(self.device)}
 
+    def check_condition(self, condition: Condition) -> None:
+        """Raise CounterpointError for a condition that the learner does not take; here, one with pictures of a subject."""
+        if condition.subject:
+            raise CounterpointError(
+                "this run makes pictures of prompts alone and takes no subject; leave out --subject"
+            )
+
     @torch.no_grad()
     def generate(self, conditions: Sequence[Condition], seed: int = 0) -> UInt8[Tensor, "n 3 size size"]:
         """Generate a picture for each condition, in evaluation mode.
@@ -133,6 +144,7 @@ class GenerationLearner(Learner):
                     f"the prompt '{condition.text}' has {many} words, and this learner reads 1 to {self.config.context}; "
                     "change the prompt"
                 )
+            self.check_condition(condition)
         generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed]).generate_state(1)[0]))
         training = self.training
         self.eval()
@@ -210,7 +222,17 @@ class _Items(Dataset[dict[str, Any]]):
             "label": torch.from_numpy(self.split.labels[rows]),
             "index": torch.from_numpy(rows),
         }
+        if self.asked and self.split.subjects is not None:
+            others = torch.from_numpy(self.split.images(self.references[rows])).permute(0, 3, 1, 2)
+            found |= {"reference": others.contiguous()}
         return found | ({"captions": captions} if self.asked else {})
+
+    @cached_property
+    def references(self) -> Indices:
+        """The next item of each item's subject, in a circle: its reference in an evaluation."""
+        assert self.split.subjects is not None
+        every = torch.arange(len(self.split))
+        return Partners(torch.from_numpy(self.split.subjects)).of(every, torch.zeros(len(every))).numpy()
 
 
 class GenerationTask:
@@ -312,16 +334,17 @@ class GenerationEvaluator:
         self.rows: list[int] = []
         self.pictures: list[Tensor] = []
         self.codes: dict[str, list[Tensor]] = {}
+        self.own: dict[str, list[Tensor]] = {"words": [], "real": []}  # rows of subjects
         self.figures: dict[str, Any] = {}
 
     def update(self, batch: dict[str, Any], outputs: dict[str, Any]) -> None:
         self.rows += batch["index"].tolist()
         if outputs["pictures"] is not None:
             self.pictures.append(outputs["pictures"].cpu())
+        for name in self.own.keys() & outputs.keys():
+            self.own[name].append(_finite(outputs[name]))
         for name, rows in outputs.get("codes", {}).items():
-            if not bool(rows.isfinite().all()):
-                raise CounterpointError("the codes hold NaN or infinite values: training diverged; lower --lr")
-            self.codes.setdefault(name, []).append(rows.float().cpu())
+            self.codes.setdefault(name, []).append(_finite(rows))
 
     def compute(self, *, final: bool = False) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -333,6 +356,11 @@ class GenerationEvaluator:
             found |= judged(self.task.judge, real, fake, captions, labels)
             if final:
                 self.figures |= shown_pictures(real, fake, captions)
+            if self.split.subjects is not None:
+                found["picture_error"] = picture_error(fake, real)
+        if self.split.subjects is not None and self.own["words"]:
+            words, alike = (torch.cat(self.own[name]) for name in ("words", "real"))
+            found |= subject_measures(words, alike, torch.from_numpy(self.split.subjects[rows]), labels)
         if self.task.data.classes:
             found |= {f"{name}_purity": purity(of, labels, k=1) for name, of in codes.items()}
         if {"image", "text"} <= codes.keys():
@@ -350,6 +378,12 @@ class GenerationEvaluator:
             "code_r_precision": one,
             "image_purity": float(np.mean(np.bincount(known)[known] / len(known))) if len(known) else 0.0,
         }
+
+
+def _finite(rows: Tensor) -> Tensor:
+    if not bool(rows.isfinite().all()):
+        raise CounterpointError("the codes hold NaN or infinite values: training diverged; lower --lr")
+    return rows.float().cpu()
 
 
 def shown_pictures(real: Tensor, fake: Tensor, captions: Sequence[str]) -> dict[str, Any]:

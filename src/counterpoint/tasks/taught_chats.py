@@ -211,6 +211,8 @@ def chat_model_of(learner: Any) -> ChatModel:
         raise CounterpointError(
             f"the teacher is a {type(learner).__name__}, which does not answer; name one of the task chats"
         )
+    if not getattr(learner, "answers_adapted", True):
+        found.model.disable_adapter_layers()
     return found
 
 
@@ -270,6 +272,12 @@ def answered(survey: Survey) -> Indices:
     rows = survey.rows
     found = [n for n in rows.tolist() if not chats[n].rejected]
     return np.array(found, np.int64) if found else np.asarray(rows)
+
+
+def captioned(survey: Survey) -> Indices:
+    """Return the training chats whose answer is a caption."""
+    chats = survey.split("train").chats
+    return np.array([n for n in survey.rows.tolist() if chats[n].kind == "caption"], np.int64)
 
 
 def preferred(survey: Survey, tokenizer: ChatTokenizer, context: int) -> tuple[Indices, list[str]]:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from counterpoint.data.generation import Condition
+from counterpoint.data.subject_folders import read_subject
 from counterpoint.encoders.text import UNKNOWN
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, RunError
@@ -48,7 +49,15 @@ def generator_of(name: str) -> GenerationLearner:
     return learner
 
 
-def generate(run: str, prompts: Sequence[str], out: Path | str, *, number: int = 8, seed: int = 0) -> list[Generated]:
+def generate(
+    run: str,
+    prompts: Sequence[str],
+    out: Path | str,
+    *,
+    number: int = 8,
+    seed: int = 0,
+    subject: Path | str | None = None,
+) -> list[Generated]:
     """Generate pictures of each prompt, and write them with a page into a new folder.
 
     The folder has a PNG for each picture, named after the numbers of prompt and picture, and the page index.html. It is complete
@@ -60,8 +69,10 @@ def generate(run: str, prompts: Sequence[str], out: Path | str, *, number: int =
         out: the folder, which must not exist or must be empty.
         number: pictures of each prompt, at least 1.
         seed: seed of the noise.
+        subject: folder of pictures of one subject, for a run that takes one.
 
-    Raises CounterpointError for a number below 1, no prompt, a prompt that does not fit, and a folder with files.
+    Raises CounterpointError for a number below 1, no prompt, a prompt that does not fit, and a folder with files. Raises it too for
+    a folder of a subject without pictures, and for a picture that cannot be read.
     """
     if number < 1:
         raise CounterpointError(f"number must be at least 1, got {number}")
@@ -69,7 +80,8 @@ def generate(run: str, prompts: Sequence[str], out: Path | str, *, number: int =
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CounterpointError(f"{out} exists and is not an empty folder; name another one with --out")
     learner = generator_of(run)
-    conditions = [Condition(prompt) for prompt in prompts for _ in range(number)]
+    shown_subject = () if subject is None else tuple(read_subject(subject, learner.size))
+    conditions = [Condition(prompt, shown_subject) for prompt in prompts for _ in range(number)]
     pictures = learner.generate(conditions, seed).cpu()
     out.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))

@@ -28,18 +28,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from counterpoint.core.checks import need_positive, need_rows, shapes
 from counterpoint.core.distributed import global_mean
-from counterpoint.core.map_sums import Map, Maps, class_means, inverse_length, mean_weights, weighted_sum
+from counterpoint.core.map_sums import Map, Maps, class_means, mean_weights, weighted_sum
+from counterpoint.core.modality_fusion import FAR, Output, chosen_modalities, modality_agnostic_fusion
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
-from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
@@ -56,88 +56,7 @@ from counterpoint.tasks.scene_teachers import (
 )
 
 Distance = Literal["kl", "mse"]
-Output = Literal["selected", "mean"]
-FAR = -1e9  # logit of an entry that does not take part
-
 # ------------------------------------------------------------------------------------------------------------------ fusion
-
-
-class Fusion(NamedTuple):
-    """What `modality_agnostic_fusion` returns."""
-
-    fused: Map
-    correlation: Float[Tensor, "modalities n"]
-    selected_index: Int[Tensor, "n rows columns"]
-
-
-def _chosen(index: Tensor, modalities: int) -> Tensor:
-    return index == torch.arange(modalities, device=index.device).view(-1, *[1] * index.ndim)
-
-
-@full_precision(keep=("present",))
-def modality_agnostic_fusion(
-    features: Maps,
-    previous: Map | None = None,
-    candidates: int | None = None,
-    present: Bool[Tensor, "modalities n"] | None = None,
-    *,
-    tokens: bool = False,
-    output: Output = "selected",
-) -> Fusion:
-    """Combine the maps of several modalities: their mean, plus at each pixel the modality nearest to their weighted sum.
-
-    Args:
-        features: maps F_m; any number M >= 1 of modalities.
-        previous: an earlier modality-agnostic map; the anchor is then (previous + mean) / 2. Default: none.
-        candidates: only the first so many modalities are selected and averaged, 1 to M. Default: all. A sample that has
-            none of these uses those it has.
-        present: whether a sample has a modality; others count nowhere. Default: all.
-        tokens: correlations of each pixel instead of each sample; they also weight the mean. Default: no.
-        output: "selected" (default), or "mean": the mean alone, as in the two-modality model file.
-
-    Returns:
-        fused, f_ma; correlation, rho, 0 for absent modalities and for maps of zeros, and with `tokens` its mean over pixels;
-        selected_index. Ties select the lower index. The selection has no gradient.
-
-    Raises ValueError for shapes that do not fit, candidates out of range and a sample without a modality.
-
-    >>> x = torch.tensor([[1.0, 0.0], [1.0, 2.0]]).view(2, 1, 2, 1, 1)
-    >>> found = modality_agnostic_fusion(x)
-    >>> found.fused.flatten(), found.selected_index.item()
-    (tensor([2., 3.]), 1)
-    """
-    if features.ndim != 5 or 0 in features.shape[:3]:
-        raise ValueError(f"features must be [modalities, n, channels, rows, columns], got {shapes(features=features)}")
-    modalities, n = features.shape[:2]
-    if previous is not None and previous.shape != features.shape[1:]:
-        raise ValueError(f"previous must be like one of features, got {shapes(previous=previous, features=features)}")
-    if candidates is not None and not 1 <= candidates <= modalities:
-        raise ValueError(f"candidates must lie in 1..{modalities}, the number of modalities, got {candidates}")
-    if present is not None and present.shape != (modalities, n):
-        raise ValueError(f"present must be {[modalities, n]}, got {shapes(present=present)}")
-    here = features.new_ones(modalities, n, dtype=torch.bool) if present is None else present.bool()
-    if present is not None and holds((~here.any(0)).any()):
-        raise ValueError("present leaves a sample without a modality")
-    able = here & (torch.arange(modalities, device=here.device) < (candidates or modalities))[:, None]
-    able = able | (here & ~able.any(0))
-    anchor = weighted_sum(features, mean_weights(here, features.dtype))
-    anchor = anchor if previous is None else (previous + anchor) / 2
-    axes = (1,) if tokens else (1, 2, 3)
-    whole = inverse_length(anchor, axes)
-    rho = torch.stack([(x * anchor).sum(axes) * inverse_length(x, axes) * whole for x in features.unbind(0)])
-    rho = torch.where(here[..., None, None] if tokens else here, rho, 0.0)
-    with torch.no_grad():
-        goal = weighted_sum(features, rho)
-        # Lengths of the goal are the same for all modalities, so they do not change the nearest one.
-        near = torch.stack([(x * goal).sum(1) * inverse_length(x, (1,)) for x in features.unbind(0)])
-        index = near.masked_fill(~able[..., None, None], -torch.inf).argmax(0)
-    share = mean_weights(able, features.dtype)
-    share = share[..., None, None] * rho if tokens else share
-    if output == "selected":
-        share = _chosen(index, modalities) + (share if tokens else share[..., None, None])
-    elif output != "mean":
-        raise ValueError(f"output must be selected or mean, got {output}")
-    return Fusion(weighted_sum(features, share), rho.mean((2, 3)) if tokens else rho, index)
 
 
 # -------------------------------------------------------------------------------------------------------------- relations
@@ -373,7 +292,7 @@ class Any2Seg(AnyModalitiesLearner):
         if not late:
             features = self.decoder(fused)
             return Outputs(self.classifier(features), features, rho, index, fused)
-        share = weight[..., None, None] + (_chosen(index, len(present)) if config.output == "selected" else 0)
+        share = weight[..., None, None] + (chosen_modalities(index, len(present)) if config.output == "selected" else 0)
         return Outputs(fused[0], weighted_sum(maps[0], share), rho, index, fused)
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -24,26 +24,24 @@ the loss of one. Not built: keeping the model of the best validation Dice, and M
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_positive, need_rows, shapes
 from counterpoint.core.contrast import pair_logsumexp
-from counterpoint.core.distributed import global_mean
+from counterpoint.core.mask_losses import soft_dice_loss
 from counterpoint.core.operands import unit
-from counterpoint.core.precision import full_precision, wide
-from counterpoint.core.regions import grid_regions, region_rows
+from counterpoint.core.precision import full_precision
+from counterpoint.core.regions import grid_regions, local_region_contrastive_loss
 from counterpoint.core.rules import Diagonal, Labels
-from counterpoint.core.world import over_group
-from counterpoint.data.dense import IGNORE, labelled_rows
+from counterpoint.data.dense import labelled_rows
 from counterpoint.encoders.unet import UNetDecoder, UNetEncoder
 from counterpoint.engine.loading import Batches, ChosenBatches
 from counterpoint.engine.stages import Stage
@@ -51,6 +49,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.systems.base import System
 from counterpoint.tasks.dense import DenseConfig, DenseLearner, pixel_cross_entropy
+from counterpoint.tasks.partitions import PartitionBatches
 from counterpoint.views.images import Recipe, ViewPipeline
 from counterpoint.views.images.masks import cropped_masks
 
@@ -115,138 +114,7 @@ def partition_contrastive_loss(
     return F.softplus(negatives[a] - (z[a] * z[b]).sum(1)).sum() / rows
 
 
-@full_precision(keep=("positive_index", "negative_index"))
-def local_region_contrastive_loss(
-    feature_map: Float[Tensor, "n height width channels"],
-    positive_index: Int[Tensor, "regions 2"],
-    negative_index: Int[Tensor, "regions negatives 2"],
-    strategy: int = 0,
-    region_size: int = 3,
-    temperature: float = 0.1,
-    dense: Float[Tensor, "values dim"] | None = None,
-) -> Float[Tensor, ""]:
-    """Compute the local loss of regions of maps (Eq. 4).
-
-    Args:
-        feature_map: maps with channels last. Strategy 0 (L^R): rows 2i and 2i + 1 are two augmentations of one picture.
-            Strategy 1 (L^D): rows i and n/2 + i are; the first n/2 are three volumes, slice by slice alike.
-        positive_index: rows and columns of the regions' corners.
-        negative_index: those of each region's negatives; one at the region's own place is left out.
-        strategy: 0 (default) or 1.
-        region_size: height and width of a region, by default 3.
-        temperature: > 0, by default 0.1.
-        dense: weight of a layer on a region's values, in the order row, column, channel. None (default): the values.
-
-    Negatives lie in the anchor's map and in the positive's map. The sum over pairs is divided by regions and by n. Raises
-    ValueError for shapes that do not fit, corners outside the map and arguments out of range.
-
-    >>> local_region_contrastive_loss(torch.ones(2, 12, 12, 1), *grid_regions(12, 12))  # log(1 + 10)
-    tensor(2.3979)
-    """
-    need_positive(temperature=temperature)
-    if strategy not in (0, 1):
-        raise ValueError(f"strategy must be 0 or 1, got {strategy}")
-    n = len(feature_map)
-    if feature_map.ndim != 4 or n % (6 if strategy else 2):
-        raise ValueError(
-            f"feature_map must be [n, height, width, channels] with n a multiple of {6 if strategy else 2}, got "
-            f"{shapes(feature_map=feature_map)}"
-        )
-    need_rows(feature_map=feature_map)
-    device = feature_map.device
-    positive, negative = (index.long().to(device) for index in (positive_index, negative_index))
-    corners, which = torch.cat([positive, negative.flatten(0, 1)]).unique(dim=0, return_inverse=True)
-    most = torch.tensor(feature_map.shape[1:3], device=device) - region_size
-    if bool((corners < 0).any()) or bool((corners > most).any()):
-        raise ValueError(f"regions of {region_size} cells lie outside maps of {list(feature_map.shape[1:3])} cells")
-    values = region_rows(feature_map, corners, region_size)
-    rows = unit(values if dense is None else values @ wide(dense))
-    regions = len(positive)
-    own, others = which[:regions], which[regions:].view(regions, -1)
-    at = torch.arange(n, device=device)
-    if strategy == 0:
-        first, second = at, at ^ 1
-    else:
-        half, third = n // 2, n // 6
-        one = at[:half]
-        first, second = one.repeat(3), torch.cat([one + half, (one + third) % half, (one + 2 * third) % half])
-    anchor = rows[:, own] / temperature  # [n, regions, dim]
-    within = (anchor @ rows.mT).gather(2, others.expand(n, -1, -1))  # of the anchor's own map
-    across = anchor[first] @ rows[second].mT
-    same = others == own[:, None]
-    negatives = torch.cat([within[first], across.gather(2, others.expand(len(first), -1, -1))], 2)
-    negatives = negatives.masked_fill(torch.cat([same, same], 1), -torch.inf)
-    towards = across.gather(2, own.expand(len(first), -1)[..., None])
-    return (torch.cat([towards, negatives], 2).logsumexp(2) - towards[..., 0]).sum() / regions / n
-
-
-@over_group
-@full_precision
-def soft_dice_loss(
-    logits: Float[Tensor, "n classes height width"], masks: Integer[Tensor, "n height width"], foreground: bool = False
-) -> Float[Tensor, ""]:
-    """Compute 1 - mean over pictures and classes of 2 sum(p y) / (sum p + sum y + 1e-10), p = softmax(logits).
-
-    Args:
-        logits: one number per class and pixel.
-        masks: class numbers, 255 where unknown; unknown pixels do not count.
-        foreground: leave out class 0. Default: all classes.
-
-    A class without a pixel in truth and prediction counts as 0, as in the authors' code. Raises ValueError for an empty batch
-    and shapes that differ.
-
-    >>> soft_dice_loss(torch.tensor([[[[50.0, -50.0]], [[-50.0, 50.0]]]]), torch.tensor([[[0, 1]]]))
-    tensor(0.)
-    """
-    if logits.ndim != 4 or masks.shape != (len(logits), *logits.shape[2:]):
-        raise ValueError(
-            f"masks must be [n, height, width] of logits' pixels, got {shapes(logits=logits, masks=masks)}"
-        )
-    need_rows(logits=logits)
-    known = (masks != IGNORE)[:, None]
-    p = logits.softmax(1) * known
-    y = F.one_hot(torch.where(known[:, 0], masks.long(), 0), logits.shape[1]).permute(0, 3, 1, 2) * known
-    dice = 2 * (p * y).sum((2, 3)) / (p.sum((2, 3)) + y.sum((2, 3)) + 1e-10)
-    return 1 - global_mean(dice[:, 1 if foreground else 0 :].mean(1))
-
-
 # -------------------------------------------------------------------------------------------------------------- batches
-
-
-class PartitionBatches(Batches):
-    """Batches of one slice of each partition of some volumes, volume after volume.
-
-    Args:
-        groups: volume of each slice; the slices of a volume are in the order of their places.
-        parts: number of partitions; the remainder at a volume's end is not used.
-        batch_size: slices of a batch, a multiple of `parts`.
-        steps: number of batches in an epoch.
-
-    Raises DataError for a volume with fewer slices than partitions.
-    """
-
-    def __init__(self, groups: NDArray[np.int64], parts: int, batch_size: int, steps: int) -> None:
-        super().__init__(steps * batch_size, batch_size)
-        self.parts = parts
-        self.volumes = [np.flatnonzero(groups == number) for number in np.unique(groups)]
-        for number, rows in enumerate(self.volumes):
-            if len(rows) < parts:
-                raise DataError(
-                    f"volume {number + 1} has {len(rows)} slices, fewer than {parts} partitions; lower --partitions"
-                )
-
-    def epoch(self, generator: np.random.Generator) -> Iterator[NDArray[np.int64] | list[int]]:
-        each = self.batch_size // self.parts
-        for _ in range(len(self)):
-            turns = -(-each // len(self.volumes))
-            chosen = np.concatenate([generator.permutation(len(self.volumes)) for _ in range(turns)])[:each]
-            rows: list[int] = []
-            for number in chosen.tolist():
-                volume = self.volumes[number]
-                length = len(volume) // self.parts
-                places = np.arange(self.parts) * length + generator.integers(length, size=self.parts)
-                rows += volume[places].tolist()
-            yield rows
 
 
 # ---------------------------------------------------------------------------------------------------------- the learner

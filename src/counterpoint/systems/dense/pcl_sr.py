@@ -40,13 +40,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.adversarial import contrastive_discriminator
 from counterpoint.core.distributed import global_mean
-from counterpoint.core.map_similarity import Maps, map_similarity, need_maps, unit_maps
+from counterpoint.core.map_similarity import Maps, map_similarity, need_maps, patch_nce, unit_maps
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
 from counterpoint.encoders.critics import BLOCKS, VGG19, HaarCritic, fixed
@@ -63,51 +62,6 @@ TINY = 3e-7  # the floor of a ratio's denominator
 LEAST = 17  # pixels of a patch: on maps of one place PyTorch's CPU leaves weight gradients in bf16 unset (docs/guides/libraries.md)
 
 # --------------------------------------------------------------------------------------------------------------- equations
-
-
-@over_group
-@full_precision
-def patch_nce(
-    anchor: Maps,
-    positives: Float[Tensor, "positives b channels height width"] | Sequence[Maps],
-    negatives: Float[Tensor, "negatives b channels height width"] | Sequence[Maps],
-    include_positive_in_denominator: bool = True,
-) -> Float[Tensor, ""]:
-    r"""Compute mean_k l_k: each positive is contrasted with all negatives of its scene, at temperature 1.
-
-    This function normalises over channels at each place. A place of zeros has similarity 0.
-
-    Args:
-        anchor: feature maps of the outputs.
-        positives: one or more maps like the anchor, a tensor or a list; no gradient.
-        negatives: any number of maps likewise; without any, the loss is 0.
-        include_positive_in_denominator: False: "LMCL", the positive is left out of the denominator, and the loss can be
-            negative. Default: True.
-
-    Returns:
-        The loss, a scalar. Similarities lie in -1..1, so it is at least log(1 + N e^-2), and log(1 + N) where all are equal.
-
-    Raises:
-        ValueError: shapes that do not fit, an empty batch, no positive, or no negative with LMCL.
-
-    Source: the authors' code, loss/cl.py.
-
-    >>> a = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
-    >>> patch_nce(a, [a], [-a])  # log(1 + e^-2)
-    tensor(0.1269)
-    """
-    need_maps(anchor, positives=positives, negatives=negatives)
-    if not len(positives):
-        raise ValueError("positives must hold at least one map")
-    if not len(negatives) and not include_positive_in_denominator:
-        raise ValueError("negatives must hold at least one map where the denominator has no positive (LMCL)")
-    a = unit_maps(anchor)
-    positive = torch.stack([map_similarity(a, one) for one in positives])
-    if not len(negatives):
-        return global_mean(0 * positive.mean(0))
-    log_z = torch.stack([map_similarity(a, one) for one in negatives]).logsumexp(0)
-    losses = F.softplus(log_z - positive) if include_positive_in_denominator else log_z - positive
-    return global_mean(losses.mean(0))
 
 
 class FeatureRatio(NamedTuple):

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from counterpoint.core.checks import need_alike, need_rows, shapes
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.grams import gram_distance
+from counterpoint.core.map_similarity import relation_distance
 from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds
@@ -54,30 +55,6 @@ from counterpoint.tasks.searched import RECIPE, SearchedConfig, SearchedLearner
 from counterpoint.tasks.taught import Classifier, Seen, TaughtConfig
 
 # ----------------------------------------------------------------------------------------------------------- the distances
-
-
-@over_group
-@full_precision
-def relation_distance(feat_teacher: Float[Tensor, "n ..."], feat_student: Float[Tensor, "n ..."]) -> Float[Tensor, ""]:
-    """Compute D_rel: the mean over n^2 pairs of squared differences of two Gram matrices with rows of length 1.
-
-    Memory is linear in n. Scaling either side, or rotating its rows, changes nothing. A row of zeros stays 0.
-
-    Args:
-        feat_teacher: features or maps of any shape; no gradient.
-        feat_student: features or maps of any shape, of the same images.
-
-    Raises ValueError for different numbers of images, and for an empty batch.
-
-    >>> relation_distance(torch.eye(2), torch.ones(2, 3))
-    tensor(0.2929)
-    """
-    if feat_teacher.ndim < 2 or feat_student.ndim < 2 or len(feat_teacher) != len(feat_student):
-        said = shapes(feat_teacher=feat_teacher, feat_student=feat_student)
-        raise ValueError(f"feat_teacher and feat_student must be [n, ...] of the same images, got {said}")
-    need_rows(feat_student=feat_student)
-    student, teacher = (gather_rows(wide(x).flatten(1)) for x in (feat_student, feat_teacher.detach()))
-    return gram_distance(student[None], teacher[None], "relation_distance").sum() / len(student) ** 2
 
 
 @over_group

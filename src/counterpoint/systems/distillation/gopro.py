@@ -24,9 +24,9 @@ values. Here each picture has its own views, made before the normalisation. Bias
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +38,10 @@ from counterpoint.core.checks import need_alike, need_rows, need_within, shapes
 from counterpoint.core.distributed import global_mean, mean_of_total, place
 from counterpoint.core.nt_xent import nt_xent
 from counterpoint.core.operands import EPS
-from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
 from counterpoint.data.images import ImageData, Indices
+from counterpoint.encoders.prompts import PromptGenerator
 from counterpoint.engine.optim import held_then_cosine, optimisers
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
@@ -53,77 +54,9 @@ from counterpoint.tasks.open_classes import class_shots
 from counterpoint.views.images import RECIPES, ViewPipeline, check_recipe, denormalise, normalise
 from counterpoint.views.images.augmix import AugMix
 
-TINY = 2.3e-8  # added to the sum of squares of a style
 AT_ONCE = 4096  # texts of an evaluation at once
-Layers = Float[Tensor, "layers n tokens width"] | Sequence[Float[Tensor, "n _ _"]]
 
 # ------------------------------------------------------------------------------------------------------------ equations
-
-
-@full_precision
-def style_content_token(
-    layer_features: Layers, weights: Mapping[str, Tensor | Sequence[Tensor]]
-) -> Float[Tensor, "n text_width"]:
-    """Compute the token of each picture: sum_l rho_l (A_l((mu + sd) / 2) + C_l(mu)) / 2 + rho_0.
-
-    Args:
-        layer_features: tokens of each block; blocks may differ in tokens and width. They have no gradient.
-        weights: style_weight, style_bias, content_weight, content_bias (one for each block), rho_weight [1, layers] and
-            rho_bias [1].
-
-    Raises ValueError without blocks, and for weights of another number of blocks.
-    """
-    names, count = ("style_weight", "style_bias", "content_weight", "content_bias"), len(layer_features)
-    lengths = {name: len(weights[name]) for name in names} | {"rho_weight": weights["rho_weight"][0].shape[-1]}
-    if not count or set(lengths.values()) != {count}:
-        raise ValueError(f"weights must be of {count} blocks, as layer_features, and at least of one, got {lengths}")
-    fused = []
-    for z, *linear in zip(layer_features, *(weights[name] for name in names), strict=True):
-        z, (a, a0, c, c0) = z.detach(), map(wide, linear)  # A_l and C_l with their biases
-        mean = z.mean(1)
-        spread = ((z - mean[:, None]).square_().sum(1).add_(TINY) / z.shape[1]).sqrt()  # in place: a third of the time
-        style, content = F.linear((mean + spread) / 2, a, a0), F.linear(mean, c, c0)
-        fused.append((style + content) / 2)
-    rho, bias = (wide(cast("Tensor", weights[name])) for name in ("rho_weight", "rho_bias"))
-    return F.linear(torch.stack(fused, 2), rho, bias)[..., 0]
-
-
-@full_precision
-def shifted_context(
-    token: Float[Tensor, "n text_width"], ctx: Float[Tensor, "m text_width"]
-) -> Float[Tensor, "n m text_width"]:
-    """Add each picture's token to every context vector. Raises ValueError for widths that differ."""
-    if token.ndim != 2 or ctx.ndim != 2 or token.shape[1] != ctx.shape[1]:
-        raise ValueError(f"token must be [n, width] and ctx [m, width], got {shapes(token=token, ctx=ctx)}")
-    need_rows(token=token)
-    return ctx + token[:, None]
-
-
-@full_precision
-def build_prompts(
-    token: Float[Tensor, "n text_width"],
-    ctx: Float[Tensor, "m text_width"],
-    prefix: Float[Tensor, "classes 1 text_width"],
-    suffix: Float[Tensor, "classes s text_width"],
-) -> Float[Tensor, "n classes length text_width"]:
-    """Build the vectors that the text encoder reads: [start, ctx + token, rest] for every picture and class.
-
-    Training writes `shifted_context` into the encoder's own vectors, with the same result.
-
-    Args:
-        token: of each picture.
-        ctx: context vectors.
-        prefix: vector of each class's start token.
-        suffix: vectors of the class's name, of the end and of the padding.
-
-    Raises ValueError for widths that differ, and for other classes in prefix than in suffix.
-    """
-    n, classes = len(token), len(prefix)
-    if len(suffix) != classes or {prefix.shape[-1], suffix.shape[-1]} != {ctx.shape[-1]}:
-        found = shapes(prefix=prefix, suffix=suffix, ctx=ctx)
-        raise ValueError(f"prefix and suffix must be of the same classes, and as wide as ctx, got {found}")
-    middle = shifted_context(token, ctx)[:, None].expand(-1, classes, -1, -1)
-    return torch.cat([prefix.expand(n, -1, -1, -1), middle, suffix.expand(n, -1, -1, -1)], 2)
 
 
 @over_group
@@ -290,27 +223,6 @@ class GOProConfig(ClassTextConfig):
 
 
 # ---------------------------------------------------------------------------------------------------------- the learner
-
-
-class PromptGenerator(nn.Module):
-    """The context vectors, and the layers that shift them by a picture's content and style."""
-
-    def __init__(self, words: int, text_width: int, widths: Sequence[int]) -> None:
-        super().__init__()
-        self.context = nn.Parameter(torch.zeros(words, text_width))
-        self.style = nn.ModuleList(nn.Linear(width, text_width) for width in widths)
-        self.content = nn.ModuleList(nn.Linear(width, text_width) for width in widths)
-        self.rho = nn.Linear(len(widths), 1)
-
-    def weights(self) -> dict[str, Any]:
-        """Return the weights by the names of `style_content_token`."""
-        found: dict[str, Any] = {"rho_weight": self.rho.weight, "rho_bias": self.rho.bias}
-        for name, layers in (("style", self.style), ("content", self.content)):
-            found |= {f"{name}_weight": [one.weight for one in layers], f"{name}_bias": [one.bias for one in layers]}
-        return found
-
-    def forward(self, layer_features: Sequence[Tensor]) -> Float[Tensor, "n words text_width"]:
-        return shifted_context(style_content_token(layer_features, self.weights()), self.context)
 
 
 class GOPro(NetworkLearner):

@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from counterpoint.core.checks import need_rows, need_within, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision, wide
-from counterpoint.core.tokens import drop_redundant_tokens, log_relations
+from counterpoint.core.tokens import drop_redundant_tokens, relation_distillation_loss
 from counterpoint.core.world import over_group, world
 from counterpoint.encoders.inside import QKV, Inside, TokenNetwork, gathered
 from counterpoint.engine.survey import Survey
@@ -59,43 +59,6 @@ from counterpoint.tasks.token_teachers import check_token_teacher, token_teacher
 from counterpoint.tasks.views import ViewsLearner
 
 # --- token relations: what the masked autoencoder teaches
-
-
-@over_group
-@full_precision
-def relation_distillation_loss(
-    student_qkv: Sequence[Float[Tensor, "n heads tokens d"]], teacher_qkv: Sequence[Float[Tensor, "n heads tokens dt"]]
-) -> Float[Tensor, ""]:
-    """Compute L_rel = KL(R_qk of the teacher || student's) + KL(R_vv of the teacher || student's).
-
-    Args:
-        student_qkv: queries, keys and values of the student, all of one shape.
-        teacher_qkv: those of the teacher, of as many pictures, heads and tokens; the width of a head may differ. No gradient.
-
-    Returns the mean over pictures, heads and rows; natural logarithm. A relation over a single token is 1: the loss is 0.
-    Raises ValueError for shapes that do not fit, and for an empty batch.
-
-    >>> qkv = torch.randn(3, 1, 2, 5, 4)
-    >>> relation_distillation_loss(list(qkv), list(qkv))
-    tensor(0.)
-    """
-    for name, parts in (("student_qkv", student_qkv), ("teacher_qkv", teacher_qkv)):
-        found = [list(part.shape) for part in parts]
-        if len(found) != 3 or any(each != found[0] for each in found) or len(found[0]) != 4 or 0 in found[0][1:]:
-            raise ValueError(f"{name} must be three tensors [n, heads, tokens, d] alike, got {found}")
-    (q, k, v), (teacher_q, teacher_k, teacher_v) = student_qkv, (part.detach() for part in teacher_qkv)
-    if q.shape[:3] != teacher_q.shape[:3]:
-        raise ValueError(
-            "student_qkv and teacher_qkv must be of the same pictures, heads and tokens, got "
-            f"{shapes(student_qkv=q, teacher_qkv=teacher_q)}"
-        )
-    need_rows(student_qkv=q)
-    total = q.new_zeros(len(q), dtype=wide(q).dtype)
-    for own, target in (((q, k), (teacher_q, teacher_k)), ((v, v), (teacher_v, teacher_v))):
-        wanted = log_relations(*map(wide, target))
-        each = F.kl_div(log_relations(*map(wide, own)), wanted, reduction="none", log_target=True)
-        total = total + each.sum(-1).mean((1, 2))
-    return global_mean(total)
 
 
 # --- token features: what the discriminative teacher teaches

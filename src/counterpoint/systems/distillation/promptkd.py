@@ -25,7 +25,7 @@ default: `--frozen-templates FILE` takes them. Not built: CoOp and other ways of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, cast
 
@@ -34,17 +34,24 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
+from counterpoint.core.checks import need_alike, need_positive, need_rows
 from counterpoint.core.class_texts import class_prototypes, cosine_text_logits
-from counterpoint.core.distributed import global_mean, place
+from counterpoint.core.distributed import global_mean
 from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
 from counterpoint.data.images import ImageData, Indices
 from counterpoint.encoders.dual import DualEncoder
-from counterpoint.encoders.prompts import ClipWeights, appended_prompts, blocks_of, new_prompts, prompt_width
+from counterpoint.encoders.prompts import (
+    Projector,
+    blocks_of,
+    new_prompts,
+    prompt_names,
+    prompt_projector,
+    prompt_width,
+    prompted_vit,
+)
 from counterpoint.engine.optim import held_then_cosine, optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
@@ -60,93 +67,6 @@ from counterpoint.tasks.tuned_teachers import TunedConfig, TunedLearner
 COLD = 1e-5  # learning rate of the first epochs
 
 # ------------------------------------------------------------------------------------------------------------ equations
-
-
-def prompted_vit(
-    image: Float[Tensor, "n 3 size size"],
-    weights: Mapping[str, Tensor],
-    patch: int,
-    num_heads: int,
-    depth: int,
-    n_ctx: int,
-    *,
-    tower: nn.Module | None = None,
-) -> Float[Tensor, "n out"]:
-    """Compute a vision transformer's features with deep prompts, not normalised (independent vision prompting).
-
-    Args:
-        image: normalised pictures.
-        weights: the prompts VPT [n_ctx, width] and transformer.resblocks.N.VPT_shallow for 1 <= N < depth, and the
-            transformer's weights by OpenAI's names.
-        patch: side of a patch in pixels.
-        num_heads: number of attention heads.
-        depth: J, number of sets of prompts, 0 (no prompts) to the number of blocks.
-        n_ctx: n, number of prompts in a set, at least 1 where depth > 0.
-        tower: a transformer that replaces the weights, `patch` and `num_heads`. Default: CLIP's, by the weights.
-
-    Prompts stand after all other tokens. The first set passes through the initial norm. Raises ValueError for missing weights and
-    for sets of another shape.
-    """
-    names = prompt_names(depth)
-    missing = [name for name in names if name not in weights]
-    if missing:
-        raise ValueError(f"weights lack {missing[0]}, which depth {depth} needs")
-    prompts = [weights[name] for name in names]
-    if any(len(one) != n_ctx or n_ctx < 1 for one in prompts):
-        raise ValueError(f"n_ctx is {n_ctx}, the prompts are {shapes(**dict(zip(names, prompts, strict=True)))}")
-    network = ClipWeights(weights, patch, num_heads) if tower is None else tower
-    with appended_prompts(network, prompts):
-        found: Tensor = network(image)
-    return found
-
-
-def prompt_names(depth: int) -> list[str]:
-    """Return the names of J = depth sets of prompts in the authors' checkpoints. ValueError for a negative depth."""
-    if depth < 0:
-        raise ValueError(f"depth must be at least 0, got {depth}")
-    return ["VPT", *(f"transformer.resblocks.{n}.VPT_shallow" for n in range(1, depth))][:depth]
-
-
-class Projector(nn.Module):
-    """The projector's layers: linear layers with batch normalisation and ReLU between them."""
-
-    def __init__(self, *widths: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for n in range(1, len(widths)):
-            layers += [nn.Linear(widths[n - 1], widths[n]), nn.BatchNorm1d(widths[n]), nn.ReLU()]
-        self.conv1 = nn.Sequential(*layers[:-2])
-
-    def forward(self, h: Float[Tensor, "n width"]) -> Float[Tensor, "n dim"]:
-        return self.conv1(h)
-
-
-def prompt_projector(
-    h: Float[Tensor, "n width"], weights: Mapping[str, Tensor], train: bool, *, layers: nn.Module | None = None
-) -> Float[Tensor, "n dim"]:
-    """Compute u = unit(projector(h)).
-
-    Args:
-        h: the student's features, not normalised.
-        weights: conv1.N.weight [out, in] or [out, in, 1, 1] and conv1.N.bias of the linear layers N = 0, 3, ...; of the batch
-            normalisation N = 1, 4, ... also running_mean and running_var.
-        train: normalise by the statistics of the batch. A single row, and False, take the running ones.
-        layers: the projector itself, whose running statistics then follow; default: built from the weights, which stay.
-
-    Raises ValueError for an empty batch, for missing weights and for widths that do not fit.
-    """
-    if layers is None:
-        need_rows(h=h)
-        linear = sorted((n for n in weights if weights[n].ndim > 1), key=lambda name: int(name.split(".")[1]))
-        if not linear or weights[linear[0]].shape[1] != h.shape[1]:
-            raise ValueError(f"weights must map rows of width {h.shape[1]}, got {shapes(**dict(weights))}")
-        layers = Projector(h.shape[1], *(len(weights[name]) for name in linear)).to(h)
-        weights = {n: w.flatten(1) if n in linear else w.clone() for n, w in weights.items()}
-        missing = {n for n in layers.state_dict() if not n.endswith("tracked")} - weights.keys()
-        if missing:
-            raise ValueError(f"weights lack {min(missing)}")
-    layers.train(bool(train) and place(len(h), h.device).total > 1)
-    return F.normalize(functional_call(layers, dict(weights), (h,)), dim=1, eps=EPS)
 
 
 @over_group

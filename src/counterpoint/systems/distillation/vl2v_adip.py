@@ -28,7 +28,6 @@ epoch, without effect on the average. Fine-tuning of the teacher's own encoder (
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -125,35 +124,6 @@ def vl2v_loss(
     -1.0
     """
     return global_mean(vl2v_rows(features, labels, teacher_image, class_text, proj_weight, proj_bias, lmd))
-
-
-def swad_loss_valley(
-    weights: Float[Tensor, "steps n"],
-    val_losses: Sequence[float] | Float[Tensor, " evaluations"],
-    steps_per_eval: int,
-    n_converge: int = 3,
-    n_tolerance: int = 6,
-    tolerance_ratio: float = 0.3,
-) -> tuple[Float[Tensor, " n"], int, int, int, bool]:
-    """Average weights over the valley of a series of validation losses (see `LossValley`, which training uses).
-
-    Args:
-        weights: the weights after each step.
-        val_losses: the loss after every `steps_per_eval` steps.
-        steps_per_eval: steps between two evaluations, at least 1.
-        n_converge, n_tolerance, tolerance_ratio: see `LossValley`.
-
-    Returns the average, its first and last step, its number of segments, and whether the valley has ended. A series that
-    never converged returns the last segment's mean, and its number of steps.
-    """
-    valley = LossValley(weights[0], n_converge, n_tolerance, tolerance_ratio)
-    for number, loss in enumerate(val_losses):
-        for row in weights[number * steps_per_eval : (number + 1) * steps_per_eval]:
-            valley.update(row)
-        valley.evaluate(float(loss))
-        if bool(valley.dead):
-            break
-    return (*valley.finish(), bool(valley.dead))
 
 
 # ------------------------------------------------------------------------------------------------------------- settings

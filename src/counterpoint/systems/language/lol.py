@@ -239,6 +239,7 @@ class LOL(AdaptedChatLearner):
 
     config: LOLConfig
     adapter = AMATEUR
+    answers_adapted = False
 
     def stages(self) -> list[Stage]:
         config = self.config

@@ -42,6 +42,7 @@ from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
+from counterpoint.systems.settings import claim_settings
 from counterpoint.tasks.demonstrations import DemonstrationLearner, DemonstrationsConfig, TextBatches
 
 METHODS = ("full", "zero", "other")
@@ -325,25 +326,11 @@ class MEND(DemonstrationLearner):
         return found
 
 
-RECIPE = {
-    "model": "llama-48-2-2",
-    "model_queries": 8,
-    "model_epochs": 3,
-    "batch_size": 64,
-    "vocabulary": 320,
-    "context": 32,
-    "distiller_context": 28,
-    "demonstrations": 8,
-    "vectors": 4,
-    "pretrain_epochs": 2,
-    "epochs": 3,
-    "evaluate_every": 6,
-}
 SYSTEM = System(
     slug="mend",
     task="demonstrations",
     config=MENDConfig,
     learner=MEND,
     data="symbol-tasks",
-    recipes={"symbol-tasks": RECIPE},
+    recipes={"symbol-tasks": claim_settings("mend")},
 )

@@ -313,9 +313,10 @@ class STIC(AdaptedChatLearner):
             return super().loss(batch)
         policy, labels = self.answer_logits(batch)
         reference = self.unadapted(batch)
-        better, worse = labels.chunk(2)
-        given = (*policy.chunk(2), *reference.chunk(2), better, worse)
-        losses = regularized_dpo(*given, config.beta, config.alpha, config.rejected_scoring)
+        (better, worse), (chosen, rejected) = policy.chunk(2), labels.chunk(2)
+        first, second = reference.chunk(2)
+        weights = config.beta, config.alpha, config.rejected_scoring
+        losses = regularized_dpo(better, worse, first, second, chosen, rejected, *weights)
         with torch.no_grad():
             gains = answer_log_probability(policy, labels) - answer_log_probability(reference, labels)
             gain, other = gains.chunk(2)
