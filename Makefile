@@ -79,6 +79,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/mclrec.py
 	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/dpo.py
+	$(BIN)/python benchmarks/switchgpt.py
 	$(BIN)/python benchmarks/clhe.py
 	$(BIN)/python benchmarks/coconut.py
 	$(BIN)/python benchmarks/teminal.py

@@ -773,9 +773,12 @@ CASES |= {
         lambda n, d: [d(0, n, 5), d(1, n, 5), torch.arange(n) % 5], (0, 1), (0, 0, 0)
     ),
     CORE + "answers:masked_lm_loss": Case(lambda n, d: [d(0, n, 4, 5), answered(n)], (0,), (0, 0)),
+    CORE + "answers:flag_weighted_lm_loss": Case(
+        lambda n, d: [d(0, n, 4, 5), answered(n), [1, 3], 2.0], (0,), (0, 0, None, None)
+    ),
     CORE + "answers:answer_log_probability": Case(lambda n, d: [d(0, n, 4, 5), answered(n)], (0,), (0, 0)),
 }
-OTHERS |= {"decoding:select_premature_layer": "whole numbers"}
+OTHERS |= {"decoding:select_premature_layer": "whole numbers", "meta_responses:parse_meta_response": "texts"}
 OTHERS |= {"sinc:in_context_classifier": "a network, whose weights are a mapping"}
 
 

@@ -150,6 +150,11 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
         "misconceptions?entities=8&relations=1&values=5&train=24",
         {"model": "llama-8-2-2", "vocabulary": 300, "context": 40, "batch_size": 12, "epochs": 1, "rank": 2},
     ),
+    "switchgpt": (
+        "media-requests?entities=8&plain=24&requests=12",
+        {"model": "llama-8-2-2", "vocabulary": 320, "context": 64, "batch_size": 12, "epochs": 1, "rank": 2}
+        | {"tuning_epochs": 1, "lora_dropout": 0.0},
+    ),
     "mend": (
         "symbol-tasks?symbols=6&train=12&valid=3&test=3&queries=2&texts=24",
         {

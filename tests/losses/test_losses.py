@@ -612,6 +612,7 @@ WITHOUT = {
     "customcontrast:cscl": "CLIP of normalised rows",
     "llava-mod:preference_loss": "losses of each pair, of four log-probabilities",
     "llava-mod:top2_routes": "routes of tokens; only its balance is a loss, for the layer that routes",
+    "switchgpt:flag_weighted_lm_loss": "torch's cross-entropy of shifted logits, with weights of tokens",
     "comd:score_gap": "a difference of scores, no loss",
     "stic:regularized_dpo": "a loss of each pair, of four logits and labels",
     "stic:runner_up_log_probability": "log-probabilities of rows, no loss",

@@ -21,6 +21,8 @@ def main(
     temperature: float = 1.0,
     new_tokens: int = 64,
     seed: int = 0,
+    out: Annotated[Place, unset(metavar="DIR")] = None,
+    picture: str = "drawn",
     html: Annotated[Place, unset(metavar="FILE")] = None,
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> int:
@@ -38,10 +40,12 @@ def main(
         temperature: Temperature of the draws; 0: the most probable token at each step.
         new_tokens: Maximum number of tokens of an answer, at least 1.
         seed: Seed of the draws and of random transformations.
+        out: A new folder for the files that the answer asks for, of a run of switchgpt. Default: none.
+        picture: Converter of pictures for --out: drawn, run:RUN (a run of the task generation) or hf:NAME (of diffusers).
         html: A page to write, with the probabilities of all tokens. Default: none.
         json_: Print JSON.
     """
-    from counterpoint.use.ask import ask
+    from counterpoint.use.ask import ask, produce
 
     found = ask(
         run,
@@ -53,8 +57,12 @@ def main(
         new_tokens=new_tokens,
         seed=seed,
     )
+    made = [] if out is None else produce(run, found[0].answer.text, out, picture=picture, seed=seed)
     if json_:
-        print(json.dumps([{"method": name} | answer._asdict() for name, answer in found], indent=2))
+        rows = [{"method": name} | answer._asdict() for name, answer in found]
+        if out is not None:
+            rows[0]["made"] = [one._asdict() | {"file": None if one.file is None else str(one.file)} for one in made]
+        print(json.dumps(rows, indent=2))
     else:
         shown = table("method", "answer", "first token", right=("first token",))
         shown.columns[1].overflow = "fold"
@@ -62,12 +70,14 @@ def main(
             first = f"{answer.probabilities[0]:.0%}" if answer.probabilities else ""
             shown.add_row(name, answer.text + ("" if answer.ended else " …"), first)
         console().print(shown)
+        for one in made:
+            say(f"{one.modality} {one.prompt}: {one.status} {one.file or one.reason}".rstrip())
     if html is not None:
         from counterpoint.data.images import decode
         from counterpoint.data.shown import png
         from counterpoint.report.asked import write_asked_report
 
-        write_asked_report(html, run, question, [png(decode(file, 224), 224) for file in image], found)
+        write_asked_report(html, run, question, [png(decode(file, 224), 224) for file in image], found, made)
         if not json_:
             say(f"Page: {html}")
     return 0

@@ -5,12 +5,15 @@ A student also learns from a teacher's distribution of the next token, position 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_positive, need_rows, shapes
+from counterpoint.core.checks import need_positive, need_rows, need_within, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.masking import IGNORED
 from counterpoint.core.precision import full_precision, wide
@@ -51,6 +54,35 @@ def masked_lm_loss(logits: Float[Tensor, "n tokens vocabulary"], labels: Int[Ten
     """
     _need(logits, labels)
     return global_mean(_next(logits, labels)[0])
+
+
+@over_group
+@full_precision
+def flag_weighted_lm_loss(
+    logits: Float[Tensor, "n tokens vocabulary"],
+    labels: Int[Tensor, "n tokens"],
+    flags: Sequence[int],
+    weight: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Compute the cross-entropy of the next token, in whose mean over the whole batch a flag counts `weight` times.
+
+    Args:
+        logits, labels: as in `masked_lm_loss`.
+        flags: numbers of the tokens that decide what follows.
+        weight: at least 1; 1 gives `masked_lm_loss`.
+
+    Without an answer's token the loss is 0. Raises ValueError for shapes that do not fit, an empty batch and a weight below 1.
+
+    >>> flag_weighted_lm_loss(torch.zeros(1, 3, 4), torch.tensor([[-100, 1, 2]]), [1], 5.0)
+    tensor(1.3863)
+    """
+    _need(logits, labels)
+    need_within(1, math.inf, weight=weight)
+    losses, shifted = _next(logits, labels)
+    chosen = torch.isin(shifted[shifted != IGNORED], torch.as_tensor(list(flags), device=labels.device))
+    weights = torch.where(chosen, float(weight), 1.0).to(losses.dtype)
+    # Without a token both means are 0.
+    return global_mean(losses * weights) / global_mean(weights).clamp(min=1.0)
 
 
 @full_precision

@@ -334,6 +334,14 @@ SOURCES: dict[str, Source] = {
             "5,000 chats, 75 + 225 choices, made in a moment",
         ),
         Source(
+            "media-requests",
+            "chats",
+            "counterpoint.data.media_requests",
+            "requests for texts, pictures, sounds and films, whose answers name modality and prompt: data of SwitchGPT's claim",
+            "made on the spot",
+            "3,000 plain chats, 1,176 requests, 72 + 144 requests by new wordings for new entities, made in a moment",
+        ),
+        Source(
             "chats",
             "chats",
             "counterpoint.data.chat_files",

@@ -9,6 +9,8 @@ PLACE is a .json or .jsonl file, a folder of them, or a folder in MME's layout. 
     a choice      {"question": ..., "choices": [...], "answer": "text or number of the choice", "image": "a.png"}
     TruthfulQA's  {"question": ..., "mc1_targets": {answer: 1 or 0, ...}, "mc2_targets": {...}}, as its mc_task.json has them
     preferences   {"prompt": ..., "chosen": ..., "rejected": ..., "images": [...]}
+    a modality    messages whose answer is {"role": "assistant", "modality": "IMAGE", "prompt": "a red fox"}; "objects" of the
+                  record are names that the prompt must have
 
 A chat with "objects" (names of what its picture shows) is measured as a caption, by CHAIR. The objects may also come from COCO's
 instances (`?instances=FILE.json`), and the words that name them from CHAIR's list (`?synonyms=FILE.txt`). Yes and no as reference
@@ -36,6 +38,7 @@ from counterpoint.data.own.places import SPLITS, file_splits, files_of
 from counterpoint.data.own.records import parsed
 from counterpoint.data.valid import carve, checked_share
 from counterpoint.encoders.messages import IMAGE, Message
+from counterpoint.encoders.meta_responses import FORM, PROMPT, STOP, flags_in, render, well_formed
 from counterpoint.errors import DataError
 
 TEST = 0.2  # share of the pictures, or of the chats without pictures, for a test split that no file names
@@ -250,6 +253,8 @@ def _targets(record: Mapping[str, Any]) -> dict[str, Any]:
 def _kind(answer: str, objects: Sequence[str]) -> Kind:
     if answer.strip().lower().rstrip(".") in ("yes", "no"):
         return "yes-no"
+    if well_formed(answer, flags_in(answer.partition(PROMPT)[0])):
+        return "meta"
     return "caption" if objects else "free"
 
 
@@ -264,6 +269,8 @@ def _message(turn: Any, paths: list[str]) -> Message:
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     if role not in ROLE:
         raise DataError(f"has the role '{role}'; the roles are {', '.join(ROLE)}")
+    if "modality" in turn:
+        content = _meta_response(turn)
     if isinstance(content, list):
         text = ""
         for part in content:
@@ -280,6 +287,16 @@ def _message(turn: Any, paths: list[str]) -> Message:
     if not isinstance(content, str):
         raise DataError(f"has a message whose content is a {type(content).__name__}, not a text")
     return Message(ROLE[role], content.strip())
+
+
+def _meta_response(turn: Mapping[str, Any]) -> str:
+    """Return the text of an answer that names a modality and a prompt."""
+    flag, prompt = f"[{str(turn['modality']).strip('[] ').upper()}]", turn.get("prompt")
+    if not FORM.fullmatch(flag):
+        raise DataError(f"has the modality '{turn['modality']}'; a modality is a word, such as IMAGE")
+    if not isinstance(prompt, str) or not prompt.strip() or STOP in prompt:
+        raise DataError(f"has the modality {flag} without a prompt, which is a text without {STOP}")
+    return render(flag, prompt.strip())
 
 
 def _turns(value: Any, role: str, paths: list[str]) -> list[Message]:

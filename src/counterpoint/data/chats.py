@@ -17,7 +17,7 @@ from counterpoint.data.images import ImageSplit
 from counterpoint.encoders.messages import IMAGE, ROLES, Message
 from counterpoint.errors import DataError
 
-Kind = Literal["yes-no", "caption", "choice", "free"]
+Kind = Literal["yes-no", "caption", "choice", "meta", "free"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ class Chat:
     group: str = ""  # of questions, such as "adversarial"; measured apart
     choices: tuple[str, ...] = ()  # possible answers of a choice
     truths: tuple[str, ...] = ()  # those of the choices that are true, besides the reference
-    objects: tuple[str, ...] = ()  # names of the objects that the pictures of a caption show
+    objects: tuple[
+        str, ...
+    ] = ()  # names of the objects that the pictures of a caption show, or that a meta-response needs
     rejected: str = ""  # an answer that is worse than the reference; "" for none
 
     def __post_init__(self) -> None:

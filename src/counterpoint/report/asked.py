@@ -11,7 +11,12 @@ from counterpoint.report.page import Page
 
 
 def write_asked_report(
-    path: Path, model: str, question: str, pictures: Sequence[str], found: Sequence[tuple[str, Any]]
+    path: Path,
+    model: str,
+    question: str,
+    pictures: Sequence[str],
+    found: Sequence[tuple[str, Any]],
+    made: Sequence[Any] = (),
 ) -> Path:
     """Write the page of a question and return its path.
 
@@ -21,6 +26,7 @@ def write_asked_report(
         question: The question.
         pictures: PNGs in base64.
         found: Names of methods with their answers (see `counterpoint.encoders.decoding.Answer`).
+        made: What the first answer's modalities became (see `counterpoint.use.converters.Made`).
     """
     page = Page(question, f"Answers of {model} by {len(found)} methods of decoding.")
     if pictures:
@@ -31,6 +37,9 @@ def write_asked_report(
         )
     rows = [[method, answer.text, len(answer.tokens), "yes" if answer.ended else "no, cut"] for method, answer in found]
     page.section("Answers", parts.table(["method", "answer", "tokens", "ended"], rows), anchor="answers")
+    if made:
+        lines = [[one.modality, one.prompt, one.status, str(one.file or one.reason or "")] for one in made]
+        page.section("Made", parts.table(["modality", "prompt", "status", "file or reason"], lines), anchor="made")
     for method, answer in found:
         steps = [
             [n, token, f"{chance:.1%}", " · ".join(f"{word} {share:.1%}" for word, share in others)]

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from counterpoint.encoders.chat_models import ChatModel
+from counterpoint.encoders.flags import tables
 from counterpoint.tasks.chats import ChatLearner
 
 
-def with_adapter(model: ChatModel, rank: int, name: str) -> ChatModel:
+def with_adapter(
+    model: ChatModel,
+    rank: int,
+    name: str,
+    *,
+    scale: float = 2.0,
+    dropout: float = 0.0,
+    attention: bool = False,
+    tokens: Sequence[int] = (),
+) -> ChatModel:
     """Put an adapter on the linear layers of a model's language model, and return the model.
 
     Args:
         model: a model without an adapter.
-        rank: rank of the adapter, at least 1; its scale is 2.
+        rank: rank of the adapter, at least 1.
         name: name of the adapter.
+        scale: factor of what the adapter adds.
+        dropout: dropout probability of the adapter's inputs.
+        attention: put it on the layers of the attention alone.
+        tokens: numbers of tokens whose rows in embedding and output layer the adapter also trains, sorted.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -25,11 +40,29 @@ def with_adapter(model: ChatModel, rank: int, name: str) -> ChatModel:
     inner = network.get_decoder() if hasattr(network, "get_decoder") else network
     names = {id(layer): found for found, layer in network.named_modules()}
     targets = [names[id(layer)] for layer in inner.modules() if type(layer).__name__ in ("Linear", "Conv1D")]
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM")
+    if attention:
+        targets = [target for target in targets if "attn" in target]
+    rows = {names[id(table)].rpartition(".")[2]: list(tokens) for table in tables(model)} if tokens else None
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=scale * rank,
+        lora_dropout=dropout,
+        target_modules=targets,
+        trainable_token_indices=rows,
+        task_type="CAUSAL_LM",
+    )
     model.model = get_peft_model(model.model, config, adapter_name=name)
     for parameter in model.model.parameters():
         parameter.requires_grad_(True)
     return model
+
+
+TRAINED = ("lora_", "trainable_tokens_")  # in the names of an adapter's parameters
+
+
+def of_adapter(name: str) -> bool:
+    """Return whether the parameter of this name belongs to an adapter."""
+    return any(part in name for part in TRAINED)
 
 
 class AdaptedChatLearner(ChatLearner):
@@ -50,15 +83,22 @@ class AdaptedChatLearner(ChatLearner):
     @property
     def adapters(self) -> nn.ParameterList:
         """The adapter's own parameters."""
-        return nn.ParameterList([p for name, p in self.model.model.named_parameters() if "lora_" in name])
+        return nn.ParameterList([p for name, p in self.model.model.named_parameters() if of_adapter(name)])
 
     @property
     def weights(self) -> nn.ParameterList:
         """The model's own parameters."""
-        return nn.ParameterList([p for name, p in self.model.model.named_parameters() if "lora_" not in name])
+        return nn.ParameterList([p for name, p in self.model.model.named_parameters() if not of_adapter(name)])
 
     @torch.no_grad()
     def unadapted(self, batch: dict[str, Any]) -> Tensor:
         """Compute `answer_logits` of a batch without the adapter and without gradient."""
         with self.model.model.disable_adapter():
             return self.answer_logits(batch)[0]
+
+
+def plain_name(name: str) -> str:
+    """Return the name that a parameter has without peft's wrappers."""
+    for part in ("base_model.model.", "token_adapter.", "base_layer."):
+        name = name.replace(part, "")
+    return name

@@ -23,6 +23,7 @@ from counterpoint.encoders.messages import IMAGE, Message
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, RunError, unknown
 from counterpoint.experiment import load_learner
+from counterpoint.use.converters import Made, dispatch, zoo
 
 CONTRASTED = (
     "lol",
@@ -151,6 +152,27 @@ def ask(
         )
         found.append(Asked(method, answer))
     return found
+
+
+def produce(run: str, reply: str, out: Path | str, *, picture: str = "drawn", seed: int = 0) -> list[Made]:
+    """Give the reply of a run that names modalities to its converters, and write their files into a new folder.
+
+    Args:
+        run: path of a run of switchgpt.
+        reply: what its model answered.
+        out: the folder, which must not exist or must be empty.
+        picture: converter of pictures: drawn, run:RUN or hf:NAME.
+        seed: seed of the pictures' noise.
+
+    Raises CounterpointError for another model, a folder with files and an unknown converter.
+    """
+    flags = () if run.startswith("hf:") else (Run.open(run).config.get("config") or {}).get("flags", ())
+    if not flags:
+        raise CounterpointError(f"{run} names no modalities, which --out needs; name a run of switchgpt")
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CounterpointError(f"{out} exists and is not an empty folder; name another one with --out")
+    return dispatch(reply, zoo(picture, seed=seed), out, flags)
 
 
 def _picture_size(name: str) -> int:

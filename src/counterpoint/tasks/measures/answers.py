@@ -10,6 +10,7 @@ Measures, by the kind of a chat:
               object_recall, share of the present objects that are named (CHAIR: Rohrbach et al., arXiv 1809.02156)
     choice    choice_accuracy; where questions name several true answers, mc1, mc2 and mc3 (TruthfulQA: Lin et al., arXiv
               2109.07958), by the summed log-probabilities of the answers' tokens
+    meta      modality_accuracy and others (`measures/modalities.py`)
     free      exact, share of answers that equal the reference
 """
 
@@ -27,6 +28,7 @@ from counterpoint.data.images import Indices
 from counterpoint.data.shown import png
 from counterpoint.encoders.decoding import Answer
 from counterpoint.errors import CounterpointError
+from counterpoint.tasks.measures.modalities import modality_figure, modality_measures
 
 SHOWN = 8  # chats on a run's page
 
@@ -152,6 +154,9 @@ class ChatEvaluator:
             if any(chats[n].truths for n in rows):
                 means = np.mean([self.truth[n] for n in rows], 0).tolist()
                 found |= dict(zip(("mc1", "mc2", "mc3"), means, strict=True))
+        if rows := of.get("meta"):
+            replies, wanted = [self.answers[n].text for n in rows], [chats[n].answer for n in rows]
+            found |= modality_measures(replies, wanted, [chats[n].objects for n in rows])
         if rows := of.get("free"):
             found["exact"] = float(np.mean([self.answers[n].text.split() == chats[n].answer.split() for n in rows]))
         if self.losses:
@@ -160,6 +165,9 @@ class ChatEvaluator:
             found["cut"] = float(np.mean([not answer.ended for answer in self.answers.values()]))
         if final:
             self.figures = self._shown()
+            if rows := of.get("meta"):
+                replies, wanted = [self.answers[n].text for n in rows], [chats[n].answer for n in rows]
+                self.figures |= modality_figure(replies, wanted)
         return found
 
     def _pairs(self, rows: Sequence[int], truth: Sequence[bool], said: Sequence[bool]) -> dict[str, float]:
