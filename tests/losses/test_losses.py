@@ -622,7 +622,6 @@ WITHOUT = {
     "lol:contrastive_answer_score": "a score of an answer, no loss",
     "mend:context_distillation_losses": "two losses, of two sets of logits and five masks",
     "mend:candidate_scores": "scores of answers, no loss",
-    "sinc:in_context_classifier": "logits, no loss",
     "ritual:combine_logits": "scores of tokens, no loss",
     "ritual:diffusion_noise": "pixels, no loss",
     "ritual:masked_lm_loss": "torch's cross-entropy of shifted logits",

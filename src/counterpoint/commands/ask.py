@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -59,7 +59,7 @@ def main(
     )
     made = [] if out is None else produce(run, found[0].answer.text, out, picture=picture, seed=seed)
     if json_:
-        rows = [{"method": name} | answer._asdict() for name, answer in found]
+        rows: list[dict[str, Any]] = [{"method": name} | answer._asdict() for name, answer in found]
         if out is not None:
             rows[0]["made"] = [one._asdict() | {"file": None if one.file is None else str(one.file)} for one in made]
         print(json.dumps(rows, indent=2))

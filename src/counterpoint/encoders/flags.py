@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -70,6 +71,7 @@ def start_rows(model: ChatModel, flags: Sequence[int], adapter: str) -> None:
     """Set the rows of the flags to the mean of all other rows. Weights and adapter both have them."""
     kept = torch.ones(model.tokenizer.vocabulary, dtype=torch.bool)
     kept[list(flags)] = False
+    table: Any
     for table in tables(model):
         weight = table.token_adapter.base_layer.weight  # `table.weight` is a copy with the adapter's rows
         weight[list(flags)] = weight[: len(kept)][kept.to(weight.device)].mean(0)

@@ -43,9 +43,10 @@ def with_adapter(
     if attention:
         targets = [target for target in targets if "attn" in target]
     rows = {names[id(table)].rpartition(".")[2]: list(tokens) for table in tables(model)} if tokens else None
+    alpha: Any = scale * rank  # peft takes any number
     config = LoraConfig(
         r=rank,
-        lora_alpha=scale * rank,
+        lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=targets,
         trainable_token_indices=rows,

@@ -364,9 +364,13 @@ class ChatsTask:
     def headline(self) -> str:
         """The measure that the task judges by."""
         kinds = {chat.kind for chat in self.data.test.chats}
-        named = (("yes-no", "accuracy"), ("choice", "choice_accuracy"), ("caption", "object_recall"))
-        named = (*named, ("meta", "modality_accuracy"))
-        return next((measure for kind, measure in named if kind in kinds), "exact")
+        named = {
+            "yes-no": "accuracy",
+            "choice": "choice_accuracy",
+            "caption": "object_recall",
+            "meta": "modality_accuracy",
+        }
+        return next((measure for kind, measure in named.items() if kind in kinds), "exact")
 
     @cached_property
     def facts(self) -> dict[str, Any]:
