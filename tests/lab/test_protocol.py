@@ -173,6 +173,8 @@ def test_every_protocol_of_the_package_is_sound(slug):
         for metric in part.metrics:
             assert not metric.endswith(("_last", "_last3"))
 
+
+def test_systems_without_a_claim_raise_an_error(monkeypatch):
     assert len(room.slugs()) == 63
     with pytest.raises(CounterpointError, match="clip is a baseline without its own claim"):
         room.of_system("clip")
