@@ -12,13 +12,15 @@ from functools import lru_cache
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import shapes
+from counterpoint.core.checks import need_rows, shapes
+from counterpoint.core.precision import full_precision
 
 UNREADABLE = (-1.0, -1.0)  # scores of a review that is off the format
 FEWEST_WORDS = 4
 _SCORE = r".*:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*"
 
 
+@full_precision
 def score_gap(teacher_first: Float[Tensor, "n 2"], student_first: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
     """Compute the teacher's score minus the student's, each the mean over both orders. A bias to the first answer cancels.
 
@@ -26,7 +28,7 @@ def score_gap(teacher_first: Float[Tensor, "n 2"], student_first: Float[Tensor, 
         teacher_first: scores of the first and of the second answer, where the teacher's is first.
         student_first: the same, where the student's is first.
 
-    Raises ValueError for other shapes.
+    Raises ValueError for other shapes and an empty batch.
 
     >>> score_gap(torch.tensor([[9.0, 6.0]]), torch.tensor([[4.0, 10.0]]))
     tensor([4.5000])
@@ -36,6 +38,7 @@ def score_gap(teacher_first: Float[Tensor, "n 2"], student_first: Float[Tensor, 
             "teacher_first and student_first must be [n, 2], got "
             + shapes(teacher_first=teacher_first, student_first=student_first)
         )
+    need_rows(teacher_first=teacher_first)
     teacher = (teacher_first[:, 0] + student_first[:, 1]) / 2
     return teacher - (teacher_first[:, 1] + student_first[:, 0]) / 2
 

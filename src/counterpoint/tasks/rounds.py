@@ -13,7 +13,7 @@ learner takes the user's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ AT_ONCE = 128  # prompts in a batch
 # --- assessors
 
 
+@runtime_checkable
 class Assessor(Protocol):
     """A judge of pairs of answers.
 
@@ -146,6 +147,7 @@ def _extended(prompt: Prompt, text: str) -> Prompt:
 # --- augmentors
 
 
+@runtime_checkable
 class Augmentor(Protocol):
     """A maker of new questions."""
 

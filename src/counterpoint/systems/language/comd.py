@@ -277,7 +277,7 @@ class CoMD(PooledChatLearner):
             means = (first[n] + second[n].flip(0)) / 2
             item.scores = (float(means[0]), float(means[1])) if read[n] else None
         items = [item for item in items if item.scores]
-        gaps = score_gap(first[read], second[read])
+        gaps = score_gap(first[read], second[read]) if items else first.new_zeros(0)
         hard, easy = (rows.tolist() for rows in split_by_difficulty(gaps, self.config.threshold))
         self._record(record, items, hard, int((~read).sum()))
         return [items[n] for n in hard], [items[n] for n in easy]
