@@ -107,6 +107,22 @@ class Steps(Batches):
             yield []
 
 
+class RowBatches(Batches):
+    """Batches of some examples, all of them in an epoch.
+
+    Args:
+        rows: Their positions.
+        batch_size: Number of examples in a batch, over all processes together.
+    """
+
+    def __init__(self, rows: NDArray[np.int64], batch_size: int) -> None:
+        super().__init__(len(rows), batch_size)
+        self.rows = rows
+
+    def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
+        return generator.permutation(self.rows)
+
+
 class ChosenBatches(Batches):
     """Batches of some examples, for a number of steps, in a new order each time all were seen.
 

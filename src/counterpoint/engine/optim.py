@@ -125,19 +125,23 @@ def held_then_cosine(epochs: int, first: int, share: float) -> Callable[[float],
     return lambda epoch: share if epoch < first else factor(epoch, epochs, first)
 
 
-def rise_and_fall(epochs: int, steps: int, warmup: float) -> Callable[[float], float]:
+def rise_and_fall(epochs: int, steps: int, warmup: float, *, cosine: bool = False) -> Callable[[float], float]:
     """Return the factor of the learning rate, which rises on a line and falls to 0 on another. A `curve` of `optimisers`.
 
     Args:
         epochs: Number of epochs, at least 1.
         steps: Number of steps in an epoch, at least 1.
         warmup: Share of all steps over which the factor rises, at least 0 and below 1.
+        cosine: Fall on half a cosine instead.
     """
 
     def curve(epoch: float) -> float:
         share = min(epoch / epochs, 1.0)
         rising = (share + 1 / (epochs * steps)) / warmup if warmup else 1.0
-        return min(1.0, rising, (1 - share) / (1 - warmup))
+        falling = (1 - share) / (1 - warmup)
+        if cosine:
+            falling = 0.5 * (1 - math.cos(math.pi * min(1.0, falling)))
+        return min(1.0, rising, falling)
 
     return curve
 
@@ -237,6 +241,19 @@ def optimisers(
 
     factors = [(lambda _: rate) if group["still"] else moving for group in optimizer.param_groups]
     return Turn([optimizer], [Schedule(optimizer, factors, config.weight_decay, last, epochs, steps)])
+
+
+def on_lines(config: Any, modules: Sequence[nn.Module], epochs: int, steps: int, *, rate: float = 1.0) -> Turn:
+    """Return a turn of `optimisers` whose rate rises and falls on lines.
+
+    Args:
+        config: Settings of the optimiser, with `batch_size`, and `warmup` as in `rise_and_fall`.
+        modules: The modules to train.
+        epochs, steps: Numbers of epochs, and of steps in an epoch.
+        rate: Factor of all learning rates, by default 1.
+    """
+    curve = rise_and_fall(epochs, steps, config.warmup)
+    return optimisers(config, modules, epochs, config.batch_size, steps_per_epoch=steps, rate=rate, curve=curve)
 
 
 def _of_torch(config: OptimConfig, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer | None:

@@ -49,8 +49,8 @@ from counterpoint.encoders.chat_models import (
 from counterpoint.encoders.decoding import Answer, Decoder, answers
 from counterpoint.encoders.messages import IMAGE, Message
 from counterpoint.engine.learner import Learner
-from counterpoint.engine.loading import Batches, Position, Steps
-from counterpoint.engine.optim import OptimConfig, optimisers, rise_and_fall
+from counterpoint.engine.loading import Batches, Position, RowBatches, Steps
+from counterpoint.engine.optim import OptimConfig, on_lines
 from counterpoint.engine.run import Run
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
@@ -230,9 +230,7 @@ class ChatLearner(Learner):
 
     def turn(self, modules: Sequence[torch.nn.Module], config: Any) -> Turn:
         """Return a turn over these modules, whose rate rises and falls on lines."""
-        steps = self.steps_per_epoch
-        curve = rise_and_fall(self.epochs, steps, config.warmup)
-        return optimisers(config, modules, self.epochs, config.batch_size, steps_per_epoch=steps, curve=curve)
+        return on_lines(config, modules, self.epochs, self.steps_per_epoch)
 
     # --- answers
 
@@ -418,7 +416,7 @@ class ChatsTask:
 
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
         """Return the batches of a fit, which depend only on seed and epoch; `batches` replaces them for a stage."""
-        chosen = ChatBatches(self.rows, self.config.batch_size) if batches is None else batches
+        chosen = RowBatches(self.rows, self.config.batch_size) if batches is None else batches
         chats = _Chats(self.data.train, self.tokenizer)
         return DataLoader(chats, batch_size=None, sampler=chosen.bind(seed, position, *processes()))
 
@@ -440,22 +438,6 @@ class ChatsTask:
 def unchanged(batch: Any) -> Any:
     """Return a batch as it is; by default a loader would make tensors of the prompts' pictures."""
     return batch
-
-
-class ChatBatches(Batches):
-    """Batches of some chats, all of them in an epoch.
-
-    Args:
-        rows: their positions.
-        batch_size: number of chats in a batch, over all processes.
-    """
-
-    def __init__(self, rows: Indices, batch_size: int) -> None:
-        super().__init__(len(rows), batch_size)
-        self.chosen = rows
-
-    def order(self, generator: np.random.Generator) -> Indices:
-        return np.asarray(generator.permutation(self.chosen))
 
 
 def without_pictures(prompt: Prompt) -> Prompt:

@@ -39,8 +39,8 @@ from counterpoint.encoders.chat_models import padded
 from counterpoint.encoders.context_models import ContextModel, Query, check_context_model, decoder_start
 from counterpoint.encoders.text import Tokenizer, build_tokenizer, train_bpe
 from counterpoint.engine.learner import Learner
-from counterpoint.engine.loading import Batches, Position
-from counterpoint.engine.optim import OptimConfig, optimisers, rise_and_fall
+from counterpoint.engine.loading import Batches, Position, RowBatches
+from counterpoint.engine.optim import OptimConfig, on_lines
 from counterpoint.engine.run import Run
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
@@ -233,7 +233,7 @@ class DemonstrationLearner(Learner):
         changed = replace(config, lr=config.model_lr)
 
         def batches(survey: Survey) -> Batches:
-            return QueryBatches(survey.examples + self.texts + survey.rows, config.batch_size)
+            return RowBatches(survey.examples + self.texts + survey.rows, config.batch_size)
 
         return Stage(
             "model", config.model_epochs, lambda: [self.model], lambda: [self.turn([self.model], changed)], batches
@@ -241,9 +241,7 @@ class DemonstrationLearner(Learner):
 
     def turn(self, modules: Sequence[nn.Module], config: Any) -> Turn:
         """Return a turn over these modules, whose rate rises and falls on lines."""
-        steps = self.steps_per_epoch
-        curve = rise_and_fall(self.epochs, steps, config.warmup)
-        return optimisers(config, modules, self.epochs, config.batch_size, steps_per_epoch=steps, curve=curve)
+        return on_lines(config, modules, self.epochs, self.steps_per_epoch)
 
     def scores(self, batch: dict[str, Any], method: str = "") -> Tensor:
         """Return the scores [n, candidates] of a batch's candidates. "full": after all demonstrations."""
@@ -265,39 +263,6 @@ class DemonstrationLearner(Learner):
         caption = f"Accuracy on test tasks by the number of demonstrations. The model reads {self.reads}, or the demonstrations."
         figure = {"kind": "curves", "series": series, "xlabel": "demonstrations", "caption": caption}
         return super().figures(survey) | {"Accuracy by demonstrations": figure}
-
-
-class TextBatches(Batches):
-    """Batches of all plain texts, whose positions follow those of the queries.
-
-    Args:
-        before: number of positions before those of the texts.
-        rows: numbers of the texts, or of the queries, that are used.
-        batch_size: number of texts in a batch, over all processes.
-    """
-
-    def __init__(self, before: int, rows: Indices, batch_size: int) -> None:
-        super().__init__(len(rows), batch_size)
-        self.chosen = before + rows
-
-    def order(self, generator: np.random.Generator) -> Indices:
-        return np.asarray(generator.permutation(self.chosen))
-
-
-class QueryBatches(Batches):
-    """Batches of the training queries that fit the context.
-
-    Args:
-        rows: their positions.
-        batch_size: number of queries in a batch, over all processes.
-    """
-
-    def __init__(self, rows: Indices, batch_size: int) -> None:
-        super().__init__(len(rows), batch_size)
-        self.chosen = rows
-
-    def order(self, generator: np.random.Generator) -> Indices:
-        return np.asarray(generator.permutation(self.chosen))
 
 
 # ------------------------------------------------------------------------------------------------------------- the task
@@ -578,7 +543,7 @@ class DemonstrationsTask:
 
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
         """Return the batches of a fit, which depend only on seed and epoch; `batches` replaces them for a stage."""
-        chosen = QueryBatches(self.rows, self.config.batch_size) if batches is None else batches
+        chosen = RowBatches(self.rows, self.config.batch_size) if batches is None else batches
         episodes = _Episodes(self, self.data.train, (seed, position), False)
         return DataLoader(episodes, batch_size=None, sampler=chosen.bind(seed, position, *processes()))
 

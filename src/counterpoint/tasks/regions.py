@@ -159,22 +159,6 @@ class RegionEncoder(nn.Module):
         return seen[self.layer]
 
 
-class ChosenBatches(Batches):
-    """Batches of some pictures, shuffled.
-
-    Args:
-        rows: their positions.
-        batch_size: pictures of a batch, over all processes.
-    """
-
-    def __init__(self, rows: Indices, batch_size: int) -> None:
-        super().__init__(len(rows), batch_size)
-        self.rows = rows
-
-    def order(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        return generator.permutation(self.rows)
-
-
 class RegionsLearner(Learner):
     """A classifier of regions. Subclasses build the networks, and write `stages`, `loss` and `classify`.
 

@@ -28,11 +28,12 @@ from counterpoint.data.chats import ChatData
 from counterpoint.data.images import Indices
 from counterpoint.encoders.chat_models import ChatModel, ChatTokenizer, chat_tokenizer, check_chat_model, takes_pictures
 from counterpoint.encoders.decoding import Answer, answers
+from counterpoint.engine.loading import RowBatches
 from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, frozen, parameters
 from counterpoint.errors import CounterpointError, DataError
-from counterpoint.tasks.chats import ChatBatches, ChatLearner, ChatsConfig, finished_chat
+from counterpoint.tasks.chats import ChatLearner, ChatsConfig, finished_chat
 
 FINISHED = ("run:", "fit:", "hf:")
 
@@ -145,7 +146,7 @@ class TaughtChatLearner(ChatLearner):
                 config.teacher_epochs,
                 lambda: turns,
                 lambda: [self.turn(turns, config)],
-                batches=lambda survey: ChatBatches(answered(survey), config.batch_size),
+                batches=lambda survey: RowBatches(answered(survey), config.batch_size),
                 evaluated=False,
             )
         ]

@@ -22,7 +22,7 @@ from torch import Tensor
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import wide
 from counterpoint.encoders.pair_scorers import PairScorer, copy_layers
-from counterpoint.engine.optim import optimisers, rise_and_fall
+from counterpoint.engine.optim import on_lines
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, frozen, parameters
@@ -187,9 +187,8 @@ class TaughtScorerLearner(PairLearner):
         config, steps, epochs = self.config, self.steps_per_epoch, self.epochs
         config = replace(config, lr=config.teacher_lr) if self.teaching else config
         rest = [scorer.head, *([self.encoders, self.heads, self.types] if self.teaching or self.alone else [])]
-        curve = rise_and_fall(epochs, steps, config.warmup)
         found = [
-            optimisers(config, modules, epochs, config.batch_size, steps_per_epoch=steps, rate=rate, curve=curve)
+            on_lines(config, modules, epochs, steps, rate=rate)
             for modules, rate in ((rest, 1.0), (scorer.below_head(), config.fusion_lr))
         ]
         return Turn(

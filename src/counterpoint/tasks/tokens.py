@@ -45,7 +45,7 @@ from counterpoint.encoders.masked_words import WordHead, mask_token, word_embedd
 from counterpoint.encoders.text import Tokenizer, build_text_encoder, build_tokenizer, check_text_encoder, pool
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
-from counterpoint.engine.optim import OptimConfig, optimisers, rise_and_fall
+from counterpoint.engine.optim import OptimConfig, on_lines
 from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.measures import principal_axes
@@ -216,9 +216,7 @@ class TokensLearner(Learner):
 
     def turn(self, modules: Sequence[nn.Module], config: Any) -> Turn:
         """Return a turn over these modules, whose rate rises and falls on lines."""
-        steps = self.steps_per_epoch
-        curve = rise_and_fall(self.epochs, steps, config.warmup)
-        return optimisers(config, modules, self.epochs, config.batch_size, steps_per_epoch=steps, curve=curve)
+        return on_lines(config, modules, self.epochs, self.steps_per_epoch)
 
 
 def outputs(model: LanguageModel, batch: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -40,14 +40,14 @@ from torch import Tensor, nn
 
 from counterpoint.core.answers import masked_lm_loss
 from counterpoint.core.checks import need_alike, need_scale
-from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place
+from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean
 from counterpoint.core.matching import matching_accuracy
-from counterpoint.core.operands import positive_similarity, unit
+from counterpoint.core.operands import class_similarity, positive_similarity, unit
 from counterpoint.core.precision import full_precision, scalar
 from counterpoint.core.world import over_group, world
 from counterpoint.encoders.chat_models import ChatModel, ChatTokenizer
 from counterpoint.encoders.interleaved import InterleavedModel, Interleaving, check_vision
-from counterpoint.engine.optim import optimisers
+from counterpoint.engine.optim import optimisers, rise_and_fall
 from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
@@ -102,13 +102,9 @@ def interleaved_contrast(
     assert found.columns is not None
     if captions is None:
         own = positive_similarity(query, key)
-    else:  # the mean similarity with several keys is that with their mean
-        every, numbers = gather_rows(captions).unique(return_inverse=True)
-        keys = gather_rows(key)
-        means = keys.new_zeros(len(every), keys.shape[1]).index_add(0, numbers, keys)
-        means = means / numbers.bincount(minlength=len(every))[:, None]
-        here = place(len(key), key.device).offset
-        own = positive_similarity(query, means[numbers[here : here + len(key)]])
+    else:
+        sums, count = class_similarity(query, gather_rows(key), captions, gather_rows(captions))
+        own = sums / count
     return global_mean((found.rows + found.columns) / 2 - own)
 
 
@@ -259,13 +255,7 @@ class Cosmo(InterleavedLearner):
     def turns(self) -> list[Turn]:
         """Train everything, at a rate that rises on a line and falls on half a cosine."""
         config, epochs, steps = self.config, self.epochs, self.steps_per_epoch
-
-        def curve(epoch: float) -> float:
-            share = min(epoch / epochs, 1.0)
-            rising = (share + 1 / (epochs * steps)) / config.warmup if config.warmup else 1.0
-            along = max(0.0, share - config.warmup) / (1 - config.warmup)
-            return min(rising, 0.5 * (1 + math.cos(math.pi * along)))
-
+        curve = rise_and_fall(epochs, steps, config.warmup, cosine=True)
         return [optimisers(config, [self], epochs, config.batch_size, steps_per_epoch=steps, curve=curve)]
 
     def end_step(self) -> None:

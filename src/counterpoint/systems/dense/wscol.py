@@ -50,14 +50,13 @@ from counterpoint.core.proposals import (
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.data.regions import SOURCE, TARGET, UNKNOWN
 from counterpoint.encoders.classifiers import Mapper
-from counterpoint.engine.loading import Batches
+from counterpoint.engine.loading import Batches, RowBatches
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.regions import (
-    ChosenBatches,
     RegionEncoder,
     RegionsConfig,
     RegionsLearner,
@@ -191,10 +190,10 @@ class WSCoL(RegionsLearner):
         return found
 
     def _sources(self, survey: Survey) -> Batches:
-        return ChosenBatches(np.flatnonzero(survey.split().domains == SOURCE), self.config.source_batch)
+        return RowBatches(np.flatnonzero(survey.split().domains == SOURCE), self.config.source_batch)
 
     def _targets(self, survey: Survey) -> Batches:
-        return ChosenBatches(np.flatnonzero(survey.split().domains == TARGET), self.config.batch_size)
+        return RowBatches(np.flatnonzero(survey.split().domains == TARGET), self.config.batch_size)
 
     def of_source(self) -> list[Turn]:
         config = replace(self.config, lr=self.config.source_lr)

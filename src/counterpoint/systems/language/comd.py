@@ -42,12 +42,13 @@ from torch import Tensor, nn
 from counterpoint.core.reviews import score_gap, split_by_difficulty
 from counterpoint.data.chats import ChatData
 from counterpoint.encoders.decoding import answers
+from counterpoint.engine.loading import RowBatches
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.chats import ChatBatches, ChatsConfig
+from counterpoint.tasks.chats import ChatsConfig
 from counterpoint.tasks.pooled_chats import PooledChatLearner
 from counterpoint.tasks.pools import Item, Scope, draw_alike, draw_seeds
 from counterpoint.tasks.rounds import Agreement, Assessor, Augmentor, Judge, Likelihood, Rewriter
@@ -191,7 +192,7 @@ class CoMD(PooledChatLearner):
                     config.caption_epochs,
                     self._learning,
                     lambda: [self.turn(self._learning(), replace(config, lr=config.caption_lr))],
-                    batches=lambda survey: ChatBatches(captioned(survey), config.batch_size),
+                    batches=lambda survey: RowBatches(captioned(survey), config.batch_size),
                 )
             )
         for number in range(1, config.rounds + 1):

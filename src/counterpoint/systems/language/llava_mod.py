@@ -49,12 +49,13 @@ from counterpoint.core.masking import IGNORED
 from counterpoint.core.precision import full_precision
 from counterpoint.core.preferences import PREFERENCES, Preference, preference_loss
 from counterpoint.core.world import over_group
+from counterpoint.engine.loading import RowBatches
 from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, snapshot
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.chats import ChatBatches, pictures_of, rows_of
+from counterpoint.tasks.chats import pictures_of, rows_of
 from counterpoint.tasks.sparse_chats import SparseChatLearner, SparseChatsConfig
 from counterpoint.tasks.taught_chats import answered, preferred
 
@@ -192,7 +193,7 @@ class LLaVAMoD(SparseChatLearner):
                 epochs,
                 trains,
                 lambda: [self.turn(trains(), replace(config, lr=lr))],
-                batches=lambda survey: ChatBatches(self._rows(survey, name), config.batch_size),
+                batches=lambda survey: RowBatches(self._rows(survey, name), config.batch_size),
                 enter=enter,
             )
 

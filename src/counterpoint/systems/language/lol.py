@@ -43,12 +43,13 @@ from counterpoint.encoders.chat_models import Prompt
 from counterpoint.encoders.decoding import Answer, Branch, Decoder, Plain, instructed
 from counterpoint.encoders.early_exit import EarlyExit
 from counterpoint.encoders.messages import Message
+from counterpoint.engine.loading import RowBatches
 from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.adapted_chats import AdaptedChatLearner
-from counterpoint.tasks.chats import ChatBatches, ChatsConfig, rows_of
+from counterpoint.tasks.chats import ChatsConfig, rows_of
 
 METHODS = ("lol", "icd", "dola", "fusion", "refocus", "instructed", "plain")
 SHOWN = 6  # choices on the page
@@ -249,7 +250,7 @@ class LOL(AdaptedChatLearner):
             config.amateur_epochs,
             lambda: [self.adapters],
             lambda: [self.turn([self.adapters], replace(config, lr=config.amateur_lr))],
-            batches=lambda survey: ChatBatches(misled(survey), config.batch_size),
+            batches=lambda survey: RowBatches(misled(survey), config.batch_size),
         )
         return [*(first if config.epochs else []), amateur]
 

@@ -38,12 +38,13 @@ from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.encoders.context_models import Distiller, check_context_model
+from counterpoint.engine.loading import RowBatches
 from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
 from counterpoint.systems.settings import claim_settings
-from counterpoint.tasks.demonstrations import DemonstrationLearner, DemonstrationsConfig, TextBatches
+from counterpoint.tasks.demonstrations import DemonstrationLearner, DemonstrationsConfig
 
 METHODS = ("full", "zero", "other")
 COPY = "copy"
@@ -243,8 +244,8 @@ class MEND(DemonstrationLearner):
             changed = replace(config, lr=lr)
             return Stage(name, epochs, lambda: [distiller], lambda: [self.turn([distiller], changed)], **more)
 
-        def texts(survey: Survey) -> TextBatches:
-            return TextBatches(survey.examples, survey.text_rows, config.batch_size)
+        def texts(survey: Survey) -> RowBatches:
+            return RowBatches(survey.examples + survey.text_rows, config.batch_size)
 
         later = [
             stage("pretrain", config.pretrain_epochs, config.pretrain_lr, batches=texts, enter=self.copy),

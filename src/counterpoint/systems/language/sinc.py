@@ -44,7 +44,7 @@ from counterpoint.core.transforms import holds
 from counterpoint.encoders.in_context import EPS, InContextNetwork, check_meta_model, word_embedding
 from counterpoint.encoders.text import Tokenizer
 from counterpoint.engine.learner import Learner
-from counterpoint.engine.optim import optimisers, rise_and_fall
+from counterpoint.engine.optim import on_lines
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
@@ -261,9 +261,7 @@ class SINC(Learner):
         self.nearest = neighbours_of(self.items, self.config.neighbours)
 
     def turns(self) -> list[Turn]:
-        config, steps = self.config, self.steps_per_epoch
-        curve = rise_and_fall(self.epochs, steps, config.warmup)
-        return [optimisers(config, [self.network], self.epochs, config.batch_size, steps_per_epoch=steps, curve=curve)]
+        return [on_lines(self.config, [self.network], self.epochs, self.steps_per_epoch)]
 
     # --- a step
 

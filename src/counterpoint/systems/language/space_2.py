@@ -56,7 +56,7 @@ from counterpoint.core.tree_scores import VIEWS, Frames, combined_scores, equal_
 from counterpoint.core.world import over_group
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches
-from counterpoint.engine.optim import optimisers, rise_and_fall
+from counterpoint.engine.optim import on_lines
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
@@ -228,9 +228,7 @@ class Space2(Learner):
         return self._turns(self.of_classifier(), replace(self.config, lr=self.config.tune_lr))
 
     def _turns(self, modules: Sequence[nn.Module], config: Space2Config) -> list[Turn]:
-        steps = self.steps_per_epoch
-        curve = rise_and_fall(self.epochs, steps, config.warmup)
-        return [optimisers(config, modules, self.epochs, config.batch_size, steps_per_epoch=steps, curve=curve)]
+        return [on_lines(config, modules, self.epochs, self.steps_per_epoch)]
 
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
         return [(self.model, "forward"), (self.model, "summary")]

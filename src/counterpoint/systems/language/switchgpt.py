@@ -39,12 +39,13 @@ from counterpoint.encoders.decoding import Decoder
 from counterpoint.encoders.flags import FlagDecoder, flag_ids, make_room, opening, start_rows, with_flags
 from counterpoint.encoders.messages import Message
 from counterpoint.encoders.meta_responses import FLAGS, FORM, TEXT, flags_in, parse_meta_response, render
+from counterpoint.engine.loading import RowBatches
 from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, RunError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.adapted_chats import of_adapter, plain_name, with_adapter
-from counterpoint.tasks.chats import ChatBatches, ChatLearner, ChatsConfig, finished_chat, rows_of
+from counterpoint.tasks.chats import ChatLearner, ChatsConfig, finished_chat, rows_of
 from counterpoint.tasks.switching import SwitchingLearner
 
 ADAPTER = "flags"
@@ -158,14 +159,14 @@ class SwitchGPT(SwitchingLearner):
                 config.epochs,
                 lambda: [self.weights],
                 lambda: [self.turn([self.weights], config)],
-                batches=lambda survey: ChatBatches(self.plain(survey), config.batch_size),
+                batches=lambda survey: RowBatches(self.plain(survey), config.batch_size),
             ),
             Stage(
                 "flags",
                 config.tuning_epochs,
                 lambda: [learned()],
                 lambda: [self.turn([learned()], replace(config, lr=config.tuning_lr))],
-                batches=lambda survey: ChatBatches(self.examples(survey), config.batch_size),
+                batches=lambda survey: RowBatches(self.examples(survey), config.batch_size),
                 enter=lambda _: start_rows(self.model, self.flags, self.adapter),
             ),
         ]
