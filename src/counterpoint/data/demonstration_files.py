@@ -109,5 +109,5 @@ def example_of(cells: dict[str, Any]) -> Example:
         (text_of(cells.get("input")) or "").strip(),
         (text_of(cells.get("output")) or "").strip(),
         tuple("" if option is None else str(option).strip() for option in options or ()),
-        role,  # type: ignore[arg-type]
+        role,
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from counterpoint.data.images import Indices
 from counterpoint.errors import DataError
 
-Role = Literal["", "demonstration", "query"]
 ROLES = ("", "demonstration", "query")
 
 
@@ -35,7 +34,7 @@ class Example:
     input: str
     output: str
     options: tuple[str, ...] = ()  # possible outputs; () where they are not known
-    role: Role = ""  # "demonstration" or "query" where an example serves as one of them only
+    role: str = ""  # "demonstration" or "query" where an example serves as one of them only
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:

@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 
-from counterpoint.data.demonstrations import DemonstrationData, DemonstrationSplit, Example, Role
+from counterpoint.data.demonstrations import DemonstrationData, DemonstrationSplit, Example
 from counterpoint.data.images import Indices
 from counterpoint.errors import CounterpointError
 
@@ -93,5 +93,5 @@ def load(
     return DemonstrationData("symbol-tasks", splits["train"], splits["valid"], splits["test"], written)
 
 
-def _example(task: str, symbol: int, drawn: Indices, labels: int, role: Role) -> Example:
+def _example(task: str, symbol: int, drawn: Indices, labels: int, role: str) -> Example:
     return Example(task, SYMBOLS[symbol], LABELS[drawn[symbol]], LABELS[:labels], role)

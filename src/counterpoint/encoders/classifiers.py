@@ -155,7 +155,8 @@ class Mapper(nn.Module):
         for module in self.modules():  # PyTorch's own start shrinks the signal, until biases make all rows alike
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def m(self, maps: Float[Tensor, "n dim side side"]) -> Float[Tensor, "n dim"]:
         return self.linear(self.convolutions(maps).mean((2, 3)))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -149,7 +149,7 @@ class Locator(nn.Module):
         self.first, self.time = nn.Conv2d(1, channels, 3, 1, 1), nn.Linear(dim, channels)
         self.last = nn.Conv2d(channels, 1, 3, 1, 1)
         nn.init.zeros_(self.last.weight)
-        nn.init.constant_(self.last.bias, 3.0)  # type: ignore[arg-type]
+        nn.init.constant_(cast(Tensor, self.last.bias), 3.0)
 
     def forward(self, attention: Float[Tensor, "n cells"], time: Float[Tensor, "n dim"]) -> Float[Tensor, "n cells"]:
         side = math.isqrt(attention.shape[1])

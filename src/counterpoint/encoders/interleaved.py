@@ -242,7 +242,7 @@ class Vision(nn.Module):
 
     def __init__(self, name: str, size: int, width: int, *, pretrained: bool = False) -> None:
         super().__init__()
-        self.encoder: nn.Module | None = None
+        self.encoder: Any = None
         self.patch = int(name.removeprefix("patches-")) if name.startswith("patches-") else 0
         if not self.patch:
             self.encoder = build_image_encoder(name, size, pretrained=pretrained)
@@ -260,7 +260,7 @@ class Vision(nn.Module):
     def forward(self, pictures: UInt8[Tensor, "items size size 3"]) -> Float[Tensor, "items tokens width"]:
         x = pictures.permute(0, 3, 1, 2).to(next(self.parameters()).dtype) / 127.5 - 1
         if self.encoder is not None:
-            return feature_map(self.encoder, x).flatten(2).transpose(1, 2)  # type: ignore[arg-type]
+            return feature_map(self.encoder, x).flatten(2).transpose(1, 2)
         patches = nn.functional.unfold(x, self.patch, stride=self.patch).transpose(1, 2)
         return self.project(patches) + self.positions
 

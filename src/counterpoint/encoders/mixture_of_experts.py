@@ -99,7 +99,7 @@ class MixtureOfExperts(nn.Module):
         return out.index_add(0, tokens if kept is None else kept[tokens], y).view(x.shape).to(x.dtype)
 
 
-def layers_of(model: Any) -> list[nn.Module]:
+def layers_of(model: Any) -> list[Any]:
     """Return the layers of a decoder of transformers, each with a feed-forward network `mlp`."""
     inner = model.get_decoder() if hasattr(model, "get_decoder") else model
     inner = getattr(inner, "language_model", inner)
@@ -139,7 +139,7 @@ def mixtures_of(model: nn.Module) -> list[MixtureOfExperts]:
 
 def feed_forward_of(model: Any) -> nn.ModuleList:
     """Return the feed-forward networks of all layers: experts with their routers, and dense ones."""
-    return nn.ModuleList(layer.mlp for layer in layers_of(model))  # type: ignore[misc]
+    return nn.ModuleList(layer.mlp for layer in layers_of(model))
 
 
 @contextmanager
