@@ -17,7 +17,7 @@ import tempfile
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -43,8 +43,17 @@ CASES = {
 }
 
 
-def case(name: str, vocabulary: int, pairs: int, prompt: int, answer: int) -> Case:
-    """Make both steps over pairs of answers of up to `answer` tokens."""
+class Both(NamedTuple):
+    """STIC's learner and trl's trainer of one model, each with the same pairs."""
+
+    learner: STIC
+    batch: dict[str, Any]
+    trainer: Any
+    inputs: dict[str, Tensor]
+
+
+def both(name: str, vocabulary: int, pairs: int, prompt: int, answer: int) -> Both:
+    """Make both sides, with pairs of answers of up to `answer` tokens."""
     import datasets
     import transformers
     from peft import LoraConfig
@@ -72,18 +81,18 @@ def case(name: str, vocabulary: int, pairs: int, prompt: int, answer: int) -> Ca
         }
         for n in range(pairs)
     ]
-    folder = tempfile.mkdtemp()
     texts = datasets.Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}] * 2)
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-    arguments = DPOConfig(folder, report_to=[], bf16=False, use_cpu=True, gradient_checkpointing=False)
-    trainer = DPOTrainer(
-        copy.deepcopy(model.model),
-        None,
-        arguments,
-        train_dataset=texts,
-        processing_class=tokenizer.fast,
-        peft_config=config,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = DPOConfig(folder, report_to=[], bf16=False, use_cpu=True, gradient_checkpointing=False)
+        trainer = DPOTrainer(
+            copy.deepcopy(model.model),
+            None,
+            arguments,
+            train_dataset=texts,
+            processing_class=tokenizer.fast,
+            peft_config=config,
+        )
     theirs: Any = trainer.model
     for key, parameter in theirs.named_parameters():
         if "lora_B" in key:
@@ -104,10 +113,16 @@ def case(name: str, vocabulary: int, pairs: int, prompt: int, answer: int) -> Ca
     for n, (first, second) in enumerate(answers):
         labels[n, len(first) : len(first) + len(second)] = torch.tensor(second)
     batch = {"ids": ids, "mask": mask, "labels": labels, "pairs": pairs}
+    return Both(learner, batch, trainer, inputs)
+
+
+def case(name: str, vocabulary: int, pairs: int, prompt: int, answer: int) -> Case:
+    """Make both steps."""
+    learner, batch, trainer, inputs = both(name, vocabulary, pairs, prompt, answer)
 
     def trl() -> Tensor:
-        theirs.zero_grad()
-        found: Tensor = trainer.compute_loss(theirs, dict(inputs))
+        trainer.model.zero_grad()
+        found: Tensor = trainer.compute_loss(trainer.model, dict(inputs))
         return found
 
     def ours() -> Tensor:

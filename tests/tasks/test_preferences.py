@@ -75,16 +75,11 @@ def test_an_amateur_does_not_answer_in_the_place_of_its_model():
 @pytest.mark.slow
 def test_the_step_over_preferences_has_the_loss_and_the_gradients_of_trl():
     pytest.importorskip("trl")
-    from dpo import case
+    from dpo import both
 
-    ours, theirs = case("llama-16-2-2", 300, 4, 8, 6)
-    own, other = (
-        cell.cell_contents
-        for f in (ours, theirs)
-        for cell in f.__closure__
-        if isinstance(cell.cell_contents, nn.Module)
-    )
-    values = [ours(), theirs()]
+    own, batch, trainer, inputs = both("llama-16-2-2", 300, 4, 8, 6)
+    other = trainer.model
+    values = [own.loss(batch)["loss"], trainer.compute_loss(other, dict(inputs))]
     torch.testing.assert_close(values[0], values[1])
     for value in values:
         value.backward()
