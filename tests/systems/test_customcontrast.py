@@ -294,6 +294,24 @@ def test_arms_have_their_terms(settings, terms):
     assert found["loss"].isfinite()
 
 
+def test_the_loss_is_the_weighted_sum_of_its_terms():
+    learner, batch = begun(cscl_weight=2.0, macl_weight=3.0)
+    found = learner.loss(batch)
+    torch.testing.assert_close(found["loss"], found["diffusion"] + 2 * found["cscl"] + 3 * found["macl"])
+
+
+def test_guidance_goes_beyond_the_noise_with_a_condition(monkeypatch):
+    learner, _ = built(guidance=3.0)
+    learner.trained += 1
+    seen = []
+    step = learner.sampler.step
+    monkeypatch.setattr(learner, "denoised", lambda x, *given: torch.full_like(x, 1.0 if len(given) < 5 else 0.25))
+    monkeypatch.setattr(learner.sampler, "step", lambda noise, *rest: (seen.append(noise), step(noise, *rest))[1])
+    learner.generate([Condition("a small subject", [np.zeros((16, 16, 3), np.uint8)])])
+    assert len(seen) == 2
+    assert all((noise == 0.25 + 3 * 0.75).all() for noise in seen)
+
+
 def test_without_scaling_negatives_of_other_subjects_count_fully(monkeypatch):
     given = []
     real = room.subject_similarity

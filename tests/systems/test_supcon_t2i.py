@@ -28,6 +28,7 @@ from counterpoint.errors import CounterpointError, DataError, RunError
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.generation import supcon_t2i as room
 from counterpoint.tasks import adversarial
+from counterpoint.tasks.generation import signed
 from counterpoint.tasks.measures import generation as measures
 from counterpoint.use.generate import generate
 from interrupted import need_equal_ends
@@ -282,6 +283,24 @@ def test_arms_see_equally_many_pictures_and_partners_share_the_class(labels, bra
             assert not set(batch["index"][:4].tolist()) & {
                 b for a, b in zip(*batch["index"].view(2, 4).tolist(), strict=True) if a == b
             }
+
+
+@BACKBONES
+def test_the_losses_of_both_phases_are_the_weighted_sums_of_their_terms(backbone):
+    weights = {"inter_weight": 2.0, "inner_weight": 3.0, "sup_weight": 0.5, "match_weight": 4.0}
+    learner, batch = begun(0, backbone=backbone, **weights)
+    label, first = batch["label"], learner.loss(batch)
+    torch.testing.assert_close(first["loss"], first["damsm"] + 2 * first["inter"] + 3 * first["inner"])
+    x = learner.pictures(signed(batch["image"]))[0]
+    z = learner.texts(batch["ids"], batch["mask"])[0]
+    crossed = by_definition(x, z, label, label, 0.1, False) + by_definition(z, x, label, label, 0.1, False)
+    inner = by_definition(x, x, label, label, 0.1, True) + by_definition(z, z, label, label, 0.1, True)
+    torch.testing.assert_close(first["inter"], crossed / 2)
+    torch.testing.assert_close(first["inner"], inner / 2)
+    learner, batch = begun(1, backbone=backbone, **weights)
+    learner.critic_loss(batch)
+    found = learner.loss(batch)
+    torch.testing.assert_close(found["loss"], 2 * found["adversarial"] + 4 * found["match"] + 0.5 * found["sup"])
 
 
 def test_shuffled_labels_are_those_of_other_pairs_in_equal_numbers():

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterpoint.tasks.branches import Frames
+from counterpoint.tasks.branches import Partners
 from counterpoint.tasks.measures.subjects import picture_error, subject_measures
 
 SUBJECTS, SCENES = torch.arange(12).repeat_interleave(4), torch.arange(4).repeat(12)
@@ -47,7 +47,7 @@ def test_the_error_of_pictures_is_a_share_of_full_intensity():
 def test_two_frames_of_an_item_are_as_different_as_its_subject_allows(kinds, seed):
     rows = torch.arange(len(kinds))
     drawn = torch.rand(len(kinds), 2, generator=torch.Generator().manual_seed(seed))
-    first, second = Frames(torch.tensor(kinds)).two_of(rows, drawn)
+    first, second = Partners(torch.tensor(kinds)).two_of(rows, drawn)
     for row, a, b in zip(rows.tolist(), first.tolist(), second.tolist(), strict=True):
         assert kinds[a] == kinds[b] == kinds[row]
         many = kinds.count(kinds[row]) if kinds[row] >= 0 else 1

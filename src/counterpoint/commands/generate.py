@@ -14,7 +14,7 @@ from counterpoint.commands.common import complain, say
 def main(
     run: Annotated[Positional[str], arg(metavar="RUN")],
     *,
-    prompt: Annotated[tuple[str, ...], arg(metavar="TEXT")],
+    prompt: Annotated[tuple[str, ...], arg(metavar="TEXT [TEXT ...]")],
     subject: Annotated[Path | None, arg(metavar="FOLDER")] = None,
     number: int = 8,
     out: Path = Path("generated"),
@@ -27,7 +27,7 @@ def main(
 
     Args:
         run: A finished run of the task generation.
-        prompt: Texts in the style of the training captions.
+        prompt: Texts in the style of the training captions, all after one --prompt.
         subject: A folder of pictures of one subject, for a run that takes one. Prompts then call it "subject".
         number: Pictures of each prompt, at least 1.
         out: A new or empty folder for the pictures and their page, index.html.

@@ -6,9 +6,10 @@ A digit has a name in each of several languages, so its class is not one word. C
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from counterpoint.data.generation import GenerationData, GenerationSplit
+from counterpoint.data.generation import GenerationData, GenerationSplit, unknown_notes
 from counterpoint.data.images import ArrayImages, Indices
 from counterpoint.data.valid import SHARE, checked_share
 from counterpoint.data.worlds import digits as world
@@ -84,11 +85,15 @@ def load(
     for number, (pool, count) in enumerate(zip(pools, (train, test, test), strict=True)):
         rng = np.random.default_rng([2412_03957, seed, number])
         splits.append(_drawn(pool, count, names, 0.0 if number else unknown, rng))
-    missing = int((splits[0].labels < 0).sum())
-    note = f"digit-scenes: {missing} of {train} train captions have no known class; each counts as a class of its own"
     first, watched, held = splits
     return GenerationData(
-        "digit-scenes", first, watched, held, size=SIDE, classes=world.NAMES, notes=[note] if missing else []
+        "digit-scenes",
+        first,
+        watched,
+        held,
+        size=SIDE,
+        classes=world.NAMES,
+        notes=unknown_notes("digit-scenes", *splits),
     )
 
 
@@ -102,14 +107,26 @@ def _drawn(pool: Indices, count: int, names: int, unknown: float, rng: np.random
         colour, size = (list(kind)[rng.integers(len(kind))] for kind in (COLOURS, SIZES))
         place, side = int(rng.integers(len(PLACES))), SIZES[size]
         small = np.rint(shades[digit] * (255 / world.SHADES)).astype(np.uint8)
-        stroke = np.asarray(Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC))[..., None] / 255
-        room = SIDE - side
-        down, across = (int(rng.integers(room // 4 + 1)) for _ in range(2))
-        down, across = (room - down if place // 2 else down), (room - across if place % 2 else across)
-        part = pixels[row, down : down + side, across : across + side]
-        part += stroke * (np.array(COLOURS[colour]) - part)
+        stroke = np.asarray(Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC))
+        paint(pixels[row], stroke, place, COLOURS[colour], rng)
         name = NAMES[rng.integers(names)][labels[digit]]
         form = FORMS[rng.integers(len(FORMS))]
         captions.append(form.format(size=size, colour=colour, name=name, place=PLACES[place]))
     known = np.where(rng.random(count) < unknown, -1, labels[chosen])
     return GenerationSplit(ArrayImages(np.clip(np.rint(pixels), 0, 255).astype(np.uint8)), captions, known)
+
+
+def paint(
+    picture: NDArray[np.float64],
+    stroke: NDArray[np.uint8],
+    place: int,
+    colour: tuple[int, int, int],
+    rng: np.random.Generator,
+) -> None:
+    """Paint a digit into a picture, in or near the corner of this number."""
+    side = len(stroke)
+    room = len(picture) - side
+    down, across = (int(rng.integers(room // 4 + 1)) for _ in range(2))
+    down, across = (room - down if place // 2 else down), (room - across if place % 2 else across)
+    part = picture[down : down + side, across : across + side]
+    part += stroke[..., None] / 255 * (np.array(colour) - part)

@@ -11,7 +11,7 @@ import itertools
 import numpy as np
 from PIL import Image
 
-from counterpoint.data.digit_scenes import COLOURS, PLACES, SIZES
+from counterpoint.data.digit_scenes import COLOURS, PLACES, SIZES, paint
 from counterpoint.data.generation import PLACEHOLDER, GenerationData, GenerationSplit
 from counterpoint.data.images import ArrayImages, Indices
 from counterpoint.data.worlds import digits as world
@@ -65,18 +65,14 @@ def _drawn(pool: Indices, count: int, frames: int, first: int, rng: np.random.Ge
     pixels, captions, labels = [], [], []
     for digit, ink in zip(chosen, inks, strict=True):
         grey = Image.fromarray(np.rint(shades[digit] * (255 / world.SHADES)).astype(np.uint8))
-        colour = np.array(list(COLOURS.values())[ink], float)
+        colour = list(COLOURS.values())[ink]
         for kind in rng.choice(len(KINDS), frames, replace=False):
             turn, size, place, ground = KINDS[kind]
             side = SIZES[size]
             stroke = grey.resize((side, side), Image.Resampling.BICUBIC)
             stroke = stroke.rotate(TURNS[turn], Image.Resampling.BILINEAR)
-            room, paper = SIDE - side, np.array(GROUNDS[ground], float)
-            down, across = (int(rng.integers(room // 4 + 1)) for _ in range(2))
-            down, across = (room - down if place // 2 else down), (room - across if place % 2 else across)
-            picture = np.tile(paper, (SIDE, SIDE, 1))
-            part = picture[down : down + side, across : across + side]
-            part += np.asarray(stroke)[..., None] / 255 * (colour - part)
+            picture = np.tile(np.array(GROUNDS[ground], float), (SIDE, SIDE, 1))
+            paint(picture, np.asarray(stroke), place, colour, rng)
             pixels.append(np.rint(picture).astype(np.uint8))
             form = FORMS[rng.integers(len(FORMS))]
             captions.append(form.format(size=size, turn=turn, place=PLACES[place], ground=ground))

@@ -92,6 +92,16 @@ class GenerationData:
         }
 
 
+def unknown_notes(source: str, *splits: GenerationSplit) -> list[str]:
+    """Count the captions without a known class, in a note for each of train, valid and test that has any."""
+    without = [int((split.labels < 0).sum()) for split in splits]
+    return [
+        f"{source}: {count} of {len(split)} {name} captions have no known class; each counts as a class of its own"
+        for name, count, split in zip(("train", "valid", "test"), without, splits, strict=True)
+        if count
+    ]
+
+
 class _Column:
     """The pictures of some rows of aligned data (an `ImageSplit`)."""
 
@@ -139,13 +149,6 @@ def of_aligned(data: AlignedData) -> GenerationData:
         labels = None if split.labels is None else split.labels[rows]
         splits.append(GenerationSplit(_Column(split, names["image"], rows), [texts[row] for row in rows], labels))
     if data.classes:
-        without = {
-            name: int((one.labels < 0).sum()) for name, one in zip(("train", "valid", "test"), splits, strict=True)
-        }
-        notes += [
-            f"{data.name}: {count} of {len(one)} {name} captions have no known class; each counts as a class of its own"
-            for (name, count), one in zip(without.items(), splits, strict=True)
-            if count
-        ]
+        notes += unknown_notes(data.name, *splits)
     train, valid, test = splits
     return GenerationData(data.name, train, valid, test, size, tuple(data.classes or ()), notes=notes)

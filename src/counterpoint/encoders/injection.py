@@ -278,7 +278,8 @@ class CaptionEncoder(nn.Module):
 
 
 def time_embedding(steps: Int[Tensor, " n"], dim: int) -> Float[Tensor, "n dim"]:
-    """Embed timesteps by sines and cosines of geometric frequencies."""
-    rates = torch.exp(-math.log(10000.0) * torch.arange(dim // 2, device=steps.device) / (dim // 2))
-    angles = steps[:, None].float() * rates
-    return torch.cat([angles.cos(), angles.sin()], 1)
+    """Embed timesteps by cosines and sines of geometric frequencies, as diffusers does."""
+    found: Tensor = diffusers().models.embeddings.get_timestep_embedding(
+        steps, dim, flip_sin_to_cos=True, downscale_freq_shift=0
+    )
+    return found

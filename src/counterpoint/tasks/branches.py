@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Partners:
-    """Draws for an item another item of its kind.
+    """Draws for an item another item of its kind, or two.
 
     Args:
         kinds: [examples] numbers of classes or subjects, below 0 for none.
@@ -35,27 +35,17 @@ class Partners:
         >>> Partners(torch.tensor([0, 1, 0, -1])).of(torch.arange(4), torch.rand(4))
         tensor([2, 1, 0, 3])
         """
-        at = rows.cpu().numpy()
-        kind = np.searchsorted(self.names, self.kinds[at])
-        others = self.counts[kind] - 1
-        step = 1 + np.minimum((drawn.cpu().numpy() * others).astype(np.int64), np.maximum(others - 1, 0))
-        inside = (self.place[at] - self.starts[kind] + step) % self.counts[kind]
-        found = self.order[self.starts[kind] + inside]
-        return torch.from_numpy(np.where((others > 0) & (self.kinds[at] >= 0), found, at))
-
-
-class Frames(Partners):
-    """Draws for an item two other items of its kind: another one, and one that differs from that. See `Partners`."""
+        return self.two_of(rows, torch.stack([drawn, drawn], 1))[0]
 
     def two_of(
         self, rows: Int[Tensor, " n"], drawn: Float[Tensor, "n 2"]
     ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
-        """Return two frames of each row, chosen by numbers drawn from 0..1.
+        """Return a partner of each row, and another item of its kind that differs from the partner.
 
-        Of three items or more, row and frames are three different ones. Of two, the second frame is the row itself. An item
-        alone is its own frames.
+        Of three items or more, the row and both items are three different ones. Of two, the second item is the row itself. An item
+        alone is both.
 
-        >>> first, second = Frames(torch.tensor([0, 0, 0, 1, 1, 2])).two_of(torch.arange(6), torch.zeros(6, 2))
+        >>> first, second = Partners(torch.tensor([0, 0, 0, 1, 1, 2])).two_of(torch.arange(6), torch.zeros(6, 2))
         >>> first, second
         (tensor([1, 2, 0, 4, 3, 5]), tensor([2, 0, 1, 3, 4, 5]))
         """

@@ -36,13 +36,13 @@ from counterpoint.encoders.injection import (
     diffusers,
     time_embedding,
 )  # fmt: skip
-from counterpoint.encoders.text import UNKNOWN, train_words
+from counterpoint.encoders.text import train_words
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, unknown
-from counterpoint.tasks.branches import Frames
-from counterpoint.tasks.generation import GenerationConfig, GenerationLearner, eight_bit, enlarged, signed
+from counterpoint.tasks.branches import Partners
+from counterpoint.tasks.generation import GenerationConfig, GenerationLearner, eight_bit, enlarged, seeded, signed
 from counterpoint.views.images import normalise
 from counterpoint.views.subjects import on_white
 
@@ -213,7 +213,7 @@ class DiffusionLearner(GenerationLearner):
                     f"{len(lost)} {name} captions do not name the subject within {self.config.context} words, the first is "
                     f"'{captions[lost[0]]}'; write '{PLACEHOLDER}' for it, or raise --context"
                 )
-        self.frames = Frames(torch.from_numpy(split.subjects))
+        self.frames = Partners(torch.from_numpy(split.subjects))
         if self.frames.single:
             self.warnings.append(
                 f"{self.frames.single} subjects have one picture: it is its own reference, and MACL leaves it out"
@@ -327,16 +327,13 @@ class DiffusionLearner(GenerationLearner):
     # --- pictures
 
     def check_condition(self, condition: Condition) -> None:
-        known = self.tokenizer.model.encode(condition.text)
-        words = [
-            condition.text[a:b] for token, (a, b) in zip(known.tokens, known.offsets, strict=True) if token == UNKNOWN
-        ]
+        words = self.unknown_words(condition.text)
         if words:
             raise CounterpointError(
                 f"the prompt '{condition.text}' has words that the run does not know: {', '.join(words)}; use words of the "
                 f"training captions, and '{PLACEHOLDER}' for the subject"
             )
-        if known.ids.count(self.word) != 1:
+        if self.tokenizer.model.encode(condition.text).ids.count(self.word) != 1:
             raise CounterpointError(
                 f"the prompt '{condition.text}' must name the subject once; write '{PLACEHOLDER}' for it"
             )
@@ -366,10 +363,8 @@ class DiffusionLearner(GenerationLearner):
         return x
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        index = batch["index"].tolist()
-        seed = int(np.random.SeedSequence([self.seed, *index[:1]]).generate_state(1)[0])
         subject = [[one] for one in batch["reference"].permute(0, 2, 3, 1).cpu().numpy()]
-        found = self.made(batch | {"subject": subject}, torch.Generator().manual_seed(seed))
+        found = self.made(batch | {"subject": subject}, seeded(self.seed, *batch["index"][:1].tolist()))
         pictures = None if found is None else eight_bit(found)
         return {"pictures": pictures, "words": self.words_of(batch["image"]), "real": self.real(batch["image"])}
 

@@ -37,7 +37,7 @@ from counterpoint.core.world import processes
 from counterpoint.data.generation import Condition, GenerationData, GenerationSplit
 from counterpoint.data.images import Indices
 from counterpoint.data.shown import png
-from counterpoint.encoders.text import Tokenizer, train_words
+from counterpoint.encoders.text import UNKNOWN, Tokenizer, train_words
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig
@@ -117,6 +117,12 @@ class GenerationLearner(Learner):
         ids, mask = self.tokenizer.encode(list(texts), self.config.context)
         return {"ids": ids.to(self.device), "mask": mask.to(self.device)}
 
+    def unknown_words(self, text: str) -> list[str]:
+        """Return the words of a text that the learner does not know, each once."""
+        found = self.tokenizer.model.encode(text)
+        parts = (text[a:b] for token, (a, b) in zip(found.tokens, found.offsets, strict=True) if token == UNKNOWN)
+        return list(dict.fromkeys(parts))
+
     def check_condition(self, condition: Condition) -> None:
         """Raise CounterpointError for a condition that the learner does not take; here, one with pictures of a subject."""
         if condition.subject:
@@ -145,7 +151,7 @@ class GenerationLearner(Learner):
                     "change the prompt"
                 )
             self.check_condition(condition)
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([seed]).generate_state(1)[0]))
+        generator = seeded(seed)
         training = self.training
         self.eval()
         try:
@@ -183,10 +189,13 @@ class GenerationLearner(Learner):
         return {"Generated pictures by class": {"kind": "pictures", "columns": columns, "rows": rows, "caption": said}}
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        index = batch["index"].tolist()
-        seed = int(np.random.SeedSequence([self.seed, *index[:1]]).generate_state(1)[0])
-        found = self.made(batch | {"subject": None}, torch.Generator().manual_seed(seed))
+        found = self.made(batch | {"subject": None}, seeded(self.seed, *batch["index"][:1].tolist()))
         return {"pictures": None if found is None else eight_bit(found), "codes": self.codes(batch)}
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """Return a generator of random numbers that depends on these numbers alone."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
 def eight_bit(pictures: Float[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
@@ -368,7 +377,7 @@ class GenerationEvaluator:
         return found
 
     def chance(self) -> dict[str, float]:
-        """Return the level of a guess, and the distance between training and test pictures as that of `frechet_distance`."""
+        """Return the level of a guess, for the measures that have one."""
         known = self.split.labels[self.split.labels >= 0]
         share = np.bincount(known).max() / len(known) if len(known) else 0.0
         one = 1 / min(CANDIDATES, len(self.split))

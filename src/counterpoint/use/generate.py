@@ -14,12 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from PIL import Image
 
 from counterpoint.data.generation import Condition
 from counterpoint.data.subject_folders import read_subject
-from counterpoint.encoders.text import UNKNOWN
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.experiment import load_learner
@@ -92,8 +90,8 @@ def generate(
             names = [f"{n + 1:02d}-{k + 1:02d}.png" for k in range(number)]
             for name, picture in zip(names, own, strict=True):
                 Image.fromarray(picture.permute(1, 2, 0).numpy()).save(made / name)
-            found.append(Generated(prompt, [out / name for name in names], unknown_words(learner, prompt)))
-            shown.append((prompt, found[-1].unknown, [enlarged(torch.as_tensor(picture)) for picture in own]))
+            found.append(Generated(prompt, [out / name for name in names], learner.unknown_words(prompt)))
+            shown.append((prompt, found[-1].unknown, [enlarged(picture) for picture in own]))
         write_generated_report(made / PAGE, run, seed, shown)
         made.chmod(0o755)
         if out.exists():
@@ -103,10 +101,3 @@ def generate(
         shutil.rmtree(made, ignore_errors=True)
         raise
     return found
-
-
-def unknown_words(learner: GenerationLearner, prompt: str) -> list[str]:
-    """Return the words of a prompt that the learner does not know, each once."""
-    encoding = learner.tokenizer.model.encode(prompt)
-    parts = (prompt[a:b] for token, (a, b) in zip(encoding.tokens, encoding.offsets, strict=True) if token == UNKNOWN)
-    return list(dict.fromkeys(parts))

@@ -24,7 +24,8 @@ of untrained networks point one way. The Textual-Qformer's text is the subject's
 caption. Several references are averaged.
 
 Left out: the bases SD 1.5 and SDXL, which need downloads; the U-Net is trained here, in a first stage. Segmentation finds pixels
-unlike a plain ground. Options: `scaling` False sets w = 1, `frames` "self" reconstructs the reference, weights of 0 drop a level.
+unlike a plain ground. The matching form of L_MACL and measures by CLIP, DINO and ImageReward are left out, too. Options:
+`scaling` False sets w = 1, `frames` "self" reconstructs the reference, weights of 0 drop a level.
 """
 
 from __future__ import annotations

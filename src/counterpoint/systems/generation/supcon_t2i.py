@@ -27,7 +27,8 @@ negatives of the same class stays on (`mask_same_class`). A phase without labels
 every arm sees as many pictures in a step. Pairs without a class form a class of their own each.
 
 Left out: DM-GAN and SSA-GAN as backbones, labels with several classes, and real pictures among the candidates of sup(F, F). The
-compared UniCL and cross-entropy guidance are left out, too. Regions are the last map of E_I with 4 cells a side or more.
+compared UniCL and cross-entropy guidance are left out, too. So are the Inception score and CLIP's text encoder for galip-s.
+Regions are the last map of E_I with 4 cells a side or more.
 """
 
 from __future__ import annotations
