@@ -1,6 +1,6 @@
 """Attention between tokens of a text and tokens of media, such as pictures: Flamingo's blocks, and a pool with learned queries.
 
-    perceiver_attention       latents attend to media and to themselves (a layer of the resampler)
+    perceiver_layer           latents attend to media and to themselves (a layer of the resampler)
     gated_cross_attention     a text attends to the media before it, through gates that begin closed
     learned_query_pool        one learned query reads a text
 
@@ -28,9 +28,9 @@ def _norm(x: Tensor, weights: Weights, name: str) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], weights[f"{name}_weight"], weights[f"{name}_bias"], EPS)
 
 
-def _feed_forward(x: Tensor, weights: Weights, prefix: str = "") -> Tensor:
-    inner = F.gelu(F.linear(_norm(x, weights, f"{prefix}ff_0"), weights[f"{prefix}ff_1_weight"]))
-    return F.linear(inner, weights[f"{prefix}ff_3_weight"])
+def _feed_forward(x: Tensor, weights: Weights) -> Tensor:
+    inner = F.gelu(F.linear(_norm(x, weights, "ff_0"), weights["ff_1_weight"]))
+    return F.linear(inner, weights["ff_3_weight"])
 
 
 def _attend(query: Tensor, key_value: Tensor, heads: int, scale: float, allowed: Tensor | None) -> Tensor:
@@ -112,7 +112,7 @@ def gated_cross_attention(
     return hidden + weights["ff_gate"].tanh() * _feed_forward(hidden, weights)
 
 
-def perceiver_attention(
+def perceiver_layer(
     media: Float[Tensor, "n media_tokens width"],
     latents: Float[Tensor, "n latents width"],
     weights: Weights,
@@ -120,12 +120,12 @@ def perceiver_attention(
     dim_head: int = 64,
     mask: Bool[Tensor, "n media_tokens"] | None = None,
 ) -> Float[Tensor, "n latents width"]:
-    """Compute attention of normalised latents to normalised media and to themselves, without the residual.
+    """Add attention of normalised latents to normalised media and to themselves, then a feed-forward layer.
 
     Args:
         media: tokens to read.
         latents: those that read.
-        weights: attn_norm_media, attn_norm_latents, attn_to_q, attn_to_kv (keys first) and attn_to_out.
+        weights: attn_norm_media, attn_norm_latents, attn_to_q, attn_to_kv (keys first), attn_to_out, ff_0, ff_1 and ff_3.
         heads: number of heads.
         dim_head: width of a head; logits are divided by its root.
         mask: True at tokens to read, False at padding. Default: all.
@@ -136,19 +136,8 @@ def perceiver_attention(
     allowed = None
     if mask is not None:
         allowed = torch.cat([mask, mask.new_ones(own.shape[:2])], 1)[:, None].expand(-1, own.shape[1], -1)
-    return F.linear(_attend(query, key_value, heads, dim_head**-0.5, allowed), weights["attn_to_out_weight"])
-
-
-def perceiver_layer(
-    media: Float[Tensor, "n media_tokens width"],
-    latents: Float[Tensor, "n latents width"],
-    weights: Weights,
-    heads: int,
-    dim_head: int = 64,
-    mask: Bool[Tensor, "n media_tokens"] | None = None,
-) -> Float[Tensor, "n latents width"]:
-    """Compute latents + `perceiver_attention`, then + a feed-forward layer (weights ff_0, ff_1 and ff_3)."""
-    latents = latents + perceiver_attention(media, latents, weights, heads, dim_head, mask)
+    mixed = _attend(query, key_value, heads, dim_head**-0.5, allowed)
+    latents = latents + F.linear(mixed, weights["attn_to_out_weight"])
     return latents + _feed_forward(latents, weights)
 
 

@@ -272,6 +272,14 @@ def padded(
     return ids, mask
 
 
+def stacked(pixels: UInt8[Tensor, "all ..."], counts: Int[Tensor, " n"]) -> UInt8[Tensor, "n most ..."]:
+    """Put the pictures of all texts in a row for each text, at least one long; places without a picture hold zeros."""
+    shown = torch.arange(max([1, *counts.tolist()]), device=counts.device) < counts[:, None]
+    found = pixels.new_zeros(*shown.shape, *pixels.shape[1:])
+    found[shown] = pixels
+    return found
+
+
 class ChatModel(nn.Module):
     """A causal language model with its tokenizer.
 

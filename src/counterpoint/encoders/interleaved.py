@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from counterpoint.core.media_attention import gated_cross_attention, learned_query_pool, media_times, perceiver_layer
-from counterpoint.encoders.chat_models import ChatModel, ChatTokenizer, Prompt, padded
+from counterpoint.encoders.chat_models import ChatModel, ChatTokenizer, Prompt, padded, stacked
 from counterpoint.encoders.images import build_image_encoder, check_image_encoder
 from counterpoint.encoders.maps import feature_map
 from counterpoint.encoders.messages import IMAGE
@@ -315,7 +315,7 @@ class InterleavedModel(ChatModel):
             for number in range(self.unimodal, len(layers), parts.interval):
                 self.blocks[str(number)] = GatedBlock(width, seen, *heads, parts.compress, immediate=parts.immediate)
         if parts.language != "trained":
-            self._fix(inner)
+            self._fix()
         for number, layer in enumerate(layers):
             layer.register_forward_pre_hook(self._before(number), with_kwargs=True)
         network.get_output_embeddings().register_forward_pre_hook(self._keep_last)
@@ -323,16 +323,14 @@ class InterleavedModel(ChatModel):
         self._times: Tensor | None = None
         self._states: dict[str, Tensor] = {}
 
-    def _fix(self, inner: nn.Module) -> None:
+    def _fix(self) -> None:
         """Fix the language model's weights; with "lora" add an adapter to them."""
         self.model.requires_grad_(False)
         if self.parts.language == "lora":
             from peft import LoraConfig, get_peft_model
 
-            names = {id(layer): name for name, layer in self.model.named_modules()}
-            linear = [layer for layer in inner.modules() if type(layer).__name__ in ("Linear", "Conv1D")]
             rank = self.parts.rank
-            chosen = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=[names[id(layer)] for layer in linear])
+            chosen = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")  # all but the output layer
             self.model = get_peft_model(self.model, chosen)
 
     def _before(self, number: int) -> Callable[..., Any]:
@@ -474,10 +472,7 @@ class InterleavedModel(ChatModel):
             if disturb is not None:
                 values = disturb({"pixel_values": flat.permute(0, 3, 1, 2).float() / 127.5 - 1})["pixel_values"]
                 flat = ((values + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-            shown = torch.arange(int(counts.max()), device=self.device) < counts[:, None]
-            pictures = flat.new_zeros(*shown.shape, *flat.shape[1:])
-            pictures[shown] = flat
-            media = self.read_pictures(pictures, counts)[1]
+            media = self.read_pictures(stacked(flat, counts), counts)[1]
         texts = [Prompt(prompt.messages) for prompt in prompts]
         with self._showing(media, times):
             return super().generate(texts, new_tokens, processor=processor, **more)

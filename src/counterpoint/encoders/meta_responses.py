@@ -32,6 +32,11 @@ def flags_in(text: str) -> list[str]:
     return list(dict.fromkeys(FORM.findall(text)))
 
 
+def named_flags(text: str) -> list[str]:
+    """Return the different flags of a meta-response, in order; those in its prompt do not count."""
+    return flags_in(text.partition(PROMPT)[0])
+
+
 def parse_meta_response(
     text: str, flags: Sequence[str] = FLAGS, default: str = TEXT, strict: bool = False
 ) -> tuple[list[str], list[str]]:
@@ -82,14 +87,3 @@ def replacements(flags: Sequence[str] = FLAGS) -> dict[str, str]:
     """Return what stands for flags and markers in a user's text, so that it cannot pass for a meta-response."""
     found = {flag: f"({flag.strip('[]')})" for flag in flags}
     return found | {marker: f"{marker[:-1]} :" for marker in (MODALITY, PROMPT)} | {STOP: "# # #"}
-
-
-def escaped(text: str, flags: Sequence[str] = FLAGS) -> str:
-    """Replace flags and markers in a user's text.
-
-    >>> escaped("Prompt: what does [IMAGE] mean?")
-    'Prompt : what does (IMAGE) mean?'
-    """
-    for old, new in replacements(flags).items():
-        text = text.replace(old, new)
-    return text

@@ -56,6 +56,11 @@ class Learner(nn.Module):
 
     # --- stages, turns and losses
 
+    @property
+    def stage(self) -> str:
+        """The name of the current stage."""
+        return self.stages()[self.position.stage].name
+
     def stages(self) -> list[Stage]:
         """Return the stages of a fit, in order."""
         return [Stage("train", self.config.epochs)]

@@ -44,6 +44,7 @@ from counterpoint.encoders.chat_models import (
     chat_tokenizer,
     check_chat_model,
     padded,
+    stacked,
     takes_pictures,
 )
 from counterpoint.encoders.decoding import Answer, Decoder, answers
@@ -311,10 +312,7 @@ def pictures_of(chats: Sequence[Chat], split: ChatSplit) -> dict[str, Tensor]:
     counts = torch.tensor([len(chat.pictures) for chat in chats], dtype=torch.int64)
     places = np.array([place for chat in chats for place in chat.pictures], np.int64)
     pixels = torch.from_numpy(np.ascontiguousarray(split.images.images(places)))
-    most = max([1, *counts.tolist()])
-    found = pixels.new_zeros(len(chats), most, *pixels.shape[1:])
-    found[torch.arange(found.shape[1]) < counts[:, None]] = pixels
-    return {"pictures": found, "counts": counts}
+    return {"pictures": stacked(pixels, counts), "counts": counts}
 
 
 def prompt_of(chat: Chat, split: ChatSplit) -> Prompt:

@@ -17,19 +17,17 @@ from torch import Tensor
 from counterpoint.core.masking import IGNORED
 from counterpoint.core.world import world
 from counterpoint.data.shown import png
-from counterpoint.encoders.chat_models import Prompt
+from counterpoint.encoders.chat_models import Prompt, stacked
 from counterpoint.encoders.decoding import Answer, answers
 from counterpoint.encoders.messages import Message
 from counterpoint.engine.loading import Steps
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
-from counterpoint.tasks.chats import rows_of
+from counterpoint.tasks.chats import AT_ONCE, rows_of
 from counterpoint.tasks.measures.rounds import accuracy_by_group, round_figures, smallest_rise
 from counterpoint.tasks.pools import Draft, Item, Pool
 from counterpoint.tasks.rounds import Relatives
 from counterpoint.tasks.taught_chats import TaughtChatLearner, answered
-
-AT_ONCE = 128  # prompts that are answered together
 
 
 class PooledChatLearner(TaughtChatLearner):
@@ -58,11 +56,6 @@ class PooledChatLearner(TaughtChatLearner):
         self.pool.from_json(structure.get("pool", []))
         self.rows, self.records = list(structure.get("rows", [])), list(structure.get("records", []))
         self.ended = bool(structure.get("ended", False))
-
-    @property
-    def stage(self) -> str:
-        """The name of the current stage."""
-        return self.stages()[self.position.stage].name
 
     def row_wise(self) -> Sequence[tuple[torch.nn.Module, str]]:
         return [(self.model, "forward"), *([(self.teacher, "forward")] if self.teacher is not None else [])]
@@ -160,11 +153,9 @@ class PooledChatLearner(TaughtChatLearner):
             found["labels"].fill_(IGNORED)
         pixels = [self._pixels(self.survey, item.pictures) for item in items]
         if any(pixels):
-            most = max(map(len, pixels))
-            blank = np.zeros_like(next(one for one in pixels if one)[0])
-            stacked = np.stack([np.stack([*one, *[blank] * (most - len(one))]) for one in pixels])
-            found["pictures"] = torch.from_numpy(stacked)
             found["counts"] = torch.tensor([len(one) for one in pixels])
+            flat = torch.from_numpy(np.stack([picture for one in pixels for picture in one]))
+            found["pictures"] = stacked(flat, found["counts"])
         return {name: value.to(self.device) for name, value in found.items()}
 
     def still(self) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ learner takes the user's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,20 +23,18 @@ from torch import Tensor
 from counterpoint.core.answers import answer_log_probability
 from counterpoint.core.masking import IGNORED
 from counterpoint.core.reviews import UNREADABLE, parse_review
-from counterpoint.encoders.chat_models import ChatModel, Prompt
+from counterpoint.encoders.chat_models import ChatModel, Prompt, stacked
 from counterpoint.encoders.decoding import Answer
 from counterpoint.encoders.messages import IMAGE, Message
-from counterpoint.tasks.chats import rows_of
+from counterpoint.tasks.chats import AT_ONCE, rows_of
 from counterpoint.tasks.pools import Draft, Item, question_of
 
 Ask = Callable[[Sequence[Prompt]], Sequence[Answer]]
 LOWEST, HIGHEST = 1.0, 10.0
-AT_ONCE = 128  # prompts in a batch
 
 # --- assessors
 
 
-@runtime_checkable
 class Assessor(Protocol):
     """A judge of pairs of answers.
 
@@ -103,9 +101,7 @@ def mean_probability(model: ChatModel, prompts: Sequence[Prompt], texts: Sequenc
     if any(prompt.pictures for prompt in prompts):
         counts = torch.tensor([len(prompt.pictures) for prompt in prompts])
         pixels = torch.from_numpy(np.stack([picture for prompt in prompts for picture in prompt.pictures]))
-        pictures = pixels.new_zeros(len(prompts), int(counts.max()), *pixels.shape[1:])
-        pictures[torch.arange(pictures.shape[1]) < counts[:, None]] = pixels
-        shown = pictures.to(model.device), counts.to(model.device)
+        shown = stacked(pixels, counts).to(model.device), counts.to(model.device)
     logs = answer_log_probability(model(batch["ids"], batch["mask"], *shown), batch["labels"])
     return (logs / (batch["labels"][:, 1:] != IGNORED).sum(1).clamp(min=1)).exp().cpu()
 
@@ -147,7 +143,6 @@ def _extended(prompt: Prompt, text: str) -> Prompt:
 # --- augmentors
 
 
-@runtime_checkable
 class Augmentor(Protocol):
     """A maker of new questions."""
 

@@ -25,7 +25,7 @@ from counterpoint.core.masking import IGNORED
 from counterpoint.data.images import Indices
 from counterpoint.encoders.chat_models import Prompt, padded
 from counterpoint.encoders.messages import Message
-from counterpoint.encoders.meta_responses import TEXT, flags_in, parse_meta_response, render
+from counterpoint.encoders.meta_responses import TEXT, named_flags, parse_meta_response, render
 from counterpoint.engine.survey import Survey
 from counterpoint.tasks.adapted_chats import AdaptedChatLearner
 from counterpoint.tasks.chats import rows_of
@@ -75,7 +75,7 @@ class SwitchingLearner(AdaptedChatLearner):
             return {}
         self.eval()
         prompts, truth = [Prompt(chats[n].prompt) for n, *_ in single], [flag for _, flag, _ in single]
-        chance = torch.cat([self.route(prompts[start : start + 256]) for start in range(0, len(prompts), 256)]).cpu()
+        chance = torch.cat([self.route(prompts[at : at + AT_ONCE]) for at in range(0, len(prompts), AT_ONCE)]).cpu()
         right = torch.tensor([flags.index(flag) for flag in truth])
         found = {
             "routing_accuracy": routed(truth, [flags[n] for n in chance.argmax(1).tolist()]),
@@ -129,7 +129,7 @@ class SwitchingLearner(AdaptedChatLearner):
     def _routers(self, survey: Survey, asked: Sequence[str], prompts: Sequence[Prompt]) -> dict[str, list[str]]:
         """Choose flags by the routers of `compare`, which learn from the same examples."""
         chats = [survey.split("train").chats[n] for n in self.examples(survey).tolist()]
-        parsed = [(chat, flags_in(chat.answer.partition("Prompt:")[0])) for chat in chats]
+        parsed = [(chat, named_flags(chat.answer)) for chat in chats]
         learned = [(chat, own[0]) for chat, own in parsed if len(own) == 1]
         requests, flags = [chat.question for chat, _ in learned], [flag for _, flag in learned]
         found = {}
@@ -150,8 +150,8 @@ class SwitchingLearner(AdaptedChatLearner):
     def _states(self, prompts: Sequence[Prompt]) -> Float[Tensor, "n width"]:
         """Return the model's last state at the end of each prompt."""
         found = []
-        for start in range(0, len(prompts), 256):
-            rows = [self.model.tokenizer.prompt(prompt.messages) for prompt in prompts[start : start + 256]]
+        for start in range(0, len(prompts), AT_ONCE):
+            rows = [self.model.tokenizer.prompt(prompt.messages) for prompt in prompts[start : start + AT_ONCE]]
             ids, mask = (part.to(self.device) for part in padded(rows, self.model.tokenizer.pad))
             states = self.model.model(
                 input_ids=ids, attention_mask=mask.long(), output_hidden_states=True

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoint.core.answers import masked_lm_loss
 from counterpoint.data.chats import ChatData
@@ -113,6 +113,10 @@ class TaughtChatLearner(ChatLearner):
     def vocabulary(self) -> int:
         """The number of tokens that student and teacher share; heads may be padded to more."""
         return self.model.tokenizer.vocabulary
+
+    def part(self, name: str) -> nn.Module | None:
+        """Return a part of the student's network by name; None for a network without it."""
+        return next((module for at, module in self.model.network.named_modules() if at.endswith(name)), None)
 
     @torch.no_grad()
     def instruct(self, batch: dict[str, Any]) -> Float[Tensor, "n tokens vocabulary"]:

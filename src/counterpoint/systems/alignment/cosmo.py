@@ -24,8 +24,9 @@ Against the released code:
   to, but compares the number of different label values with the batch. "ignored": only the diagonal is right.
 - Across processes, negatives come from all of them. The code's default is each process alone.
 - Long documents are cut between answers, and all parts serve. The code draws random windows.
-- Not built: L_con of clips, the loss guard (off by default), beams, and the placing of pictures by CLIP's similarity. Here a
-  document's marks place them. A random space before a caption would change nothing for the tokenizers that are made here.
+- Not built: clips and their L_con, augmented pictures, the loss guard (off by default), and beams. Nor are pictures placed by
+  CLIP's similarity: a document's marks place them. A random space before a caption would change nothing for the tokenizers that
+  are made here.
 """
 
 from __future__ import annotations
@@ -231,9 +232,9 @@ class Cosmo(InterleavedLearner):
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         config = self.config
         given = batch["ids"], batch["mask"], batch.get("pictures"), batch.get("counts")
-        if not bool(batch["paired"].all()) or not config.contrast:
+        paired = bool(batch["paired"].all())
+        if not paired or not config.contrast:
             lm = masked_lm_loss(self.model(*given), batch["labels"])
-            paired = bool(batch["paired"].all())
             return {"loss": (config.pair_weight if paired else config.document_weight) * lm, "lm_loss": lm}
         logits, vision, text = self.model(*given, embed=True)
         lm = masked_lm_loss(logits, batch["labels"])

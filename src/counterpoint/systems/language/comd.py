@@ -211,8 +211,8 @@ class CoMD(PooledChatLearner):
 
     def _learning(self) -> Sequence[nn.Module]:
         """Return what learns from captions; a model without pictures has no projector."""
-        parts = {} if self.config.caption_learns == "all" else dict(self.model.network.named_modules())
-        return [next((part for at, part in parts.items() if at.endswith("multi_modal_projector")), self.model)]
+        projector = self.part("multi_modal_projector") if self.config.caption_learns == "projector" else None
+        return [self.model if projector is None else projector]
 
     def _turns(self) -> list[Turn]:
         # After the end of the rounds the gradient is 0, which moves nothing without weight decay.

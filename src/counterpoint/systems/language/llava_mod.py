@@ -197,7 +197,7 @@ class LLaVAMoD(SparseChatLearner):
                 enter=enter,
             )
 
-        projector = self._part("multi_modal_projector")
+        projector = self.part("multi_modal_projector")
         found = [
             stage("adaptor", config.adaptor_epochs if projector else 0, config.adaptor_lr, lambda: [projector]),
             stage("dense", config.epochs, config.lr, self._learning),
@@ -214,22 +214,13 @@ class LLaVAMoD(SparseChatLearner):
         # A finished student that only is measured needs no teacher to train first.
         return [*self.teacher_stages(), *found] if found else [self.measured_only()]
 
-    @property
-    def stage(self) -> str:
-        """The name of the current stage."""
-        return self.stages()[self.position.stage].name
-
     def _rows(self, survey: Survey, stage: str) -> Any:
         if stage == "preferences":
             return preferred(survey, self.model.tokenizer, self.config.context)[0]
         return answered(survey)
 
-    def _part(self, name: str) -> nn.Module | None:
-        """Return a part of the student's network by name; None for a network without it."""
-        return next((module for at, module in self.model.network.named_modules() if at.endswith(name)), None)
-
     def _learning(self) -> Sequence[nn.Module]:
-        frozen = self._part("vision_tower") if self.config.freeze_pictures else None
+        frozen = self.part("vision_tower") if self.config.freeze_pictures else None
         still = {id(p) for p in frozen.parameters()} if frozen is not None else set()
         return [nn.ParameterList(p for p in self.model.parameters() if id(p) not in still)]
 

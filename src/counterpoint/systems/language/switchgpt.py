@@ -17,7 +17,7 @@ A parsed reply goes to the converter of its modality (`counterpoint.use.converte
 - Certain, by ModaVerse's code: format and parser. LoRA of rank 32 and scale 1 on the attention, dropout 0.1. Weight decay 0.001,
   warm-up over a tenth of the steps, clipping at 1.
 - Chosen: sizes, `flag_weight`, `constrained`, the mean of existing rows as the start of a flag's row. ModaVerse trains all rows.
-- Left out: media as input (ModaVerse's frozen encoder and linear layer).
+- Left out: media as input (ModaVerse's frozen encoder and linear layer); prompts compared by a sentence encoder.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from counterpoint.encoders.chat_models import ChatModel, ChatTokenizer
 from counterpoint.encoders.decoding import Decoder
 from counterpoint.encoders.flags import FlagDecoder, flag_ids, make_room, opening, start_rows, with_flags
 from counterpoint.encoders.messages import Message
-from counterpoint.encoders.meta_responses import FLAGS, FORM, TEXT, flags_in, parse_meta_response, render
+from counterpoint.encoders.meta_responses import FLAGS, FORM, TEXT, named_flags, parse_meta_response, render
 from counterpoint.engine.loading import RowBatches
 from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
@@ -175,7 +175,7 @@ class SwitchGPT(SwitchingLearner):
     @property
     def tunes(self) -> bool:
         """Whether the flags are learned in this stage."""
-        return self.stages()[self.position.stage].name == "flags"
+        return self.stage == "flags"
 
     def plain(self, survey: Survey) -> Indices:
         """Return the training chats without a flag. DataError where there is none."""
@@ -194,7 +194,7 @@ class SwitchGPT(SwitchingLearner):
         of: dict[tuple[str, ...], list[int]] = {}
         for n in survey.rows.tolist():
             if chats[n].kind == "meta":
-                found = tuple(flags_in(chats[n].answer.partition("Prompt:")[0]))
+                found = tuple(named_flags(chats[n].answer))
                 if others := set(found) - set(self.config.flags):
                     raise DataError(f"a training answer has the flag {min(others)}; add it to --flags")
                 of.setdefault(found, []).append(n)

@@ -20,13 +20,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from counterpoint.encoders.meta_responses import FLAGS, TEXT, flags_in, parse_meta_response, well_formed
+from counterpoint.encoders.meta_responses import FLAGS, TEXT, named_flags, parse_meta_response, well_formed
 from counterpoint.tasks.measures.classes import confusion_figure
+
+WORD = r"\w+"
 
 
 def known_flags(references: Sequence[str]) -> list[str]:
     """Return the flags that a reply may have: the usual ones and those of the references."""
-    named = [flag for text in references for flag in flags_in(text.partition("Prompt:")[0])]
+    named = [flag for text in references for flag in named_flags(text)]
     return list(dict.fromkeys([*FLAGS, *named]))
 
 
@@ -88,7 +90,7 @@ def modality_figure(replies: Sequence[str], references: Sequence[str]) -> dict[s
 
 def words_of(text: str) -> list[str]:
     """Return the words of a text."""
-    return re.findall(r"\w+", text.lower())
+    return re.findall(WORD, text.lower())
 
 
 def keyword_router(requests: Sequence[str], flags: Sequence[str], asked: Sequence[str]) -> list[str]:
@@ -108,16 +110,10 @@ def keyword_router(requests: Sequence[str], flags: Sequence[str], asked: Sequenc
 
 def word_counts(requests: Sequence[str], asked: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the counts of the words of `requests` in both lists of texts."""
-    known = {word: n for n, word in enumerate(sorted({word for text in requests for word in words_of(text)}))}
-    found = []
-    for texts in (requests, asked):
-        rows = np.zeros((len(texts), len(known)), np.float32)
-        for row, text in zip(rows, texts, strict=True):
-            for word in words_of(text):
-                if word in known:
-                    row[known[word]] += 1
-        found.append(rows)
-    return found[0], found[1]
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    counter = CountVectorizer(token_pattern=WORD, dtype=np.float32).fit(requests)
+    return counter.transform(requests).toarray(), counter.transform(asked).toarray()
 
 
 def logistic_router(features: NDArray[Any], flags: Sequence[str], asked: NDArray[Any]) -> list[str]:
