@@ -444,7 +444,7 @@ CASES |= {
     DENSE + "pixpro:pixpro_loss": Case(cell_maps, (0, 1), (0,) * 6),
     DENSE + "pixpro:pixel_regression": Case(cell_maps, (0, 1), (0,) * 6),
     DENSE + "pixpro:pix_contrast": Case(cell_maps, (0, 1), (0,) * 6),
-    CORE + "modality_fusion:modality_agnostic_fusion": Case(
+    CORE + "map_fusion:modality_agnostic_fusion": Case(
         lambda n, d: [d(0, 3, n, 4, 2, 3), d(1, n, 4, 2, 3), 2], (0,), (1, 0, None), permutes=False
     ),
     DENSE + "any2seg:inter_modal_loss": Case(lambda n, d: [d(0, n, 4), d(1, n, 4), 0.3], (0,), (0, 0, None)),
