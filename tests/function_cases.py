@@ -160,7 +160,7 @@ CASES: dict[str, Case] = {
     CLASSICS + "attention_transfer:attention_transfer": Case(
         lambda n, d: [d(0, n, 3, 4, 4), d(1, n, 2, 2, 2)], (0,), (0, 0), most=70
     ),
-    CORE + "map_similarity:relation_distance": Case(lambda n, d: [d(0, n, 3, 2, 2), d(1, n, DIM)], (1,), (0, 0)),
+    CORE + "grams:relation_distance": Case(lambda n, d: [d(0, n, 3, 2, 2), d(1, n, DIM)], (1,), (0, 0)),
     DISWOT + "channel_correlation": Case(lambda n, d: [d(0, n, 3, 2, 2), d(1, n, 3, 4, 2)], (0,), (0, 0)),
     # The rows of a gradient are classes.
     DISWOT + "semantic_distance": Case(pair, (1,), (0, 0)),
@@ -444,7 +444,7 @@ CASES |= {
     DENSE + "pixpro:pixpro_loss": Case(cell_maps, (0, 1), (0,) * 6),
     DENSE + "pixpro:pixel_regression": Case(cell_maps, (0, 1), (0,) * 6),
     DENSE + "pixpro:pix_contrast": Case(cell_maps, (0, 1), (0,) * 6),
-    CORE + "modality_fusion:modality_agnostic_fusion": Case(
+    CORE + "map_fusion:modality_agnostic_fusion": Case(
         lambda n, d: [d(0, 3, n, 4, 2, 3), d(1, n, 4, 2, 3), 2], (0,), (1, 0, None), permutes=False
     ),
     DENSE + "any2seg:inter_modal_loss": Case(lambda n, d: [d(0, n, 4), d(1, n, 4), 0.3], (0,), (0, 0, None)),

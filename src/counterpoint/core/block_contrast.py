@@ -16,8 +16,6 @@ from counterpoint.core.rules import Where
 from counterpoint.core.world import world
 
 LEAST = 1e-8  # added to both weights, as in TACT's code
-
-
 FEW = 512  # rows up to which whole matrices are faster
 
 

@@ -1,8 +1,4 @@
-"""Choose the next token of an answer from logits, and combine the logits of several branches.
-
-Branches are forward passes of one prompt under several conditions: another picture, no picture, another instruction, another
-model. They share the answer so far.
-"""
+"""Choose the next token of an answer, and score answers and layers by two sets of logits (ICD, DoLa)."""
 
 from __future__ import annotations
 

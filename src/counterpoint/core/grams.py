@@ -9,8 +9,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.core.checks import need_rows, shapes
+from counterpoint.core.distributed import gather_rows
 from counterpoint.core.operands import EPS
+from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import once, traced
+from counterpoint.core.world import over_group
 
 BLOCK = 2**22  # maximum number of entries of the blocks of a Gram matrix
 
@@ -38,6 +42,30 @@ def gram_distance(
         found = [F.normalize(x @ x.mT, dim=2, eps=EPS) for x in (student, teacher)]
         return (found[0] - found[1]).square().sum((1, 2))
     return _GramDistance.apply(once(student, what), teacher)
+
+
+@over_group
+@full_precision
+def relation_distance(feat_teacher: Float[Tensor, "n ..."], feat_student: Float[Tensor, "n ..."]) -> Float[Tensor, ""]:
+    """Compute D_rel: the mean over n^2 pairs of squared differences of two Gram matrices with rows of length 1.
+
+    Memory is linear in n. Scaling either side, or rotating its rows, changes nothing. A row of zeros stays 0.
+
+    Args:
+        feat_teacher: features or maps of any shape; no gradient.
+        feat_student: features or maps of any shape, of the same images.
+
+    Raises ValueError for different numbers of images, and for an empty batch.
+
+    >>> relation_distance(torch.eye(2), torch.ones(2, 3))
+    tensor(0.2929)
+    """
+    if feat_teacher.ndim < 2 or feat_student.ndim < 2 or len(feat_teacher) != len(feat_student):
+        said = shapes(feat_teacher=feat_teacher, feat_student=feat_student)
+        raise ValueError(f"feat_teacher and feat_student must be [n, ...] of the same images, got {said}")
+    need_rows(feat_student=feat_student)
+    student, teacher = (gather_rows(wide(x).flatten(1)) for x in (feat_student, feat_teacher.detach()))
+    return gram_distance(student[None], teacher[None], "relation_distance").sum() / len(student) ** 2
 
 
 def _normalised(x: Tensor, rows: slice) -> tuple[Tensor, Tensor]:

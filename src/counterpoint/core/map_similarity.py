@@ -1,4 +1,4 @@
-"""Compare feature maps place by place: the cosine over channels, averaged over all places of a picture."""
+"""Compare feature maps place by place: the cosine over channels, averaged over a picture, and its contrast (PCL-SR)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.checks import need_rows, shapes
-from counterpoint.core.distributed import gather_rows, global_mean
-from counterpoint.core.grams import gram_distance
+from counterpoint.core.distributed import global_mean
 from counterpoint.core.operands import EPS, unit
-from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
 
 Maps = Float[Tensor, "b channels height width"]
@@ -41,30 +40,6 @@ def map_similarity(unit_anchor: Tensor, other: Maps) -> Float[Tensor, " b"]:
     rows = other.detach().movedim(1, 3)
     length = torch.linalg.vector_norm(rows, dim=-1).clamp(min=EPS)
     return (torch.linalg.vecdot(unit_anchor, rows) / length).mean((1, 2))
-
-
-@over_group
-@full_precision
-def relation_distance(feat_teacher: Float[Tensor, "n ..."], feat_student: Float[Tensor, "n ..."]) -> Float[Tensor, ""]:
-    """Compute D_rel: the mean over n^2 pairs of squared differences of two Gram matrices with rows of length 1.
-
-    Memory is linear in n. Scaling either side, or rotating its rows, changes nothing. A row of zeros stays 0.
-
-    Args:
-        feat_teacher: features or maps of any shape; no gradient.
-        feat_student: features or maps of any shape, of the same images.
-
-    Raises ValueError for different numbers of images, and for an empty batch.
-
-    >>> relation_distance(torch.eye(2), torch.ones(2, 3))
-    tensor(0.2929)
-    """
-    if feat_teacher.ndim < 2 or feat_student.ndim < 2 or len(feat_teacher) != len(feat_student):
-        said = shapes(feat_teacher=feat_teacher, feat_student=feat_student)
-        raise ValueError(f"feat_teacher and feat_student must be [n, ...] of the same images, got {said}")
-    need_rows(feat_student=feat_student)
-    student, teacher = (gather_rows(wide(x).flatten(1)) for x in (feat_student, feat_teacher.detach()))
-    return gram_distance(student[None], teacher[None], "relation_distance").sum() / len(student) ** 2
 
 
 @over_group

@@ -1,8 +1,9 @@
-"""Judge labels that may be wrong by scores, and make soft labels from a queue of similar rows.
+"""Judge labels that may be wrong, make soft labels from a queue, and select confident predictions.
 
 judged_labels       keep, correct or remove one label a row (MoPro: Li, Xiong, Hoi, ICLR 2021, arXiv 2009.07995)
 judged_tags         the same where a row may have several labels (CAPro: Qin et al., NeurIPS 2023, arXiv 2310.09761)
-bootstrap_target    soft label of a row: the mean soft label of a queue, weighted by similarity (CAPro)
+bootstrap_target    soft label of a row: a weighted mean over a queue (CAPro)
+dynamic_selection   pictures whose predicted class is confident (KD3)
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Regions of feature maps: small squares at the points of a grid, and their fixed neighbours (arXiv 2006.10511, Sec. 3.2)."""
+"""Regions of feature maps: small squares at the points of a grid, their fixed neighbours, and the local contrast of both.
+
+Source: Chaitanya et al., NeurIPS 2020, arXiv 2006.10511, Sec. 3.2.
+"""
 
 from __future__ import annotations
 

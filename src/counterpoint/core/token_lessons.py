@@ -22,8 +22,6 @@ from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.world import alone, over_group, world
 
 FEW = 256  # rows of a position up to which one product of matrices is faster than the kernel
-
-
 Mask = Bool[Tensor, "n tokens"] | Int[Tensor, "n tokens"] | Float[Tensor, "n tokens"]
 
 
@@ -218,6 +216,7 @@ def token_crd_loss(
 
 
 def need_tokens(student_tokens: Tensor, teacher_tokens: Tensor) -> None:
+    """Raise ValueError for an empty batch, and for other shapes than [n, tokens, dim] of the same n and tokens."""
     need_rows(student_tokens=student_tokens, teacher_tokens=teacher_tokens)
     if student_tokens.ndim != 3 or teacher_tokens.ndim != 3 or student_tokens.shape[:2] != teacher_tokens.shape[:2]:
         raise ValueError(

@@ -395,7 +395,7 @@ SOURCES: dict[str, Source] = {
         Source(
             "latent-classes",
             "episodes",
-            "counterpoint.data.episodes",
+            "counterpoint.data.latent_classes",
             "items of many rare Gaussian classes with made-up names, and of classes that training lacks: data of SINC's claim",
             "made on the spot",
             "8,000 + 1,500 + 1,500 items of 1,000 known and 60 + 60 unseen classes, made in a moment",

@@ -8,12 +8,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.encoders.image_encoder import ImageEncoder
-from counterpoint.encoders.images import VisionTokens, Wrapped, _fetched
+from counterpoint.encoders.images import VisionTokens, Wrapped, fetched
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.views.images import MEAN, STD
 
@@ -77,7 +75,7 @@ def _timm(model: str, name: str) -> Published:
     import timm
     from timm.models.vision_transformer import VisionTransformer
 
-    network: Any = _fetched(lambda: timm.create_model(model, pretrained=True), name)
+    network: Any = fetched(lambda: timm.create_model(model, pretrained=True), name)
     settings = network.pretrained_cfg
     size = int(settings["input_size"][1])
     head = _parts(network, name, size, _call)
@@ -91,7 +89,7 @@ def _timm(model: str, name: str) -> Published:
 def _torchvision(model: str, name: str) -> Published:
     import torchvision.models as tv
 
-    network = _fetched(lambda: tv.get_model(model, weights="DEFAULT"), name)
+    network = fetched(lambda: tv.get_model(model, weights="DEFAULT"), name)
     weights = tv.get_model_weights(model).DEFAULT
     seen = weights.transforms()
     size = int(seen.crop_size[0])
@@ -106,7 +104,7 @@ def _transformers(model: str, name: str) -> Published:
     except ImportError as error:
         raise CounterpointError(f"{name} needs the extra [language]: pip install 'counterpoint[language]'") from error
     # transformers 5 keeps the type of the file: widen half-precision files.
-    network: Any = _fetched(lambda: AutoModelForImageClassification.from_pretrained(model), name).float()
+    network: Any = fetched(lambda: AutoModelForImageClassification.from_pretrained(model), name).float()
     try:
         seen: Any = AutoImageProcessor.from_pretrained(model)
         sides = getattr(seen, "crop_size", None) or getattr(seen, "size", None) or {}
@@ -119,47 +117,3 @@ def _transformers(model: str, name: str) -> Published:
     head = _parts(network, name, size, _hf_logits)
     names = tuple(str(network.config.id2label[n]) for n in range(head.out_features))
     return Published(Wrapped(network, head.in_features, _hf_logits), head, size, mean, std, names)
-
-
-def start_layer(module: nn.Module) -> None:
-    """Draw a linear layer's weights by He et al. (arXiv 1502.01852), and set its biases to 0.01, as CAPro's authors do.
-
-    PyTorch's own smaller weights leave its projections nearly parallel for hundreds of steps.
-    """
-    if isinstance(module, nn.Linear):
-        nn.init.kaiming_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.constant_(module.bias, 0.01)
-
-
-class Mapper(nn.Module):
-    """The mapping network M: convolutions without padding, then m(x) of the features' width, then z(x).
-
-    Args:
-        dim, side: channels and height of a region's feature map.
-        hidden: channels of the convolutions.
-        projection: width of z.
-
-    A map of 7 x 7 gets three convolutions; a smaller one as many as fit. Where a map remains, it is averaged. Weights begin as
-    Kaiming's, which is our choice.
-    """
-
-    def __init__(self, dim: int, side: int, hidden: int, projection: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for n in range(min(3, (side - 1) // 2)):
-            layers += [nn.Conv2d(hidden if n else dim, hidden, 3), nn.ReLU()]
-        self.convolutions = nn.Sequential(*layers)
-        self.linear = nn.Sequential(nn.Linear(hidden if layers else dim, dim), nn.ReLU(), nn.Linear(dim, dim))
-        self.projector = nn.Linear(dim, projection)
-        for module in self.modules():  # PyTorch's own start shrinks the signal, until biases make all rows alike
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-
-    def m(self, maps: Float[Tensor, "n dim side side"]) -> Float[Tensor, "n dim"]:
-        return self.linear(self.convolutions(maps).mean((2, 3)))
-
-    def forward(self, maps: Float[Tensor, "n dim side side"]) -> Float[Tensor, "n projection"]:
-        return self.projector(F.relu(self.m(maps)))

@@ -400,7 +400,7 @@ def _near(library: str, name: str, known: list[str]) -> CounterpointError:
     return CounterpointError(f"{library} has no model '{name}'; {hint}")
 
 
-def _fetched(build: Callable[[], Any], what: str) -> Any:
+def fetched(build: Callable[[], Any], what: str) -> Any:
     """Build a model whose weights or configuration may have to be downloaded."""
     try:
         return build()
@@ -452,7 +452,7 @@ def _timm(name: str, size: int, channels: int, pretrained: bool) -> ImageEncoder
                 return timm.create_model(name, **options, **more)
         return timm.create_model(name, **options)
 
-    model = _fetched(build, f"timm:{name}")
+    model = fetched(build, f"timm:{name}")
     if isinstance(model, VisionTransformer):
         _width(model, _call, size, channels, f"timm:{name}")
         return VisionTokens(model)
@@ -469,7 +469,7 @@ def _torchvision(name: str, size: int, channels: int, pretrained: bool) -> Image
         options["image_size"] = size
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # googlenet and inception warn of their initialisation
-        model = _fetched(lambda: tv.get_model(name, **options), f"torchvision:{name}")
+        model = fetched(lambda: tv.get_model(name, **options), f"torchvision:{name}")
     head = next((h for h in ("fc", "classifier", "heads", "head") if hasattr(model, h)), None)
     if head is None:
         raise CounterpointError(f"torchvision:{name} has no head to remove; name another model")
@@ -495,9 +495,9 @@ def _transformers(name: str, size: int, channels: int, pretrained: bool) -> Imag
             f"hf:{name} needs the extra [language]: pip install 'counterpoint[language]'"
         ) from error
     if pretrained:
-        model = _fetched(lambda: AutoModel.from_pretrained(name), f"hf:{name}")
+        model = fetched(lambda: AutoModel.from_pretrained(name), f"hf:{name}")
     else:
-        model = _fetched(lambda: AutoModel.from_config(AutoConfig.from_pretrained(name)), f"hf:{name}")
+        model = fetched(lambda: AutoModel.from_config(AutoConfig.from_pretrained(name)), f"hf:{name}")
     if model.config.model_type == "sam":
         from counterpoint.encoders.sam import SamEncoder
 

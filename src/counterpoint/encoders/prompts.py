@@ -7,7 +7,7 @@
 
 Outside the context the encoder computes what it computed before, bit for bit. Sources: VPT (Jia et al. 2022, arXiv 2203.12119),
 MaPLe (Khattak et al. 2023, arXiv 2210.03117). `build_prompts` makes prompts of a picture (GOPro). `prompted_vit` learns prompts of
-a tower (PromptKD).
+a tower, and `prompt_projector` maps its features to the teacher's space (PromptKD).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from counterpoint.core.checks import need_rows, shapes
 from counterpoint.core.distributed import place
 from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.encoders.simple import mlp
 from counterpoint.encoders.taps import block_names
 from counterpoint.errors import CounterpointError
 
 INITIAL = ("norm_pre", "ln_pre", "pre_layrnorm")  # the norm before the blocks in timm, open_clip and transformers
-
 TINY = 2.3e-8  # added to the sum of squares of a style
 Layers = Float[Tensor, "layers n tokens width"] | Sequence[Float[Tensor, "n _ _"]]
 
@@ -48,8 +48,8 @@ def blocks_of(tower: nn.Module) -> list[nn.Module]:
 
 def prompt_width(tower: nn.Module) -> int:
     """Return the width of a transformer's tokens."""
-    shapes = (getattr(module, "normalized_shape", None) for module in blocks_of(tower)[0].modules())
-    return int(next(shape[-1] for shape in shapes if shape))
+    found = (getattr(module, "normalized_shape", None) for module in blocks_of(tower)[0].modules())
+    return int(next(shape[-1] for shape in found if shape))
 
 
 def new_prompts(count: int, widths: Sequence[int]) -> nn.ParameterList:
@@ -62,9 +62,9 @@ def need_prompts(tower: nn.Module, prompts: Sequence[Tensor], name: str = "promp
     count, width = len(blocks_of(tower)), prompt_width(tower)
     if len(prompts) > count:
         raise ValueError(f"{name} has {len(prompts)} sets for {count} blocks")
-    shapes = {tuple(one.shape) for one in prompts}
-    if len(shapes) > 1 or any(len(shape) != 2 or shape[1] != width for shape in shapes):
-        raise ValueError(f"{name} must be sets of equal shape [n, {width}], got {sorted(shapes)}")
+    found = {tuple(one.shape) for one in prompts}
+    if len(found) > 1 or any(len(shape) != 2 or shape[1] != width for shape in found):
+        raise ValueError(f"{name} must be sets of equal shape [n, {width}], got {sorted(found)}")
 
 
 def _axis(block: nn.Module) -> int:
@@ -391,10 +391,7 @@ class Projector(nn.Module):
 
     def __init__(self, *widths: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for n in range(1, len(widths)):
-            layers += [nn.Linear(widths[n - 1], widths[n]), nn.BatchNorm1d(widths[n]), nn.ReLU()]
-        self.conv1 = nn.Sequential(*layers[:-2])
+        self.conv1 = mlp(*widths)
 
     def forward(self, h: Float[Tensor, "n width"]) -> Float[Tensor, "n dim"]:
         return self.conv1(h)

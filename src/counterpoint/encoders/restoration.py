@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.encoders.images import _fetched
+from counterpoint.encoders.images import fetched
 from counterpoint.errors import CounterpointError, RunError, unknown
 
 SCALES = (2, 3, 4)
@@ -125,7 +125,7 @@ def _transformers(name: str, scale: int, pretrained: bool) -> nn.Module:
         raise CounterpointError(
             f"hf:{name} needs the extra [language]: pip install 'counterpoint[language]'"
         ) from error
-    settings = _fetched(lambda: AutoConfig.from_pretrained(name), f"hf:{name}")
+    settings = fetched(lambda: AutoConfig.from_pretrained(name), f"hf:{name}")
     own = getattr(settings, "upscale", None)
     if own != scale:
         raise CounterpointError(
@@ -134,9 +134,9 @@ def _transformers(name: str, scale: int, pretrained: bool) -> nn.Module:
             else f"hf:{name} is no model that enlarges pictures 2, 3 or 4 times"
         )
     if pretrained:
-        model = _fetched(lambda: AutoModelForImageToImage.from_pretrained(name), f"hf:{name}")
+        model = fetched(lambda: AutoModelForImageToImage.from_pretrained(name), f"hf:{name}")
     else:
-        model = _fetched(lambda: AutoModelForImageToImage.from_config(settings), f"hf:{name}")
+        model = fetched(lambda: AutoModelForImageToImage.from_config(settings), f"hf:{name}")
     return Reconstructed(model.float(), scale)
 
 

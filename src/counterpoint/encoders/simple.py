@@ -86,6 +86,17 @@ def _xavier(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def start_layer(module: nn.Module) -> None:
+    """Draw a linear layer's weights by He et al. (arXiv 1502.01852), and set its biases to 0.01, as CAPro's authors do.
+
+    PyTorch's own smaller weights leave its projections nearly parallel for hundreds of steps.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.kaiming_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.constant_(module.bias, 0.01)
+
+
 class Stack(nn.Sequential):
     """Linear layers with ReLU between them."""
 

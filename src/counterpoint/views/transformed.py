@@ -16,6 +16,7 @@ from counterpoint.errors import unknown
 Pixels = NDArray[np.uint8]  # [height, width, 3] RGB
 
 TRANSFORMS = ("horizontal", "vertical", "rotation", "colours", "blur", "crop")
+SHORT = 20  # largest side of a picture that is scaled down, in pixels
 
 
 def transformed(picture: Pixels, name: str, generator: torch.Generator) -> Pixels:
@@ -62,9 +63,6 @@ def transformed(picture: Pixels, name: str, generator: torch.Generator) -> Pixel
     elif name != "none":
         raise unknown("transformation", name, (*TRANSFORMS, "none"))
     return x.permute(1, 2, 0).contiguous().numpy()
-
-
-SHORT = 20  # pixels of the short side of a damaged picture
 
 
 def damaged(picture: Pixels, generator: torch.Generator) -> Pixels:

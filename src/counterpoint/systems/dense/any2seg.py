@@ -36,8 +36,8 @@ from torch import Tensor
 
 from counterpoint.core.checks import need_positive, need_rows, shapes
 from counterpoint.core.distributed import global_mean
+from counterpoint.core.map_fusion import Output, chosen_modalities, modality_agnostic_fusion
 from counterpoint.core.map_sums import Map, Maps, class_means, mean_weights, weighted_sum
-from counterpoint.core.modality_fusion import FAR, Output, chosen_modalities, modality_agnostic_fusion
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
@@ -56,8 +56,7 @@ from counterpoint.tasks.scene_teachers import (
 )
 
 Distance = Literal["kl", "mse"]
-# ------------------------------------------------------------------------------------------------------------------ fusion
-
+FAR = -1e9  # logit of an entry that does not take part
 
 # -------------------------------------------------------------------------------------------------------------- relations
 

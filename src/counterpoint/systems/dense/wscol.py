@@ -49,7 +49,7 @@ from counterpoint.core.proposals import (
 )
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.data.regions import SOURCE, TARGET, UNKNOWN
-from counterpoint.encoders.classifiers import Mapper
+from counterpoint.encoders.maps import Mapper
 from counterpoint.engine.loading import Batches, RowBatches
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn

@@ -41,8 +41,7 @@ from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_rows, shapes
 from counterpoint.core.distributed import gather_rows, global_mean
-from counterpoint.core.grams import gram_distance
-from counterpoint.core.map_similarity import relation_distance
+from counterpoint.core.grams import gram_distance, relation_distance
 from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds

@@ -18,6 +18,7 @@ arXiv 2403.06914. Authors' code: github bigheiniu/MEND (CC-BY-NC 4.0).
   The authors' code lacks this branch, which their paper evaluates.
 - Demonstrations are padded on the left, and positions count tokens alone. So padding moves no token.
 - Left out: switches of the authors' code that no experiment of the paper uses (contrast, state and gradient matching, fusion).
+  Also early stopping, the model in 8 bits, and the paper's other distillers (prompt tuning, HyperTuning, Gisting).
 - The temperature enters the divergence alone, as in the authors' code.
 """
 

@@ -22,7 +22,7 @@ Authors' code: github YiSyuanChen/SINC (MIT).
 - The query is never among its demonstrations; the authors' code can draw it.
 - A new task needs no training: its demonstrations and the names of its classes are the prompt.
 - A slot that an item lacks is masked in the fuser's attention; the authors' code sets it to zero.
-- Left out: soft targets (VQA), yes/no variants of items, a bidirectional meta-model.
+- Left out: soft targets (VQA), yes/no variants of items, a bidirectional meta-model, the choice of a checkpoint.
 """
 
 from __future__ import annotations

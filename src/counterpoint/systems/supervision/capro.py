@@ -45,7 +45,7 @@ from counterpoint.core.prototypes import moved_prototypes
 from counterpoint.core.tag_prototypes import TagHeads, capro_tags_step, queue_contrast
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.core.world import over_group
-from counterpoint.encoders.classifiers import start_layer
+from counterpoint.encoders.simple import start_layer
 from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown

@@ -14,7 +14,6 @@ from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds
 
 Output = Literal["selected", "mean"]
-FAR = -1e9  # logit of an entry that does not take part
 
 
 class Fusion(NamedTuple):
