@@ -220,7 +220,7 @@ def test_training_goes_through_the_function_and_its_stages(monkeypatch):
     calls, function = [], file.capro_step
 
     def noted(**given: Any) -> dict[str, Any]:
-        calls.append((learner.stage, given["prototypes"] is not None, given["clean"], function(**given)))
+        calls.append((learner.stage_name, given["prototypes"] is not None, given["clean"], function(**given)))
         return calls[-1][-1]
 
     monkeypatch.setattr(file, "capro_step", noted)
@@ -301,7 +301,7 @@ def test_pictures_with_several_labels_train_through_their_function(monkeypatch):
     calls, function = [], file.capro_tags_step
 
     def noted(**given: Any) -> dict[str, Any]:
-        calls.append((learner.stage, given["prototypes"] is not None, given["clean"], function(**given)))
+        calls.append((learner.stage_name, given["prototypes"] is not None, given["clean"], function(**given)))
         return calls[-1][-1]
 
     monkeypatch.setattr(file, "capro_tags_step", noted)

@@ -297,7 +297,7 @@ def test_each_stage_trains_its_own_parts_and_calls_the_functions(sam, monkeypatc
     loss = learner.loss
 
     def noted(batch):
-        seen.setdefault(learner.stage, state(learner))
+        seen.setdefault(learner.stage_name, state(learner))
         return loss(batch)
 
     for place, name in (
@@ -309,7 +309,7 @@ def test_each_stage_trains_its_own_parts_and_calls_the_functions(sam, monkeypatc
         function = getattr(place, name)
 
         def call(*args, _name=name, _function=function):
-            called.setdefault(learner.stage, set()).add(_name)
+            called.setdefault(learner.stage_name, set()).add(_name)
             return _function(*args)
 
         monkeypatch.setattr(place, name, call)
@@ -341,7 +341,7 @@ def test_stage_of_a_modality_sees_its_pictures_and_the_first_one_natural_ones(sa
     seen: dict[str, set[int]] = {}
     loss = learner.loss
     monkeypatch.setattr(
-        learner, "loss", lambda b: (seen.setdefault(learner.stage, set()).update(b["domain"].tolist()), loss(b))[1]
+        learner, "loss", lambda b: (seen.setdefault(learner.stage_name, set()).update(b["domain"].tolist()), loss(b))[1]
     )
     fit(learner, task, bar=False)
     assert seen["common"] == {-1}

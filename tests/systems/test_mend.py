@@ -193,7 +193,7 @@ def test_the_distiller_starts_from_the_model_and_the_model_stays():
     kept: dict[str, Tensor] = {}
 
     def note(_: int) -> None:
-        if learner.stage == "model":
+        if learner.stage_name == "model":
             kept.update({n: v.clone() for n, v in learner.model.named_parameters()})
 
     learner.end_epoch = note

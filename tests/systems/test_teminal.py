@@ -263,7 +263,7 @@ def test_each_stage_trains_by_the_function_that_equals_the_authors(monkeypatch):
 
     def spied(real):
         def call(*arguments):
-            seen.append((learner.stage, real.__name__, len(arguments[0]), len(arguments)))
+            seen.append((learner.stage_name, real.__name__, len(arguments[0]), len(arguments)))
             return real(*arguments)
 
         return call

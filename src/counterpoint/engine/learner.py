@@ -57,9 +57,10 @@ class Learner(nn.Module):
     # --- stages, turns and losses
 
     @property
-    def stage(self) -> str:
-        """The name of the current stage."""
-        return self.stages()[self.position.stage].name
+    def stage_name(self) -> str:
+        """The name of the current stage; of the last one once all are done."""
+        stages = self.stages()
+        return stages[min(self.position.stage, len(stages) - 1)].name
 
     def stages(self) -> list[Stage]:
         """Return the stages of a fit, in order."""

@@ -137,11 +137,6 @@ class JudgedLearner(LabelledLearner):
         self.register_buffer("history", torch.full((config.epochs, 4), -1))
         self.register_buffer("graph_recall", torch.tensor(-1.0))
 
-    @property
-    def stage(self) -> str:
-        """Name of the current stage."""
-        return self.stages()[self.position.stage].name
-
     # --- labels
 
     def given(self, survey: Survey) -> Tensor:
@@ -193,7 +188,7 @@ class JudgedLearner(LabelledLearner):
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         found = super().prepare(batch, generator)
-        if self.stage != "fine-tuning":
+        if self.stage_name != "fine-tuning":
             return found
         # A process mixes its own images; the share is the same on all.
         return found | {"mix": draw_mix(len(batch["image"]), self.config.mixup, generator)}
@@ -214,7 +209,7 @@ class JudgedLearner(LabelledLearner):
     def end_epoch(self, epoch: int) -> None:
         """Count the judgements of the main stage."""
         assert self.survey is not None
-        if self.stage != "main":
+        if self.stage_name != "main":
             return
         labels, judged, truth = self.given(self.survey), self.judged.cpu(), self.truth(self.survey)
         kept, same = judged >= 0, judged == labels

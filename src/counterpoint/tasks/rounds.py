@@ -13,7 +13,7 @@ learner takes the user's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ LOWEST, HIGHEST = 1.0, 10.0
 # --- assessors
 
 
+@runtime_checkable
 class Assessor(Protocol):
     """A judge of pairs of answers.
 
@@ -143,6 +144,7 @@ def _extended(prompt: Prompt, text: str) -> Prompt:
 # --- augmentors
 
 
+@runtime_checkable
 class Augmentor(Protocol):
     """A maker of new questions."""
 

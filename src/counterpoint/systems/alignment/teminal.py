@@ -239,11 +239,6 @@ class TeminAL(EventLearner):
             found.append(Stage(name.upper(), config.epochs, batches=self.batches, enter=enter))
         return found
 
-    @property
-    def stage(self) -> str:
-        """The name of the current stage: base, A or B."""
-        return self.stages()[self.position.stage].name
-
     def enter(self, survey: Survey, *, first: bool) -> None:
         """Begin stage A or B; as the first stage, start from the given run."""
         if first:
@@ -255,7 +250,7 @@ class TeminAL(EventLearner):
         return PhaseBatches(np.flatnonzero(self.event_of >= 0), self.config.batch_size)
 
     def turns(self) -> list[Turn]:
-        config, rate = self.config, 1.0 if self.stage == "base" else self.config.post_rate
+        config, rate = self.config, 1.0 if self.stage_name == "base" else self.config.post_rate
         constant, steps = self.parameters() if config.constant_lr else (), self.steps_per_epoch
         return [optimisers(config, [self], self.epochs, config.batch_size, constant, steps_per_epoch=steps, rate=rate)]
 
@@ -263,9 +258,9 @@ class TeminAL(EventLearner):
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Compose clips: of `base_duals` of the items in the base, of half of them in A, of all in B."""
-        share = {"base": self.config.base_duals, "A": 0.5, "B": 1.0}[self.stage]
+        share = {"base": self.config.base_duals, "A": 0.5, "B": 1.0}[self.stage_name]
         pairs = self.pairs(batch, generator, share)
-        clips, texts, meaning = self.ordered(pairs) if self.stage == "B" else self.neutral(pairs)
+        clips, texts, meaning = self.ordered(pairs) if self.stage_name == "B" else self.neutral(pairs)
         return batch | {"sounds": clips, "texts": self.encoded(texts), "meaning": meaning.to(clips.device)}
 
     def neutral(self, pairs: Pairs) -> tuple[Tensor, list[str], Tensor]:
@@ -307,7 +302,7 @@ class TeminAL(EventLearner):
         config, scale = self.config, self.log_scale.exp()
         audio, text = self.rows(self.audio, batch["sounds"]), self.rows(self.text, batch["texts"])
         meaning = batch["meaning"]
-        if self.stage != "B" or config.negatives == "none":
+        if self.stage_name != "B" or config.negatives == "none":
             found = single_dual_nce(audio, text, scale, meaning.flatten())
         else:
             a, t = audio.chunk(len(meaning)), text.chunk(len(meaning))
@@ -327,7 +322,7 @@ class TeminAL(EventLearner):
     def end_epoch(self, epoch: int) -> None:
         super().end_epoch(epoch)
         if self.survey is not None and epoch == self.epochs - 1:
-            self.note({"base": 0, "A": 1, "B": 2}[self.stage], self.survey)
+            self.note({"base": 0, "A": 1, "B": 2}[self.stage_name], self.survey)
 
 
 # Stages A and B are of equal length, and all layers train, at the base's rate.

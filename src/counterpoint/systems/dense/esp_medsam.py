@@ -261,11 +261,6 @@ class EspMedSam(DenseLearner):
             found += [self.mask_mlps[key]] if self.config.mask_mlps == "own" else []
         return found + ([self.queries] if self.config.queries == "alone" else [])
 
-    @property
-    def stage(self) -> str:
-        """The name of the current stage."""
-        return self.stages()[self.position.stage].name
-
     def _batches(self, survey: Survey, stage: str) -> Batches:
         domains = survey.split().domains
         numbers = [self.names.index(name) for name in self.chosen]
@@ -333,12 +328,12 @@ class EspMedSam(DenseLearner):
     # --- a step
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        if self.stage == SEGMENT:
+        if self.stage_name == SEGMENT:
             return super().prepare(batch, generator)
         return batch | {"views": [normalise(batch["image"])]}
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        stage = self.stage
+        stage = self.stage_name
         moving = stage in (COMMON, JOINT, SHARED, SEGMENT) and not self.config.only
         if moving != self.encoder.moving:
             self.encoder.moving = moving

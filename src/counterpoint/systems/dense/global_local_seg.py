@@ -236,11 +236,6 @@ class GlobalLocal(DenseLearner):
         whole = [self.encoder, self.decoder, self.classifier]
         return [*found, Stage("segment", config.epochs, lambda: whole, batches=self._labelled)]
 
-    @property
-    def stage(self) -> str:
-        """The name of the current stage."""
-        return self.stages()[self.position.stage].name
-
     def _volumes(self, survey: Survey) -> Batches:
         groups = getattr(survey.split(), "groups", None)
         if groups is None:
@@ -260,10 +255,10 @@ class GlobalLocal(DenseLearner):
         """Draw the views of the stage; originals of the first stage are not changed."""
         images = batch["image"]
         total, mine = self.share(len(images))
-        views = self.pipelines[self.stage]
+        views = self.pipelines[self.stage_name]
         drawn = [view.take(mine) for view in views.draw((total, *images.shape[1:]), generator)]
         found = batch | {"views": views.apply(images, drawn)}
-        if self.stage == "segment":
+        if self.stage_name == "segment":
             return found | {"masks": [cropped_masks(batch["mask"], view) for view in drawn]}
         return found | {
             "plain": ViewPipeline(self.size, 1, Recipe(scale=None, flip=0.0)).apply(images, self._still(images))[0]
@@ -274,7 +269,7 @@ class GlobalLocal(DenseLearner):
         return plain.draw(images.shape, torch.Generator().manual_seed(0))
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {"global": self.of_slices, "local": self.of_regions, "segment": self.of_masks}[self.stage](batch)
+        return {"global": self.of_slices, "local": self.of_regions, "segment": self.of_masks}[self.stage_name](batch)
 
     def of_slices(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Compute the global loss: rows in the order of the strategy, gathered over processes."""

@@ -332,10 +332,10 @@ class CoMD(PooledChatLearner):
     # --- a step
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        return self.pool_batch() if self.stage.startswith("round") else batch
+        return self.pool_batch() if self.stage_name.startswith("round") else batch
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        if self.stage == "teacher":
+        if self.stage_name == "teacher":
             return self.teacher_loss(batch)
         return super().loss(batch) if batch else self.still()
 

@@ -239,7 +239,7 @@ class LLaVAMoD(SparseChatLearner):
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Add the worse answers, in the stage of preferences."""
-        if self.stage != "preferences":
+        if self.stage_name != "preferences":
             return batch
         assert self.survey is not None
         split = self.survey.split("train")
@@ -252,7 +252,7 @@ class LLaVAMoD(SparseChatLearner):
         return {name: value.to(self.device) for name, value in found.items()}
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        stage, config = self.stage, self.config
+        stage, config = self.stage_name, self.config
         if stage == "teacher":
             return self.teacher_loss(batch)
         if stage == "preferences":

@@ -264,7 +264,7 @@ class LOL(AdaptedChatLearner):
     @property
     def at_amateur(self) -> bool:
         """Whether the amateur trains in this stage."""
-        return self.stages()[self.position.stage].name == "amateur"
+        return self.stage_name == "amateur"
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Replace most answers by the rejected ones, in the amateur's stage."""

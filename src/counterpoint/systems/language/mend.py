@@ -259,15 +259,10 @@ class MEND(DemonstrationLearner):
         if self.config.distiller == COPY:
             self.distiller.start_from(self.model)
 
-    @property
-    def stage(self) -> str:
-        """The name of the current stage; that of the last one in a finished run."""
-        return "finetune" if self.survey is None else self.stages()[self.position.stage].name
-
     # --- a step
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        if self.stage == "model":
+        if self.stage_name == "model":
             return {"loss": self.model_loss(batch)}
         self.model.eval()  # without dropout, student and teacher differ by their context alone
         query, config = batch["query"], self.config
@@ -279,7 +274,7 @@ class MEND(DemonstrationLearner):
             student, teacher, query.ids, query.mask, query.answer, query.mask, torch.zeros_like(query.mask), 0,
             config.temperature, config.kl_weight,
         )  # fmt: skip
-        if self.stage == "pretrain":
+        if self.stage_name == "pretrain":
             return {"loss": losses.pretrain}
         prediction = losses.finetune - config.kl_weight * losses.pretrain
         return {"loss": losses.finetune, "prediction": prediction.detach(), "divergence": losses.pretrain.detach()}
@@ -314,7 +309,7 @@ class MEND(DemonstrationLearner):
         return candidate_scores(logits, query.ids, query.answer, there, 0, each)
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        found, early = {"cut": batch["cut"]}, self.stage == "model"
+        found, early = {"cut": batch["cut"]}, self.stage_name == "model"
         if not early:
             asked = batch["query"].mask.sum(1) + batch["query"].source_mask.sum(1)
             found |= {

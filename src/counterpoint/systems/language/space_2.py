@@ -194,11 +194,6 @@ class Space2(Learner):
 
     # --- stages
 
-    @property
-    def stage(self) -> str:
-        """Name of the current stage; of the first one outside a fit."""
-        return self.stages()[self.position.stage if self.survey is not None else 0].name
-
     def stages(self) -> list[Stage]:
         config = self.config
 
@@ -254,11 +249,11 @@ class Space2(Learner):
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         labelled = batch["index"] < self.examples
         z = torch.stack(self.model.summary(*(torch.cat([batch[name]] * 2) for name in READ)).chunk(2), 1)
-        if self.stage == "classifier":
+        if self.stage_name == "classifier":
             terms = self.tuning_terms(z, batch["intent"])
         else:
             terms = {"tree": self.tree_loss(z[labelled], batch["frames"][labelled])}
-            if self.stage == "pre-training" and self.config.unlabelled and self.free:
+            if self.stage_name == "pre-training" and self.config.unlabelled and self.free:
                 terms["self"] = self.self_loss(z[~labelled])
         if self.config.word_weight:
             terms["words"] = self.config.word_weight * self.word_loss(batch, labelled)
@@ -285,7 +280,7 @@ class Space2(Learner):
         config, features = self.config, self.features(z)
         if config.scores == "tree" and config.active:
             views = config.active
-            if self.stage == "second":
+            if self.stage_name == "second":
                 at = views.index(config.second_view)
                 features, views = features[:, :, at : at + 1], (config.second_view,)
             return tree_contrast(features, frames, config.temperature, views=views)

@@ -182,11 +182,6 @@ class STIC(AdaptedChatLearner):
         ]
         return [one for one in found if one.epochs] or [self.measured_only()]
 
-    @property
-    def stage(self) -> str:
-        """The name of the current stage."""
-        return self.stages()[self.position.stage].name
-
     def structure(self) -> dict[str, Any]:
         return {"pairs": self.pairs, "descriptions": self.descriptions, "left_out": self.left_out}
 
@@ -270,16 +265,16 @@ class STIC(AdaptedChatLearner):
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Take the pairs or descriptions of this step, in the order of the epoch, and this process's share of them."""
-        if self.stage not in ("preferences", "descriptions"):
+        if self.stage_name not in ("preferences", "descriptions"):
             return batch
         assert self.survey is not None
         rank, size = world()
         config, position = self.config, self.position
-        every = self.pairs if self.stage == "preferences" else self.descriptions
+        every = self.pairs if self.stage_name == "preferences" else self.descriptions
         order = np.random.default_rng([self.seed, position.stage, position.epoch]).permutation(len(every))
         first = (position.step % self.steps_per_epoch) * config.batch_size
         mine = [every[n] for n in order[first : first + config.batch_size][rank::size].tolist()]
-        return self._pairs(mine) if self.stage == "preferences" else self._described(mine)
+        return self._pairs(mine) if self.stage_name == "preferences" else self._described(mine)
 
     def _pairs(self, pairs: Sequence[Sequence[Any]]) -> dict[str, Any]:
         """Make one batch of the better answers, and after them the worse ones where the loss needs them."""

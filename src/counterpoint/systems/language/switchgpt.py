@@ -175,7 +175,7 @@ class SwitchGPT(SwitchingLearner):
     @property
     def tunes(self) -> bool:
         """Whether the flags are learned in this stage."""
-        return self.stage == "flags"
+        return self.stage_name == "flags"
 
     def plain(self, survey: Survey) -> Indices:
         """Return the training chats without a flag. DataError where there is none."""

@@ -317,7 +317,7 @@ class CAPro(JudgedLearner):
     # --- a step
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        config, stage, index, (weak, strong) = self.config, self.stage, batch["index"], batch["views"]
+        config, stage, index, (weak, strong) = self.config, self.stage_name, batch["index"], batch["views"]
         if stage == "fine-tuning":
             return {"loss": self.mixed_loss(weak, self.judged[index], batch["mix"])}
         main, plain = stage == "main", config.objective == "cross-entropy"
