@@ -12,11 +12,12 @@ demo: $(STAMP)  ## learn from labelled game clips, find violent moments in a vid
 test: $(STAMP)  ## the default test suite; set COUNTERPOINT_DATA to a folder of extra data to skip nothing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations 30 --durations-min 4
 
-test-all: $(STAMP)  ## the default suite and the slow tests
+test-all: $(STAMP) $(FLOWER)/.installed  ## the default suite and the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not claim' -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(FLOWER)/bin/python -m pytest -m 'not claim' tests/use/test_flower.py
 
 test-flower: $(FLOWER)/.installed  ## federations on Flower, in .venv-flower, where Flower's pins stand before ours
-	OMP_NUM_THREADS=1 $(FLOWER)/bin/python -m pytest -m 'not claim' tests/use/test_flower.py
+	OMP_NUM_THREADS=1 $(FLOWER)/bin/python -m pytest tests/use/test_flower.py
 
 check: $(STAMP)  ## all that CI runs: linter, type checker, English, tests
 	bash .ci/run

@@ -30,8 +30,8 @@ def mean_of_parties(
     - Booleans and integers: the value with the largest weight, entry by entry. Where several have it, the server's value if it is
       among them, else the smallest.
 
-    A party does not count with NaN or infinite values, other names, shapes or types than `like`, or a weight that is not positive
-    and finite.
+    A party does not count with NaN or infinite values, or with other names, shapes or types than `like`. Its weight must be
+    positive and finite.
 
     Args:
         states: party -> name -> tensor.

@@ -1,9 +1,9 @@
 """`brains`: slices of brain volumes with grey and white matter, made of the template that the package nilearn brings.
 
 The package has the mean T1 picture of 152 adults (ICBM 2009a, 1 mm). Beside it are probability maps of grey and of white matter. A
-subject is this template, turned, scaled and bent at random by a smooth field of a few millimetres. Tones, a bias field and noise differ, too.
-The maps are bent like the picture. Then a voxel has the class of the largest probability: grey matter, white matter, or neither. So
-classes never overlap. nilearn's own binary masks of both do: at 2 mm they share 107,363 voxels.
+subject is this template, turned, scaled and bent at random by a smooth field of a few millimetres. Tones, a bias field and noise
+differ, too. The maps are bent like the picture. Then a voxel has the class of the largest probability: grey matter, white matter,
+or neither. So classes never overlap, as nilearn's own binary masks do: at 2 mm they share 107,363 voxels.
 
 The files are read, nilearn is never imported. Install it with `pip install --no-deps nilearn==0.14.1`; its licence is BSD, that of
 the template is free use with attribution to the McConnell Brain Imaging Centre.
@@ -71,8 +71,8 @@ def load(
         or not (labelled == -1 or 1 <= labelled <= train)
     ):
         raise CounterpointError(
-            "brains: train and test are at least 1, slices at least 2, seed at least 0. The bend lies in 0..50, and labelled is -1 or "
-            f"1 to train; got {train=}, {test=}, {slices=}, {seed=}, {bend=}, {labelled=}"
+            "brains: train and test are at least 1, slices at least 2, seed at least 0. The bend lies in 0..50, and labelled is "
+            f"-1 or 1 to train; got {train=}, {test=}, {slices=}, {seed=}, {bend=}, {labelled=}"
         )
     spacing = [(HIGHEST - LOWEST) / (slices - 1), SIDE / size, SIDE / size]
     splits = []
