@@ -192,8 +192,8 @@ def cached(teacher: Frozen, survey: Survey, split: str, output: str = "feature")
         split: "train", "valid" or "test".
         output: Name of the output, for a teacher with several named outputs.
 
-    The file's key is the teacher's weights and function, the split's length, a digest of 64 of its items, and what tells all items
-    apart (`_origins`). After a change of any of these the rows are computed again.
+    The file's key has the teacher's weights and function, the split's length and a digest of 64 of its items. It also has what
+    tells all items apart (`_origins`). After a change of any of these the rows are computed again.
     """
 
     def row(batch: dict[str, Any]) -> Tensor:
