@@ -23,7 +23,7 @@ from counterpoint.data.regions import SOURCE, TARGET, RegionSplit, iou
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, Interrupted
-from counterpoint.experiment import Experiment
+from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.dense import wscol
 from launch import command_over_processes
 
@@ -438,6 +438,33 @@ def test_trains_from_the_command_line(tmp_path):
     assert "Regions of the target" in page
     assert "Clusters of the teacher" in page
     assert training.evaluate(run.path, say=lambda _: None)["accuracy"] == run.metrics()[-1]["test/accuracy"]
+
+
+def test_a_run_on_pictures_starts_the_detector_which_may_stay_frozen(tmp_path, undrawn):
+    views = {
+        "encoder": "conv-s",
+        "epochs": 1,
+        "batch_size": 32,
+        "recipe": "none",
+        "hidden": 8,
+        "projection": 4,
+        "bank": 32,
+    }
+    pictures = "digits?size=16&train=64"
+    config = Experiment.resolve("simclr", pictures, overrides=views).config
+    parent = training.train("simclr", config, data=pictures, out=tmp_path, name="views", say=lambda _: None)
+    first = load_learner(parent).encoder.state_dict()
+    settings = {name: value for name, value in SMALL.items() if name != "encoder"} | {"epochs": 0}
+
+    def encoder(name, **more):
+        config = Experiment.resolve("wscol", DATA, overrides=settings | {"start": f"run:{parent.path}"} | more).config
+        run = training.train("wscol", config, data=DATA, out=tmp_path, name=name, say=lambda _: None)
+        assert run.facts()["encoder"] == "conv-s"
+        return load_learner(run).student.encoder.encoder.state_dict()
+
+    frozen, whole = encoder("frozen", frozen=True), encoder("whole")
+    assert all(torch.equal(value, first[name]) for name, value in frozen.items())
+    assert not all(torch.equal(value, first[name]) for name, value in whole.items())
 
 
 def test_two_processes_learn_the_same_as_one(tmp_path, undrawn):
