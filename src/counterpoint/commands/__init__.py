@@ -26,6 +26,7 @@ COMMANDS = (
         "show",
         "data",
         "train",
+        "finetune",
         "replay",
         "evaluate",
         "verify",
