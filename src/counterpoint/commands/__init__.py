@@ -36,7 +36,7 @@ COMMANDS = (
         "distill",
         "detect",
     ),
-    *("ask", "generate", "embed", "index", "search", "export", "report", "check-loss", "doctor"),
+    *("predict", "ask", "generate", "embed", "index", "search", "export", "report", "check-loss", "doctor"),
 )
 
 
