@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-all check new try claims lint types prose docs bench bench-check catalogue lock clean
+.PHONY: demo test test-slow check new try claims lint types prose docs bench bench-check catalogue lock clean
 
 demo: $(STAMP)  ## learn from labelled game clips, find violent moments in a video, write a page
 	$(BIN)/python -m counterpoint.demo
@@ -11,10 +11,10 @@ demo: $(STAMP)  ## learn from labelled game clips, find violent moments in a vid
 test: $(STAMP)  ## the default test suite; set COUNTERPOINT_DATA to a folder of extra data to skip nothing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations 30 --durations-min 4
 
-test-all: $(STAMP)  ## the default suite and the slow tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not claim' -n auto --dist worksteal
+test-slow: $(STAMP)  ## the tests of several seconds each: runs over two processes, exports, whole journeys
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow and not claim' -n auto --dist worksteal --durations 10 --durations-min 8
 
-check: $(STAMP)  ## all that CI runs: linter, type checker, English, tests
+check: $(STAMP)  ## all that CI runs: linter, type checker, English, tests, slow tests
 	bash .ci/run
 
 new: $(STAMP)  ## start a system: SLUG=, and for one that is not planned TITLE=, AREA=, FORM=

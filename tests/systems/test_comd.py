@@ -346,12 +346,13 @@ def test_each_assessor_and_augmentor_runs(more):
     assert learner.records[1]["calls"] >= 10
 
 
-@pytest.mark.parametrize("at", [25, 50, 54])
+@pytest.mark.parametrize("at", [25, pytest.param(50, marks=pytest.mark.slow), pytest.param(54, marks=pytest.mark.slow)])
 def test_a_training_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monkeypatch, at):
     run = need_equal_ends(monkeypatch, comd.CoMD, "comd", config(), DATA, at, tmp_path)
     assert len(run.structure()["records"]) >= 2
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_as_one(tmp_path):
     teacher = trained(tmp_path, name="teacher", rounds=1, epochs=20, lr=0.1)
     settings = SMALL | {"teacher": f"run:{teacher.path}", "lr": 1e-3, "caption_lr": 1e-3}

@@ -406,6 +406,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, tmp_path, monkey
     need_equal_ends(monkeypatch, room.SupConT2I, "supcon-t2i", config, DATA, 2 + 4 * stage, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     words = ["train", "supcon-t2i", "--data", DATA, "--out", str(tmp_path)]
     plain = SMALL | {"optimizer": "sgd", "lr": 0.01, "pretrain_lr": 0.1}  # Adam enlarges rounding of gradients near 0

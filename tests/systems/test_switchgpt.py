@@ -301,6 +301,7 @@ def test_a_training_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monkey
     need_equal_ends(monkeypatch, switchgpt.SwitchGPT, "switchgpt", config(), DATA, at, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_as_one(tmp_path):
     words = ["train", "switchgpt", "--data", DATA, "--out", str(tmp_path), "--lora-dropout=0"]
     words += [f"--{n.replace('_', '-')}={v}" for n, v in SMALL.items() if n != "compare"]
