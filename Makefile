@@ -24,7 +24,7 @@ try: $(STAMP)  ## the tests of one system and of the catalogue: SLUG=
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/systems/test_$(subst -,_,$(SLUG)).py tests/test_catalog.py tests/lab/test_protocol.py
 
 claims: $(STAMP)  ## every claim that is due, one after another; goes on where it stopped
-	OMP_NUM_THREADS=1 $(BIN)/python -m counterpoint.lab.rerun --into README.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m counterpoint.lab.rerun --into RESULTS.md
 
 lint: $(STAMP)  ## linter and formatter
 	$(BIN)/ruff check .
@@ -97,8 +97,8 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 bench-check: $(STAMP)  ## compare the records that `make bench` wrote with those of the last commit
 	$(BIN)/python benchmarks/check.py
 
-catalogue: $(STAMP)  ## the table of systems in README.md, from the catalogue
-	$(BIN)/python -m counterpoint.catalog README.md
+catalogue: $(STAMP)  ## the table of systems in SYSTEMS.md, from the catalogue
+	$(BIN)/python -m counterpoint.catalog SYSTEMS.md
 
 lock: $(STAMP)  ## constraints.txt: every version that is installed here
 	$(BIN)/python tools/lock.py

@@ -39,7 +39,13 @@ from counterpoint.systems.settings import flat  # noqa: E402
 
 WIDTH = 88  # of what the program prints, in characters
 # Documents of the root and the pages they become.
-DOCUMENTS = {"ARCHITECTURE.md": "architecture.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+DOCUMENTS = {
+    "RESULTS.md": "results.md",
+    "SYSTEMS.md": "systems-table.md",
+    "ARCHITECTURE.md": "architecture.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
 ROOMS = {
     "face": "What `import counterpoint` offers",
     "training": "Training, evaluating and resuming by name",
