@@ -108,6 +108,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages |= {page: document(name) for name, page in DOCUMENTS.items()}
     for uri, content in pages.items():
         files.append(File.generated(config, uri, content=content))
+    for drawing in ("results/bench/contrast.svg", "results/claims/claims.svg"):  # RESULTS.md shows them
+        files.append(File.generated(config, drawing, abs_src_path=str(ROOT / drawing)))
     for entry in built():
         record = ROOT / "results" / "claims" / f"{entry.slug}.html"
         if record.is_file():
@@ -394,7 +396,10 @@ def functional_page() -> str:
     for entry in built():
         for place in entry.functions:
             module, _, name = place.partition(":")
-            rows.append(f"| [`{name}`][{module}.{name}] | `{module}` | [{entry.slug}](../systems/{entry.slug}.md) |")
+            # Files in a folder of a room have no page of their own.
+            paged = module.startswith("counterpoint.systems.") or module.count(".") < 3
+            shown = f"[`{name}`][{module}.{name}]" if paged else f"`{name}`"
+            rows.append(f"| {shown} | `{module}` | [{entry.slug}](../systems/{entry.slug}.md) |")
     text = inspect.getdoc(importlib.import_module("counterpoint.functional")) or ""
     told = [f"```pycon\n{part}\n```" if part.startswith(">>>") else part for part in text.split("\n\n")]
     return "\n\n".join(["# counterpoint.functional", *told, "\n".join(rows)])
