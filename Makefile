@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+FLOWER := .venv-flower
 
-.PHONY: demo test test-slow check new try claims lint types prose docs bench bench-check catalogue lock clean
+.PHONY: demo test test-slow test-flower check new try claims lint types prose docs bench bench-check catalogue lock clean
 
 demo: $(STAMP)  ## learn from labelled game clips, find violent moments in a video, write a page
 	$(BIN)/python -m counterpoint.demo
@@ -13,6 +14,9 @@ test: $(STAMP)  ## the default test suite; set COUNTERPOINT_DATA to a folder of 
 
 test-slow: $(STAMP)  ## the tests of several seconds each: runs over two processes, exports, whole journeys
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow and not claim' -n auto --dist worksteal --durations 10 --durations-min 8
+
+test-flower: $(FLOWER)/.installed  ## federations on Flower, in .venv-flower, where Flower's pins stand before ours
+	OMP_NUM_THREADS=1 $(FLOWER)/bin/python -m pytest tests/use/test_flower.py
 
 check: $(STAMP)  ## all that CI runs: linter, type checker, English, tests, slow tests
 	bash .ci/run
@@ -104,14 +108,23 @@ lock: $(STAMP)  ## constraints.txt: every version that is installed here
 	$(BIN)/python tools/lock.py
 
 clean:  ## the environment and what was built
-	rm -rf .venv site build dist runs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-flower site build dist runs .mypy_cache .ruff_cache .pytest_cache
 
-# The arcade, qtawesome, pretty_midi and recbole wheels are wanted for sprites, sounds, fonts, soundfont and data only, tinysoundfont
-# without what it plays through.
+# The arcade, qtawesome, pretty_midi, recbole and nilearn wheels are wanted for sprites, sounds, fonts, soundfont and data only,
+# tinysoundfont without what it plays through.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "counterpoint needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[demo,dev]'
-	$(BIN)/python -m pip install --constraint constraints.txt --no-deps arcade qtawesome tinysoundfont pretty_midi recbole
+	$(BIN)/python -m pip install --constraint constraints.txt --no-deps arcade qtawesome tinysoundfont pretty_midi recbole nilearn
 	touch $(STAMP)
+
+# Flower's packages come first, all others from .venv.
+$(FLOWER)/.installed: $(STAMP) constraints-flower.txt
+	rm -rf $(FLOWER)
+	$(PYTHON) -m venv $(FLOWER)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')')" \
+	  > "$$($(FLOWER)/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
+	$(FLOWER)/bin/python -m pip install --quiet --constraint constraints-flower.txt 'flwr[simulation]'
+	touch $(FLOWER)/.installed

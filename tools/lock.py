@@ -27,6 +27,7 @@ ALONE = (
     "tinysoundfont",
     "pretty_midi",
     "recbole",
+    "nilearn",
 )  # installed by the Makefile without what they depend on
 LEFT_OUT = re.compile(r"nvidia-.*|cuda-.*|triton|counterpoint|pip|setuptools")
 

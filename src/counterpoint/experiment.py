@@ -26,6 +26,7 @@ from counterpoint import catalog
 from counterpoint import data as sources
 from counterpoint.core.world import processes
 from counterpoint.data import cached, source_name
+from counterpoint.encoders.adapters import adapted, load_base, merged_state
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run, versions
@@ -316,10 +317,15 @@ def fitted(spec: str) -> Learner:
 
 
 def _start_from(learner: Learner, parent: Run) -> None:
-    """Give a learner the weights of a finished run."""
+    """Give a learner the weights of a finished run. Its adapters stay new where the run has none; else they are merged or kept."""
     learner.restructure(parent.structure())
     try:
-        learner.load_state_dict(parent.load_weights())
+        weights = parent.load_weights()
+        with_adapters, mine = any(".lora_" in name for name in weights), bool(adapted(learner))
+        if mine and not with_adapters:
+            load_base(learner, weights)
+        else:
+            learner.load_state_dict(merged_state(load_learner(parent)) if with_adapters and not mine else weights)
     except RuntimeError as error:
         raise RunError(
             f"{parent.path}: its weights do not fit this run's settings: {_short(error)}; keep the parent's settings of the "

@@ -79,6 +79,7 @@ def test_uneven_spacing_is_resampled_and_missing_spacing_is_named(tmp_path):
     assert any("8 volumes have slices of uneven spacing" in note for note in found.notes)
     mask = found.test.masks(np.array([0]))[0]
     assert mask.sum() == pytest.approx(64, abs=8)  # a quarter of the square
+    assert found.test.spacings.tolist() == [[4, 1, 1]] * 2  # 16 mm in 16 pixels
 
 
 @pytest.mark.parametrize("axis", [0, 1])

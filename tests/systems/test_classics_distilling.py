@@ -320,3 +320,29 @@ def test_crd_over_processes_is_that_of_one(tmp_path):
         found, own = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(found, out)
         torch.testing.assert_close([x / 2 for x in own], [x[rank::2] for x in gradients])
+
+
+def test_kd_takes_a_class_that_the_teacher_rules_out_and_has_second_derivatives():
+    student, teacher = draw(3, 4).requires_grad_(), draw(3, 4)
+    teacher[:, 1] = -torch.inf
+    loss = kd(student, teacher, 2.0)
+    other = student.detach().clone().requires_grad_()
+    plain = 4 * torch.nn.functional.kl_div((other / 2).log_softmax(1), (teacher / 2).softmax(1), reduction="batchmean")
+    torch.testing.assert_close(loss, plain)
+    (first,) = torch.autograd.grad(loss, student, create_graph=True)
+    (wanted,) = torch.autograd.grad(plain, other, create_graph=True)
+    torch.testing.assert_close(first, wanted)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(g.square().sum(), x)[0] for g, x in ((first, student), (wanted, other)))
+    )
+
+
+def test_attention_of_maps_in_blocks_is_that_of_all(monkeypatch):
+    from counterpoint.systems.classics import attention_transfer as module
+
+    maps = [draw(7, 3, 4, 4).requires_grad_() for _ in range(2)]
+    whole = attention_transfer(*maps)
+    gradient = torch.autograd.grad(whole, maps[0])
+    monkeypatch.setattr(module, "BLOCK", 100)
+    blocks = attention_transfer(*maps)
+    torch.testing.assert_close((blocks, torch.autograd.grad(blocks, maps[0])), (whole, gradient))

@@ -21,7 +21,8 @@ from counterpoint.errors import CounterpointError, Interrupted
 from counterpoint.experiment import Experiment
 from counterpoint.systems.classics import finetune_seg
 from counterpoint.tasks.cells import cell_classes, right_matches
-from counterpoint.tasks.dense import DenseEvaluator, pixel_cross_entropy
+from counterpoint.tasks.dense import pixel_cross_entropy
+from counterpoint.tasks.dense_figures import DenseEvaluator
 from counterpoint.tasks.measures.masks import dices, ious, pixel_confusion
 from counterpoint.views.images import ViewPipeline
 from counterpoint.views.images.masks import cropped_masks

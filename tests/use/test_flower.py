@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,8 @@ from counterpoint.engine.run import Run
 from counterpoint.experiment import Experiment
 from counterpoint.tasks import federations
 
-flwr = pytest.importorskip("flwr", reason="Flower is not installed: pip install 'counterpoint[federated]'")
+flwr = pytest.importorskip("flwr", reason="Flower is not installed here; make test-flower has it")
+psutil = pytest.importorskip("psutil", reason="psutil is not installed, which tells the processes' connections")
 
 DATA = "digit-parties?vectors=1&train=40&test=30&items=40&pairs=1&images=1&texts=1"
 SETTINGS = {
@@ -30,6 +32,7 @@ SETTINGS = {
     "party_batch_size": 16,
 }
 BIN = Path(sys.executable).parent
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 @pytest.fixture(autouse=True)
@@ -61,11 +64,14 @@ class Context:
 
 
 class Grid:
-    """A grid in this process: every node runs the client's functions; those in `gone` never answer."""
+    """A grid in this process: every node runs the client's functions.
 
-    def __init__(self, gone=()):
+    Those in `gone` have an error, those in `late` never answer, and those in `wrong` answer with NaN.
+    """
+
+    def __init__(self, gone=(), late=(), wrong=()):
         self.contexts = {10 + n: Context(n) for n in range(3)}
-        self.gone, self.bytes = gone, []
+        self.gone, self.late, self.wrong, self.bytes = gone, late, wrong, []
 
     def get_node_ids(self):
         return list(self.contexts)
@@ -84,15 +90,24 @@ class Grid:
             elif node in self.gone:
                 yield Reply(node, None, Error(code=1, reason="the node is gone"))
                 continue
+            elif node in self.late:
+                continue
             else:
                 assert set(message.content[flower.RECORD]) == {"message"}
                 self.bytes.append(message.content[flower.RECORD]["message"])
                 values = None
             if values is None:
                 found = flower.answer_to(message.content[flower.RECORD]["message"], self.contexts[node])
-                values = {"message": found}
+                values = {"message": spoilt(found) if node in self.wrong else found}
             yield Reply(node, RecordDict({flower.RECORD: flower.ConfigRecord(values)}), None)
         assert Message
+
+
+def spoilt(message):
+    """Return an answer with NaN in it."""
+    facts, rows = federations.unpack(message)
+    rows = {name: value.fill_(float("nan")) for name, value in rows.items()}
+    return federations.pack(rows, round=int(facts["round"]), sender=facts["sender"])
 
 
 class Reply:
@@ -134,6 +149,22 @@ def test_a_node_that_fails_is_named_in_the_log(tmp_path):
     assert [line["left_out"] for line in log] == [{"images-1": "dropped out: ConnectionError('the node is gone')"}] * 2
 
 
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [("late", "late: no answer in 90 s"), ("wrong", "its rows of image hold NaN or infinite values")],
+)
+def test_a_node_that_is_late_or_sends_nan_is_named_and_the_round_goes_on(way, said, tmp_path):
+    from counterpoint.use import flower
+
+    context = Context(out=str(tmp_path))
+    context.run_config["settings"] = json.dumps(SETTINGS | {"answer_seconds": 90, "rounds": 1})
+    flower.federation(Grid(**{way: {11}}), context)
+    (path,) = tmp_path.iterdir()
+    (log,) = [json.loads(line) for line in (path / federations.LOG).read_text().splitlines()]
+    assert log["left_out"] == {"images-1": said}
+    assert Run.open(path).metrics()[-1]["train/parties"] == 2
+
+
 def test_a_node_without_a_party_is_named():
     from counterpoint.errors import CounterpointError
     from counterpoint.use import flower
@@ -143,6 +174,67 @@ def test_a_node_without_a_party_is_named():
         flower.party_of(context, flower.experiment_of(context)[0].task())
     context = Context(None, party="texts-1")
     assert flower.party_of(context, flower.experiment_of(context)[0].task()) == "texts-1"
+
+
+class Averaging:
+    """A grid whose three nodes train a network with a counter: node 3 sends NaN at weight 0, node 4 has an error in round 2."""
+
+    def __init__(self, weights=(2, 1, 0, 1)):
+        self.weights, self.round = weights, 0
+
+    def get_node_ids(self):
+        return [1, 2, 3, 4]
+
+    def send_and_receive(self, messages, timeout=None):
+        from flwr.app import ArrayRecord, Error, MetricRecord, RecordDict
+
+        messages = list(messages)
+        self.round += bool(messages)
+        for message in messages:
+            node = message.metadata.dst_node_id
+            if node == 4 and self.round == 2:
+                yield Reply(node, None, Error(code=1, reason="it lost its network"))
+                continue
+            state = message.content["arrays"].to_torch_state_dict()
+            state["w"] += float("nan") if node == 3 else node
+            state["steps"] += 1
+            seen = MetricRecord({"num-examples": self.weights[node - 1], "loss": float(node)})
+            yield Reply(node, RecordDict({"arrays": ArrayRecord(state), "metrics": seen}), None)
+
+
+def averaged(weights=(2, 1, 0, 1)):
+    import torch
+    from flwr.app import ArrayRecord
+
+    from counterpoint.use.flower_mean import MeanOfParties
+
+    strategy = MeanOfParties(min_available_nodes=4, min_train_nodes=4, fraction_evaluate=0.0)
+    state = {"w": torch.zeros(2), "steps": torch.tensor(7), "mask": torch.tensor([True, False])}
+    found = strategy.start(Averaging(weights), ArrayRecord(state), num_rounds=2)
+    return strategy, found, state
+
+
+def test_the_strategy_averages_votes_and_leaves_out_by_name(caplog):
+    import torch
+
+    strategy, found, state = averaged()
+    assert strategy.left_out == {
+        1: {"3": "it has no examples"},
+        2: {"3": "it has no examples", "4": "dropped out: it lost its network"},
+    }
+    after = found.arrays.to_torch_state_dict()
+    assert {name: value.dtype for name, value in after.items()} == {name: v.dtype for name, v in state.items()}
+    torch.testing.assert_close(after["w"], torch.full((2,), (2 * 1 + 2 + 4) / 4 + (2 * 1 + 2) / 3))
+    assert int(after["steps"]) == 9
+    assert after["mask"].tolist() == [True, False]
+    assert found.train_metrics_clientapp[2]["loss"] == pytest.approx(4 / 3)
+    assert "round 2 goes on without node 4: dropped out" in caplog.text
+
+
+def test_where_all_are_empty_the_server_keeps_its_arrays():
+    strategy, found, _ = averaged((0, 0, 0, 0))
+    assert len(strategy.left_out[1]) == 4
+    assert not found.arrays or found.arrays.to_torch_state_dict()["steps"] == 7
 
 
 PROJECT = """
@@ -180,6 +272,7 @@ class Processes:
     def __init__(self, folder: Path) -> None:
         self.folder, self.port, self.started = folder, free_port(), []
         self.place = f"127.0.0.1:{self.port}"
+        self.partners: set[str] = set()  # addresses that the processes were connected with
         app, home = folder / "app", folder / "home"
         app.mkdir()
         home.mkdir()
@@ -234,9 +327,19 @@ class Processes:
         until = time.monotonic() + 400
         while not list((self.folder / "out").glob("*/model.safetensors")):
             assert time.monotonic() < until, (self.folder / "link.log").read_text()[-3000:]
-            time.sleep(1)
+            self.look()
+            time.sleep(0.5)
         (path,) = (self.folder / "out").iterdir()
         return Run.open(path)
+
+    def look(self) -> None:
+        """Note the addresses that the processes are connected with."""
+        for started in self.started:
+            with contextlib.suppress(psutil.Error):
+                one = psutil.Process(started.pid)
+                for process in (one, *one.children(recursive=True)):
+                    with contextlib.suppress(psutil.Error):
+                        self.partners |= {c.raddr.ip for c in process.net_connections("inet") if c.raddr}
 
 
 LINK = (
@@ -255,6 +358,8 @@ def test_flwr_run_against_processes_ends_as_one_process_does(tmp_path):
     with Processes(tmp_path) as flower:
         flower.connect(["pairs-1", "images-1", "texts-1"])
         assert flower.run().metrics() == in_process(tmp_path).metrics()
+        assert flower.partners
+        assert flower.partners <= LOOPBACK
 
 
 @pytest.mark.slow

@@ -260,6 +260,16 @@ SOURCES: dict[str, Source] = {
             also=("views",),
         ),
         Source(
+            "brains",
+            "dense",
+            "counterpoint.data.brains",
+            "slices of brains with grey and white matter, bent from the template that the package nilearn brings",
+            "BSD (nilearn); the template is free with attribution (McConnell Brain Imaging Centre)",
+            "12 + 1 + 4 subjects of 16 slices, made in seconds",
+            needs="dense",
+            also=("views",),
+        ),
+        Source(
             "medical-shapes",
             "dense",
             "counterpoint.data.medical_shapes",

@@ -95,6 +95,8 @@ class ArrayScenes(ArrayImages):
         present: [N] whether an item has a modality, by name. Default: every item has it.
         captions: a sentence about each picture. Default: none.
         domains: [N] numbers of `DenseData.domains`, such as kinds of imaging, -1 for none. Default: no domains.
+        spacings: [volumes, 3] distances between the slices of each volume in `groups`, and between their pixels down and across, in
+            mm. Default: the groups are no volumes.
 
     Raises DataError for arrays of another type or shape.
     """
@@ -108,6 +110,7 @@ class ArrayScenes(ArrayImages):
         present: Mapping[str, NDArray[np.bool_]] | None = None,
         captions: list[str] | None = None,
         domains: Indices | None = None,
+        spacings: NDArray[np.float64] | None = None,
     ) -> None:
         self.by_name = dict(pixels) if isinstance(pixels, Mapping) else {"image": pixels}
         first = next(iter(self.by_name.values()))
@@ -122,7 +125,7 @@ class ArrayScenes(ArrayImages):
                     f"modality {name} must be uint8 {list(first.shape)}, got {value.dtype} {list(value.shape)}"
                 )
         self._masks, self._boxes, self.has = masks, boxes, dict(present or {})
-        self.groups, self.captions = groups, captions
+        self.groups, self.captions, self.spacings = groups, captions, spacings
 
     def masks(self, indices: Indices) -> Pixels:
         return self._masks[indices]

@@ -1,7 +1,7 @@
 """`phantoms`: synthetic volumes of three tissues that lie alike in every subject, with a class for each pixel of each slice.
 
 A ring around a cavity and a blob beside it drift along the axis, alike in all subjects. Subjects differ in place,
-size and intensities. A smooth bias field, noise and three other blobs make slices hard to read.
+size and intensities. A smooth bias field, noise and three other blobs make slices hard to read. Voxels are cubes of 1 mm.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def load(
         if number == 0:
             masks[labelled * slices :] = IGNORE
         groups = np.repeat(np.arange(count), slices)
-        splits.append(ArrayScenes(np.concatenate([pixels for pixels, _ in volumes]), masks, groups=groups))
+        pixels = np.concatenate([pixels for pixels, _ in volumes])
+        splits.append(ArrayScenes(pixels, masks, groups=groups, spacings=np.ones((count, 3))))
     return DenseData("phantoms", splits[0], splits[1], splits[2], (), size, regions=REGIONS)
 
 

@@ -82,6 +82,7 @@ class _Volumes:
         self.slices: list[NDArray[np.uint8]] = []
         self.numbers: list[NDArray[np.int64] | None] = []
         self.splits: list[str] = []
+        self.spacings: list[list[float]] = []  # between slices, and between pixels down and across, in mm
         self.unspaced = self.uneven = self.moved = 0
 
 
@@ -164,6 +165,8 @@ def _add(found: _Volumes, split: str, pair: dict[str, Path], size: int, axis: in
         numbers = np.stack([_square(part, plane, size, Image.Resampling.NEAREST) for part in parts]).astype(np.int64)
     found.numbers.append(numbers)
     found.splits.append(split)
+    side = min(volume.shape[n] * mm for n, mm in zip((n for n in range(3) if n != axis), plane, strict=True)) / size
+    found.spacings.append([spacing[axis] if spacing[axis] > 0 else 1.0, side, side])
 
 
 def _opened(path: Path) -> tuple[NDArray[np.float32], list[float]]:
@@ -242,7 +245,8 @@ def _data(
             masks.append(mask)
         groups = np.repeat(np.arange(len(ordered)), [len(found.slices[row]) for row in ordered])
         pixels = np.concatenate([found.slices[row] for row in ordered])
-        splits.append(ArrayScenes(pixels, np.concatenate(masks), groups=groups))
+        spacings = np.array([found.spacings[row] for row in ordered])
+        splits.append(ArrayScenes(pixels, np.concatenate(masks), groups=groups, spacings=spacings))
     accounts.check()
     accounts.write()
     notes = [*accounts.notes(), *notes, *more]

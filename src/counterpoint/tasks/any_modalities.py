@@ -21,7 +21,8 @@ from counterpoint.encoders.maps import MapDecoder, feature_maps, map_channels
 from counterpoint.encoders.text import exporting
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import unknown
-from counterpoint.tasks.dense import DenseConfig, DenseLearner, enlarged, painted
+from counterpoint.tasks.dense import DenseConfig, DenseLearner
+from counterpoint.tasks.dense_figures import enlarged, painted
 from counterpoint.tasks.subsets import corrupted, corruptions, subsets
 
 SHOWN = 6  # scenes on the page

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import safetensors
@@ -76,6 +76,8 @@ class FederationConfig(AlignedConfig):
     """Leave out a party whose answer takes longer, in seconds; 0: no limit."""
     message_megabytes: float = 2000.0
     """Maximum size of a message. Flower's messages must stay below 2,048."""
+
+    adapts: ClassVar[bool] = False  # server and parties train networks of their own
 
     def __post_init__(self) -> None:
         super().__post_init__()

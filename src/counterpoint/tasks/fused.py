@@ -49,6 +49,8 @@ class FusedConfig(AlignedConfig):
     rerank: int = 128
     """Candidates of each query that the evaluation re-ranks by the scores of pairs; 0: none."""
 
+    adapts: ClassVar[bool] = False  # its layers are read by the fusion encoder and copied
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.dropout < 1:

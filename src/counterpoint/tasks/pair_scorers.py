@@ -59,6 +59,8 @@ class PairConfig(AlignedConfig):
 
     distils: ClassVar[bool] = False  # by name: a student shares its teacher's encoders
 
+    adapts: ClassVar[bool] = False  # student and teacher share its encoders
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.fusion not in FUSIONS:

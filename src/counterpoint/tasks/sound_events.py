@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -63,6 +63,8 @@ class EventConfig(AlignedConfig):
 
     head: Literal["linear", "batchnorm"] = "linear"
     """The projection: a linear map, or batch normalisation before it, with which a small base model learns in fewer steps."""
+
+    adapts: ClassVar[bool] = False  # a base model is trained first, or replaces it
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -61,6 +61,8 @@ class TowerConfig(AlignedConfig):
     """Factor of the teacher's cosines, > 0; 0: the teacher's own."""
     cached: bool = False
     """Compute the teacher's embeddings of pictures without augmentation once, and keep them on disk. Default: of the same view."""
+
+    adapts: ClassVar[bool] = False  # its towers are masked, cut and replaced
 
     @classmethod
     def of_names(cls, teacher: str, student: str) -> dict[str, Any]:

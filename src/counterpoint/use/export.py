@@ -147,19 +147,22 @@ def export(
 
 
 def export_adapters(learner: Any, out: Path | str) -> list[Exported]:
-    """Write the adapters of an encoder of pictures in the layout of peft, for the library's own network.
+    """Write the adapters of encoders in the layout of peft, for the library's own networks.
 
     Args:
-        learner: A learner with an adapted `encoder`.
-        out: The folder.
+        learner: A learner with an adapted `encoder`, or with `encoders` of several modalities, some of them adapted.
+        out: The folder. For several modalities it has a folder for each one with adapters.
 
     Returns a record for each file. Raises CounterpointError for a learner without adapters, and for a path that is a file.
     """
     if Path(out).is_file():
         raise CounterpointError(f"{out} is a file; name a folder for the two files of the adapters")
-    encoder = getattr(learner, "encoder", nn.Module())
-    files = write_adapters(getattr(encoder, "model", encoder), Path(out))
-    return [Exported(path, "adapters", (), 0.0) for path in files]
+    places = {Path(out) / name: learner.encoders[name] for name in getattr(learner, "adapted", ())}
+    found = []
+    for place, encoder in (places or {Path(out): getattr(learner, "encoder", nn.Module())}).items():
+        files = write_adapters(getattr(encoder, "model", encoder), place)
+        found += [Exported(path, f"adapters of {place.name}" if places else "adapters", (), 0.0) for path in files]
+    return found
 
 
 def check_packages() -> None:

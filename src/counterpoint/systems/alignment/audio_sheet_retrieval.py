@@ -36,7 +36,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -209,6 +209,8 @@ class AudioSheetConfig(AlignedConfig):
     the snippet, the sound twice as long. Off: items are snippets, and beyond them are white and silence."""
     vary_pairs: bool = True
     """Augment the aligned pairs: the image's scale by 5 %, its height by 2.5 pixels, the sound by one frame."""
+
+    adapts: ClassVar[bool] = False  # its pathways are its own
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -246,6 +246,9 @@ class CWCL(AlignedLearner):
                 self.heads[name] = nn.Linear(width[name], width[self.frozen], bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
 
+    def frozen_modality(self) -> str:
+        return _frozen(self.config, self.kinds)
+
     def train(self, mode: bool = True) -> CWCL:
         super().train(mode)
         self.encoders[self.frozen].eval()

@@ -196,6 +196,7 @@ class Harmonization(AlignedLearner):
 
     def begin(self, survey: Survey) -> None:
         """Measure conflicts where the data labels mismatched training items: by domains after a first domain "aligned"."""
+        super().begin(survey)
         domains = survey.domains
         if domains is not None and survey.domain_names[:1] == ("aligned",):
             self.misaligned = domains > 0

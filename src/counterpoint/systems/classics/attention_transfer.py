@@ -21,10 +21,13 @@ from counterpoint.core.checks import need_positive, need_rows, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.transforms import traced
 from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.taught import LAPTOP, Seen, TaughtConfig, TaughtLearner
+
+BLOCK = 2**18  # numbers of a block of maps
 
 
 @over_group
@@ -60,8 +63,31 @@ def _attention(maps: Tensor, size: tuple[int, int], power: float) -> Tensor:
     maps = wide(maps)
     if maps.shape[2:] != size:
         maps = F.adaptive_avg_pool2d(maps, size)
+    if power == 2:
+        return unit((_composed if traced() else _MeanSquares.apply)(maps).flatten(1))
     maps = maps if power % 2 == 0 else maps.abs()
     return unit(maps.pow(power).mean(1).flatten(1))
+
+
+class _MeanSquares(torch.autograd.Function):
+    """Mean over channels of squares, block by block, so that a CPU keeps a block's squares in its cache."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> Tensor:
+        ctx.save_for_backward(maps)
+        if maps.is_cuda or not len(maps):
+            return _composed(maps)
+        rows = max(1, BLOCK // max(1, maps[0].numel()))
+        return torch.cat([_composed(part) for part in maps.split(rows)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (maps,) = ctx.saved_tensors
+        return maps * (gradients[0] * (2 / maps.shape[1])).unsqueeze(1)
+
+
+def _composed(maps: Tensor) -> Float[Tensor, "n height width"]:
+    return maps.square().mean(1)
 
 
 # ------------------------------------------------------------------------------------------------------------ the learner

@@ -57,7 +57,8 @@ from counterpoint.engine.teachers import Cached, Frozen, cached
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.adapted import check_adapters
-from counterpoint.tasks.dense import DenseConfig, DenseLearner, enlarged, painted
+from counterpoint.tasks.dense import DenseConfig, DenseLearner
+from counterpoint.tasks.dense_figures import enlarged, painted
 from counterpoint.tasks.image_teachers import check_teacher
 from counterpoint.tasks.map_teachers import map_teacher
 from counterpoint.views.images import check_recipe, normalise

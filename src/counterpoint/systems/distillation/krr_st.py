@@ -38,6 +38,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -46,7 +47,7 @@ from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision
 from counterpoint.core.ridge import ridge_predict
 from counterpoint.core.transforms import once
-from counterpoint.core.world import over_group
+from counterpoint.core.world import over_group, world
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
@@ -94,8 +95,11 @@ def krr_outer_loss(
         raise ValueError(f"feat_syn is an empty set: {shapes(feat_syn=feat_syn)}")
     need_rows(feat_real=feat_real)
     feat_syn = once(feat_syn, "krr_outer_loss")  # the trace counts as a constant
-    error = ridge_predict(feat_syn, target_syn, feat_real.detach(), ridge) - target_real.detach()
-    return global_mean(error.square().mean(1)).to(feat_syn.dtype)
+    predicted = ridge_predict(feat_syn, target_syn, feat_real.detach(), ridge)
+    wanted = target_real.detach().to(predicted.dtype)
+    if world()[1] == 1:
+        return F.mse_loss(predicted, wanted).to(feat_syn.dtype)
+    return global_mean((predicted - wanted).square().mean(1)).to(feat_syn.dtype)
 
 
 # -------------------------------------------------------------------------------------------------------------- settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,9 @@ from counterpoint.encoders.vectors import build_vector_encoder
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Turn
+from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
+from counterpoint.tasks.adapted import adapt_modality, adapted_names, keep_adapted, published
 from counterpoint.views.images import ViewPipeline
 
 
@@ -38,12 +40,36 @@ class AlignedLearner(Learner):
         self.encoders = nn.ModuleDict()
         self.heads = nn.ModuleDict()
         self.views: dict[str, ViewPipeline] = {}
+        self.adapted = adapted_names(config, self.kinds, self.frozen_modality())
+        self.loaded = False  # whether weights were loaded, which adapters may need
+        self.register_load_state_dict_post_hook(_loaded)
         for name, spec in data.modalities.items():
             encoder: Any = self.build_encoder(spec, data.tokenizers.get(name))
+            if name in self.adapted:
+                adapt_modality(encoder, config, spec)
             self.encoders[name] = encoder
             self.heads[name] = self.build_head(encoder.dim)
             if spec["kind"] == "image":
                 self.views[name] = ViewPipeline(spec["size"], crops=1, recipe=config.recipe)
+
+    def frozen_modality(self) -> str:
+        """Return the modality whose encoder never trains; "": none."""
+        return ""
+
+    def begin(self, survey: Survey) -> None:
+        """Raise CounterpointError for adapters of an encoder with random weights."""
+        super().begin(survey)
+        random = [name for name in self.adapted if not published(self.config, self.kinds[name])]
+        if random and not self.loaded:
+            raise CounterpointError(
+                f"lora_modalities: adapters need trained weights, and the encoder of {random[0]} has random ones; start from a run "
+                "with --continue RUN, or leave it out"
+            )
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        keep_adapted(self.encoders, self.config, self.adapted)
+        return self
 
     def build_encoder(self, spec: Mapping[str, Any], tokenizer: str | None) -> nn.Module:
         """Build the network for one modality, by its kind."""
@@ -142,6 +168,10 @@ class AlignedLearner(Learner):
             for method in ("forward", "tokens")
             if hasattr(encoder, method)
         ]
+
+
+def _loaded(learner: nn.Module, keys: Any) -> None:
+    learner.loaded = True  # type: ignore[assignment]
 
 
 def there(present: Tensor | None) -> Int[Tensor, " m"] | None:

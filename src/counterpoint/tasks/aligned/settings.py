@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Suppress
 
@@ -14,6 +14,7 @@ from counterpoint.encoders.images import check_image_encoder
 from counterpoint.encoders.text import Tokenizer, build_tokenizer, check_text_encoder
 from counterpoint.engine.optim import OptimConfig
 from counterpoint.errors import CounterpointError
+from counterpoint.tasks.adapted import check_aligned_adapters
 from counterpoint.views.images import check_recipe
 
 
@@ -38,6 +39,18 @@ class AlignedConfig(OptimConfig):
     """Standard deviation of the noise to add to training vectors; 0: none."""
     pretrained: bool = False
     """Start from published weights if the image encoder has them."""
+    lora: int = 0
+    """Rank of low-rank adapters (LoRA) of the encoders with published weights: of pictures with --pretrained, minilm and
+    hf:NAME of texts, hf:NAME of sounds. They train instead of these encoders' own weights. 0: no adapters."""
+    lora_alpha: float | None = None
+    """Adapters are multiplied by lora_alpha / lora; > 0. None: twice the rank."""
+    lora_targets: tuple[str, ...] = ()
+    """Layers with adapters: attention, linear, conv, or names, ends of names and patterns of layers. Default: attention and
+    linear layers of transformers; convolutions and linear layers of others."""
+    lora_statistics: Literal["frozen", "train"] = "frozen"
+    """Running statistics of batch normalisation in adapted encoders: frozen, or train as without adapters."""
+    lora_modalities: tuple[str, ...] = ()
+    """Modalities whose encoders get adapters, such as those of a run to --continue. Default: those with published weights."""
     embedding: int = 512
     """Width of the shared space."""
     context: int = 77
@@ -62,6 +75,8 @@ class AlignedConfig(OptimConfig):
     """Keep the learning rate constant from the first step to the last."""
     parts: Annotated[dict[str, Any], Suppress] = field(default_factory=dict)
     """Settings of the parts added to the system, by slug."""
+
+    adapts: ClassVar[bool] = True  # whether `lora` applies to the encoders
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,6 +103,7 @@ class AlignedConfig(OptimConfig):
         check_text_encoder(self.text_encoder)
         check_audio_encoder(self.audio_encoder)
         check_recipe(self.recipe)
+        check_aligned_adapters(self)
         self.check_batch()
 
 
