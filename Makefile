@@ -82,6 +82,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/capro.py
 	$(BIN)/python benchmarks/mclrec.py
 	$(BIN)/python benchmarks/decoding.py
+	$(BIN)/python benchmarks/comd.py
 	$(BIN)/python benchmarks/dpo.py
 	$(BIN)/python benchmarks/switchgpt.py
 	$(BIN)/python benchmarks/clhe.py

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from counterpoint import data as sources
 from counterpoint import functional as fn
 from counterpoint import training
+from counterpoint.core import reviews
 from counterpoint.encoders.chat_models import Prompt
 from counterpoint.encoders.decoding import Answer
 from counterpoint.encoders.messages import IMAGE, Message
@@ -92,6 +93,7 @@ def test_the_filters_equal_lions():
     new, kept = ([str(x) for x in PARITY[f"filter/case0/in/{name}"]] for name in ("new", "kept"))
     similar = np.array([[fn.rouge_l(a, b) for b in kept] for a in new])
     np.testing.assert_allclose(similar, PARITY["filter/case0/out/rouge_l"], rtol=1e-12)
+    assert [[reviews.is_similar(a, b, 0.7) for b in kept] for a in new] == (similar > 0.7).tolist()
     assert [fn.is_well_formed(text) for text in new] == PARITY["filter/case0/out/well_formed"].astype(bool).tolist()
     pool = Pool(float(PARITY["filter/case0/param/max_similarity"]), "all")
     for text in kept:
@@ -123,6 +125,7 @@ WORDS = st.lists(st.sampled_from("abcde"), max_size=8).map(" ".join)
 def test_rouge_l_is_symmetric_and_1_for_equal_words(a, b):
     assert fn.rouge_l(a, b) == fn.rouge_l(b, a)
     assert 0 <= fn.rouge_l(a, b) <= 1
+    assert all(reviews.is_similar(a, b, most) == (fn.rouge_l(a, b) > most) for most in (0.0, 0.5, 0.7, 1.0))
     assert fn.rouge_l(a, a.upper() + " !") == (1.0 if a else 0.0)
 
 

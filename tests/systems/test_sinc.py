@@ -504,6 +504,12 @@ def test_the_frequent_words_of_captions_are_classes(tmp_path):
     data = load(f"features:{tmp_path / 'items.npz'}?least=4")
     assert set(data.classes) == {"the", *words, "rare"}
     assert any("80 captions give 240 items of 22 words" in note for note in data.notes)
+    assert not any("left out" in note for note in data.notes)
+    captions[[3, 7]] = "zz", ""
+    np.savez(tmp_path / "some.npz", features=rng.normal(size=(80, 4)).astype(np.float32), caption=captions)
+    data = load(f"features:{tmp_path / 'some.npz'}?least=4")
+    said = r"2 of 80 captions have no word that occurs in 4 captions and are left out (item 3: 'zz', item 7: '')"
+    assert any(said in note for note in data.notes)
     with pytest.raises(DataError, match=r"no word occurs in 90 captions; lower \?least="):
         load(f"features:{tmp_path / 'items.npz'}?least=90")
 

@@ -84,7 +84,9 @@ def parsed(command: Any, words: Sequence[str], prog: str) -> int:
     """Parse the words that follow a command's name, call the command and return its exit code."""
     import tyro
 
-    result: Any = tyro.cli(command, args=list(words), prog=prog)
+    from counterpoint.commands.repeats import joined
+
+    result: Any = tyro.cli(command, args=joined(command, words), prog=prog)
     return int(result.run() if hasattr(result, "run") else result)
 
 
@@ -105,6 +107,7 @@ def overview() -> str:
         "",
         "options:",
         "  COMMAND --help   show the arguments of a command, with units and defaults",
+        "  --option A B     several values; --option A --option B means the same",
         "  --debug          after any command: show the traceback of an error",
         "  --version        show the version",
     ]

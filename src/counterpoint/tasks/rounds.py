@@ -26,7 +26,7 @@ from counterpoint.core.reviews import UNREADABLE, parse_review
 from counterpoint.encoders.chat_models import ChatModel, Prompt, stacked
 from counterpoint.encoders.decoding import Answer
 from counterpoint.encoders.messages import IMAGE, Message
-from counterpoint.tasks.chats import AT_ONCE, rows_of
+from counterpoint.tasks.chats import AT_ONCE, late, rows_of
 from counterpoint.tasks.pools import Draft, Item, question_of
 
 Ask = Callable[[Sequence[Prompt]], Sequence[Answer]]
@@ -103,8 +103,9 @@ def mean_probability(model: ChatModel, prompts: Sequence[Prompt], texts: Sequenc
         counts = torch.tensor([len(prompt.pictures) for prompt in prompts])
         pixels = torch.from_numpy(np.stack([picture for prompt in prompts for picture in prompt.pictures]))
         shown = stacked(pixels, counts).to(model.device), counts.to(model.device)
-    logs = answer_log_probability(model(batch["ids"], batch["mask"], *shown), batch["labels"])
-    return (logs / (batch["labels"][:, 1:] != IGNORED).sum(1).clamp(min=1)).exp().cpu()
+    cut, labels = late(model, batch["labels"])
+    logs = answer_log_probability(model(batch["ids"], batch["mask"], *shown, **cut), labels)
+    return (logs / (labels[:, 1:] != IGNORED).sum(1).clamp(min=1)).exp().cpu()
 
 
 class Judge:
