@@ -16,7 +16,9 @@ from counterpoint.data.media import write_video
 from counterpoint.engine.run import Run
 from counterpoint.errors import DataError, RunError
 from counterpoint.tasks.moments import intervals
-from counterpoint.use.detect import Detector, Windows, detect_files, find_videos
+from counterpoint.use.detect import Detector, Windows
+from counterpoint.use.detections import detect_files
+from counterpoint.use.video_files import find_videos
 
 SNIPPET = 16 / 24
 
