@@ -33,6 +33,7 @@ COMMANDS = (
         "analyse",
         "compare",
         "distill",
+        "calibrate",
         "detect",
     ),
     *("ask", "generate", "embed", "index", "search", "export", "report", "check-loss", "doctor"),

@@ -14,7 +14,8 @@
         contact-sheet.png    pictures of each moment
 
 KEY comes from the file's place. A result counts as finished while the file's size, time and ends are the same. The run's weights,
-backbones and windows must be the same, too. With another threshold or calibration the scores are kept, and only the moments are found again.
+backbones and windows must be the same, too. With another threshold or calibration the scores are kept, and only the moments are
+found again.
 """
 
 from __future__ import annotations
