@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 
 def main(
-    videos: Annotated[Positional[tuple[str, ...]], arg(metavar="VIDEO [VIDEO ...]")],
+    videos: Annotated[Positional[tuple[str, ...]], arg(metavar="VIDEO [VIDEO ...]")] = (),
     *,
     run: Annotated[Place, unset(metavar="RUN")] = None,
     threshold: Annotated[Probability, unset(metavar="P")] = None,
     html: Annotated[Place, unset(metavar="FILE")] = None,
     out: Annotated[Place, unset(metavar="DIR")] = None,
     clips: Annotated[Place, unset(metavar="DIR")] = None,
+    watch: Annotated[Place, unset(metavar="DIR")] = None,
+    alarms: Annotated[Place, unset(metavar="FILE")] = None,
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> int:
     """Find the violent moments in video files with a trained run.
@@ -36,27 +38,41 @@ def main(
     With --out, each video's result is kept in a folder: JSON, CSV, WebVTT, EDL, OpenTimelineIO and a contact sheet. The same
     command then continues where it stopped: a finished file is not read again.
 
+    An address (rtsp://, http://, ...) or an HLS playlist (.m3u8) is a stream. Its alarms are printed as JSON lines while they
+    happen. So are those of new files in the folder of --watch. Ctrl-C ends both.
+
     Example: counterpoint detect film.mp4 --run runs/first --html film.html
 
     Example: counterpoint detect recordings/ --run runs/first --out found --clips found/clips
 
+    Example: counterpoint detect rtsp://camera/1 --run runs/first --alarms alarms.jsonl
+
     Args:
-        videos: Video files, and folders of them. Links are followed. Files that are not videos are reported.
+        videos: Video files, and folders of them. Links are followed. Files that are not videos are reported. Or one stream.
         run: The run to detect with. Default: the newest run under runs/ that can detect.
         threshold: Probability above which a snippet counts as violent; above 0, below 1. Default: the one that
             `counterpoint calibrate` chose for the run, else 0.5.
         html: The page to write. Default: detection.html, in the folder of --out if that is given.
         out: Folder of the results, for resuming, for editing programs and for other tools.
         clips: Folder for a clip of each moment: copied where possible, else encoded again.
+        watch: Folder whose new files are read once they are complete, until Ctrl-C.
+        alarms: File to which the alarms of streams and of --watch are appended. Default: standard output.
         json_: Print JSON instead of a table.
     """
-    if not videos:
+    streams = [name for name in videos if "://" in name or name.lower().endswith((".m3u8", ".m3u"))]
+    if watch or streams:
+        _check_live(watch, videos, streams, (html, clips, json_ or None))
+    elif alarms:
+        raise CounterpointError("--alarms is for streams and --watch; results of files go to --out or --json")
+    elif not videos:
         raise CounterpointError("counterpoint detect needs a video; name at least one video file or folder")
     if threshold is not None and not 0 < threshold < 1:
         raise CounterpointError(f"--threshold must be a probability above 0 and below 1, got {threshold}")
     page = html or (out / "detection.html" if out else Path("detection.html"))
     for file in [page, *(folder / "name" for folder in (out, clips) if folder)]:
         check_writable(file)
+    if watch or streams:
+        return _live(watch or streams[0], run, threshold, out, alarms)
     from counterpoint.use.hand_over import write_all, write_beside, write_clips
     from counterpoint.use.video_files import find_videos
 
@@ -101,6 +117,41 @@ def _detector(run: Path | None, *, quiet: bool) -> Detector:
     for warning in detector.warnings:
         complain(f"warning: {warning}")
     return detector
+
+
+def _check_live(watch: Path | None, videos: tuple[str, ...], streams: list[str], others: tuple[object, ...]) -> None:
+    """Raise CounterpointError for arguments that do not fit a stream or a watched folder."""
+    if watch and videos:
+        raise CounterpointError(f"--watch {watch} reads one folder until Ctrl-C; leave out {videos[0]}, or --watch")
+    if len(videos) > 1:
+        raise CounterpointError(f"{streams[0]} is a stream; name one stream alone, and start one command for each")
+    if any(other is not None for other in others):
+        raise CounterpointError("streams and --watch give JSON lines; leave out --html, --clips and --json")
+
+
+def _live(source: Path | str, run: Path | None, threshold: float | None, out: Path | None, alarms: Path | None) -> int:
+    """Follow a stream, or watch a folder, and write alarms until it ends or Ctrl-C. Return the exit code."""
+    import contextlib
+    import sys
+
+    from counterpoint.use import live
+    from counterpoint.use.detections import Kept
+
+    stream = isinstance(source, str)
+    if stream and out:
+        raise CounterpointError("--out is for files; a stream's alarms go to --alarms FILE or to standard output")
+    detector = _detector(run, quiet=True)
+    complain(f"run: {detector.run.path}", "dim")
+    with contextlib.ExitStack() as open_files:
+        file = open_files.enter_context(check_writable(alarms).open("a", encoding="utf-8")) if alarms else sys.stdout
+        lines = live.Lines(file, detector, threshold)
+        if isinstance(source, str):
+            place = source if "://" in source else Path(source)
+            live.follow(detector, place, lines, say=lambda text: complain(text, "dim"))
+        else:
+            kept = Kept(out, detector, threshold) if out else None
+            live.watch(detector, source, lines, say=lambda text: complain(text, "dim"), kept=kept)
+    return 0
 
 
 MANY = 20  # videos that are printed with their moments; of more, a ranking is printed

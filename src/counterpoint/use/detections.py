@@ -35,7 +35,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from counterpoint.errors import CounterpointError
 from counterpoint.files import replacing
-from counterpoint.tasks.moments import Detection, Thumbnail, ranked
+from counterpoint.tasks.moments import Detection, Thumbnail
 from counterpoint.use.detect import Detector
 
 FORMAT = 1  # of detection.json and detections.json; increase it with every change that a reader would notice
@@ -136,24 +136,24 @@ class Kept:
         _write(folder / RESULT, fields)
         return folder
 
-    def index(self, detections: Sequence[Detection], told: Mapping[str, Any]) -> Path:
-        """Write detections.json: `told`, and a row for each video, highest score first. Return the file."""
-        rows = [
-            {
-                "rank": rank,
-                "video": str(found.video),
-                "folder": self.folder(found.video).relative_to(self.root).as_posix(),
-                "highest": round(found.highest, 4),
-                "peak": round(found.peak, 3),
-                "moments": len(found.intervals),
-                "duration": round(found.duration, 3),
-                "has_audio": found.has_audio,
-            }
-            for rank, found in enumerate(ranked(detections), 1)
-        ]
+    def row(self, found: Detection) -> dict[str, Any]:
+        """Return what the index holds of a video."""
+        return {
+            "video": str(found.video),
+            "folder": self.folder(found.video).relative_to(self.root).as_posix(),
+            "highest": round(found.highest, 4),
+            "peak": round(found.peak, 3),
+            "moments": len(found.intervals),
+            "duration": round(found.duration, 3),
+            "has_audio": found.has_audio,
+        }
+
+    def index(self, rows: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> Path:
+        """Write detections.json: `told`, and the row of each video, highest score first. Return the file."""
+        ranking = sorted(rows, key=lambda row: -row["highest"])
         about = {"format": FORMAT, "run": str(self.detector.run.path), "weights": self.detector.weights}
-        about |= {"threshold": self.threshold, "calibrated": self.calibration is not None}
-        return _write(self.root / INDEX, {**about, **told, "videos": rows})
+        about |= {"threshold": self.threshold, "calibrated": self.calibration is not None, **told}
+        return _write(self.root / INDEX, about | {"videos": [{"rank": n, **row} for n, row in enumerate(ranking, 1)]})
 
 
 def _picture(folder: Path, entry: Mapping[str, Any]) -> Thumbnail:

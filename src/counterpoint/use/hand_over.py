@@ -107,7 +107,7 @@ def write_all(
         links[video] = [*links.get(video, []), *files]
     if kept:
         write_tables(detections, kept.root)
-        kept.index(detections, _plain(told))
+        kept.index([kept.row(found) for found in detections], _plain(told))
     return write_detection_report(
         detections,
         page,
