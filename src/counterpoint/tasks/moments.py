@@ -113,7 +113,7 @@ class Detection:
     @classmethod
     def of_dict(cls, kept: Mapping[str, Any], thumbnails: list[Thumbnail]) -> Detection:
         """Make a detection from the fields that `as_dict` wrote, and its pictures. KeyError or TypeError when one is missing."""
-        curves = {k: np.asarray(kept[k], np.float32) for k in ("score", "audio", "visual")}
+        curves: dict[str, Any] = {k: np.asarray(kept[k], np.float32) for k in ("score", "audio", "visual")}
         return cls(
             video=Path(kept["video"]),
             intervals=[Interval(**i) for i in kept["intervals"]],
