@@ -86,7 +86,7 @@ def main(
     for name, reason in failures:
         complain(f"{name}: {reason}", "red")
     made, said = write_clips(found, clips, Kept.name) if clips else ({}, [])
-    told = {"failed": failures, "left_out": listed.left_out, "warnings": detector.warnings}
+    told: dict[str, Any] = {"failed": failures, "left_out": listed.left_out, "warnings": detector.warnings}
     if found:
         write_all(found, page, kept=kept, clips=made, told=told)
     if listed.left_out:

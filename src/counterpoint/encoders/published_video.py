@@ -127,7 +127,7 @@ class TransformersAudio:
         self.sample_rate = int(getattr(extractor, "sampling_rate", 16000))
         samples = round(self.window_seconds * self.sample_rate)
         self.model: Any = build_audio_encoder(self.name, self.sample_rate, samples).eval()
-        self.dim = int(self.model.dim)
+        self.dim: int = self.model.dim
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "sha256": self.sha256}
