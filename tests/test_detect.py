@@ -187,8 +187,8 @@ def test_the_command_with_bad_files_exits_with_2(run_of_clips, clip, tmp_path, m
 
 def test_the_newest_run_is_taken_when_none_is_named(run_of_clips, clip, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["detect", str(clip[0])]) == 2
-    assert "no trained run of macil-sd under runs/" in capsys.readouterr().err
+    assert cli.main(["detect", str(clip[0])]) == 0
+    assert "Run: the built-in model arcade-small" in capsys.readouterr().out
     shutil.copytree(run_of_clips, tmp_path / "runs" / "demo" / "mine")
     assert cli.main(["detect", str(clip[0])]) == 0
 

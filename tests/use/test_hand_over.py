@@ -85,11 +85,20 @@ def test_an_edit_decision_list_holds_999_events(film, tmp_path):
     assert "\n1000 " not in file.read_text()
 
 
+def test_lists_without_a_moment_are_files_too(film, tmp_path):
+    file, _ = cut_lists.write_edl(detection(film, []), tmp_path / "a.edl")
+    assert file.read_text().startswith("TITLE: Moments of the film.mp4\n")
+    assert [list(t) for t in otio.adapters.read_from_file(str(file), rate=FPS).tracks] in ([], [[]])
+    line = otio.adapters.read_from_file(str(cut_lists.write_otio(detection(film, []), tmp_path / "a.otio")))
+    assert [list(track) for track in line.tracks] == [[], []]
+    assert cut_lists.write_vtt(detection(film, []), tmp_path / "a.vtt").read_text().startswith("WEBVTT\n")
+
+
 def test_cues_and_tables(film, tmp_path):
     text = cut_lists.write_vtt(
         detection(film, [Interval(3599.9996, 3601.25, 3600.5, 0.7)]), tmp_path / "a.vtt"
     ).read_text()
-    assert text.startswith("WEBVTT\n\n1\n01:00:00.000 --> 01:00:01.250\nviolence 0.70")
+    assert text.startswith("WEBVTT\n\nNOTE found by runs/x\n\n1\n01:00:00.000 --> 01:00:01.250\nviolence 0.70")
     low = detection(Path("low,est.mp4"), [], score=np.full(4, 0.1, np.float32))
     videos, moments = cut_lists.write_tables([low, detection(film, MOMENTS)], tmp_path)
     rows = list(csv.DictReader(videos.open()))
@@ -100,7 +109,7 @@ def test_cues_and_tables(film, tmp_path):
 def test_a_contact_sheet_shows_the_moments_in_order(film, tmp_path):
     sheet = Image.open(write_contact_sheet(detection(film, MOMENTS), tmp_path / "s.png")).convert("L")
     assert sheet.width == 6 * 246 + 6
-    shown = [sheet.getpixel((6 + 246 * n + 120, y)) for y in (110, 110 + 206) for n in range(6)]
+    shown = [sheet.getpixel((6 + 246 * n + 120, y)) for y in (130, 130 + 206) for n in range(6)]
     assert shown == sorted(shown)
     assert shown[0] == pytest.approx(40 * 1.125, abs=8)
     assert write_contact_sheet(detection(film, []), tmp_path / "none.png") is None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from counterpoint.commands.common import RUNS, Place, Probability, complain, console, say, table, unset
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import CounterpointError, RunError
 from counterpoint.files import check_writable
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def main(
 
     Args:
         videos: Video files, and folders of them. Links are followed. Files that are not videos are reported. Or one stream.
-        run: The run to detect with. Default: the newest run under runs/ that can detect.
+        run: The run to detect with. Default: the newest run under runs/ that can detect. Where there is none, the built-in model
+            arcade-small, which was trained on drawn clips alone.
         threshold: Probability above which a snippet counts as violent; above 0, below 1. Default: the one that
             `counterpoint calibrate` chose for the run, else 0.5.
         html: The page to write. Default: detection.html, in the folder of --out if that is given.
@@ -94,7 +95,7 @@ def main(
         complain(f"{len(listed.left_out)} files of the folders are not videos and were left out ({where})")
     if json_:
         pairs = {k: [[str(p), r] for p, r in told[k]] for k in ("failed", "left_out")}
-        about = {"run": str(detector.run.path), "warnings": detector.warnings}
+        about = {"run": detector.name, "warnings": detector.warnings}
         print(json.dumps(about | {"videos": [d.as_dict() for d in found]} | pairs, indent=2))
         return 2 if failures else 0
     _show(found, [*said, *([f"Results: {out}"] if out and found else []), *([f"Page: {page}"] if found else [])])
@@ -105,11 +106,22 @@ def _detector(run: Path | None, *, quiet: bool) -> Detector:
     """Load the run that was named, or the newest that can detect; say which it is, and its warnings."""
     from counterpoint.engine.run import Run
     from counterpoint.use import detect as room
+    from counterpoint.use.built_in import NAME, built_in, is_built_in
 
-    chosen, skipped = (Run.open(run), []) if run else room.choose_run(RUNS)
+    skipped: list[tuple[Path, str]] = []
+    if run is None:
+        try:
+            chosen, skipped = room.choose_run(RUNS)
+        except RunError as error:
+            if RUNS.is_dir():
+                complain(f"{error}. The built-in model is used")
+            chosen = built_in()
+    else:
+        chosen = built_in() if str(run) == NAME and not run.exists() else Run.open(run)
     detector = room.Detector(chosen)
     if not quiet:
-        say(f"Run: {chosen.path}" + ("" if run else " (the newest that can detect)"))
+        own = not is_built_in(chosen)
+        say(f"Run: {detector.name}" + (" (the newest that can detect)" if run is None and own else ""))
         if detector.calibration:
             say(f"Calibrated: {detector.calibration.facts.get('said', '')}")
     for path, reason in skipped:
@@ -141,7 +153,7 @@ def _live(source: Path | str, run: Path | None, threshold: float | None, out: Pa
     if stream and out:
         raise CounterpointError("--out is for files; a stream's alarms go to --alarms FILE or to standard output")
     detector = _detector(run, quiet=True)
-    complain(f"run: {detector.run.path}", "dim")
+    complain(f"run: {detector.name}", "dim")
     with contextlib.ExitStack() as open_files:
         file = open_files.enter_context(check_writable(alarms).open("a", encoding="utf-8")) if alarms else sys.stdout
         lines = live.Lines(file, detector, threshold)

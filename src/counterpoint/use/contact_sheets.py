@@ -29,10 +29,11 @@ def write_contact_sheet(found: Detection, path: Path) -> Path | None:
     if not height:
         return None
     row = LABEL + height + GAP
-    sheet = Image.new("RGB", (ACROSS * (WIDTH + GAP) + GAP, len(moments) * row + GAP), (24, 24, 27))
+    sheet = Image.new("RGB", (ACROSS * (WIDTH + GAP) + GAP, LABEL + len(moments) * row + GAP), (24, 24, 27))
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    pen.text((GAP, GAP), f"{found.video.name}   found by {found.run}", (170, 170, 180), font)
     for number, moment in enumerate(moments):
-        top = GAP + number * row
+        top = GAP + LABEL + number * row
         text = f"{_clock(moment.start)} to {_clock(moment.end)}   score {moment.score:.2f}"
         pen.text((GAP, top + 2), text, (235, 235, 240), font)
         for column in range(ACROSS):

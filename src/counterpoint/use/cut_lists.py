@@ -19,7 +19,7 @@ RATES = (24000 / 1001, 24.0, 25.0, 30000 / 1001, 30.0, 48.0, 50.0, 60000 / 1001,
 
 def write_vtt(found: Detection, path: Path) -> Path:
     """Write the moments of a video as WebVTT cues, for players. Return `path`."""
-    lines = ["WEBVTT", ""]
+    lines = ["WEBVTT", "", f"NOTE found by {found.run}".replace("-->", "->"), ""]
     for number, moment in enumerate(found.intervals, 1):
         lines += [
             str(number),
@@ -78,7 +78,10 @@ def time_line(found: Detection) -> Any:
                 found.video.name,
                 media_reference=otio.schema.ExternalReference(found.video.resolve().as_uri(), span(0, frames)),
                 source_range=span(first, max(1, round(moment.end * rate) - first)),
-                metadata={"counterpoint": {"score": round(moment.score, 4)}},
+                metadata={
+                    "counterpoint": {"score": round(moment.score, 4)},
+                    "cmx_3600": {"comments": [f"FOUND BY {found.run}"]},
+                },
             )
             clip.markers.append(
                 otio.schema.Marker(
@@ -111,6 +114,8 @@ def write_edl(found: Detection, path: Path) -> tuple[Path, str | None]:
             del video[n]
         note = f"{path.name} holds the {MOST_EVENTS} highest of {len(found.intervals)} moments: the form has no more"
     del line.tracks[1:]
+    if not len(video):  # the adapter fails on a track without events
+        return _text(path, f"TITLE: {line.name}\n"), note
     return _text(path, otio.adapters.write_to_string(line, "cmx_3600")), note
 
 
@@ -118,17 +123,20 @@ def write_tables(detections: Sequence[Detection], folder: Path) -> list[Path]:
     """Write videos.csv, a row for each video, and moments.csv, a row for each moment; highest videos first."""
     order = ranked(detections)
     videos = [
-        (n, found.video, f"{found.duration:.3f}", len(found.intervals), f"{found.highest:.4f}", f"{found.peak:.3f}")
+        (
+            *(n, found.video, f"{found.duration:.3f}", len(found.intervals), f"{found.highest:.4f}"),
+            *(f"{found.peak:.3f}", found.run),
+        )
         for n, found in enumerate(order, 1)
     ]
     moments = [
-        (found.video, f"{i.start:.3f}", f"{i.end:.3f}", f"{i.peak:.3f}", f"{i.score:.4f}")
+        (found.video, f"{i.start:.3f}", f"{i.end:.3f}", f"{i.peak:.3f}", f"{i.score:.4f}", found.run)
         for found in order
         for i in found.intervals
     ]
     return [
-        _table(folder / "videos.csv", ("rank", "video", "duration", "moments", "highest", "peak"), videos),
-        _table(folder / "moments.csv", ("video", "start", "end", "peak", "score"), moments),
+        _table(folder / "videos.csv", ("rank", "video", "duration", "moments", "highest", "peak", "run"), videos),
+        _table(folder / "moments.csv", ("video", "start", "end", "peak", "score", "run"), moments),
     ]
 
 

@@ -23,6 +23,7 @@ from counterpoint.errors import DataError, RunError
 from counterpoint.experiment import load_learner
 from counterpoint.tasks.calibration import Calibration
 from counterpoint.tasks.moments import Detection, Interval, Thumbnail, intervals
+from counterpoint.use.built_in import TOLD, WARNING, is_built_in
 
 MAX_THUMBNAILS = 24
 Scores = dict[str, NDArray[np.float32]]  # "score", "audio", "visual": probabilities [T]
@@ -163,7 +164,10 @@ class Detector:
         backbones = facts["backbones"]
         self.weights = run.digest()
         self.calibration, uncalibrated = calibration_of(run)
+        self.name = str(run.path)  # what outputs say of the model
         self.warnings = warnings(backbones) + ([uncalibrated] if uncalibrated else [])
+        if is_built_in(run):
+            self.name, self.warnings = TOLD, [WARNING]
         self.visual = encoders.build_visual(backbones["visual"])
         self.audio = encoders.build_audio(backbones["audio"])
         if (self.visual.dim, self.audio.dim) != (facts["visual_dim"], facts["audio_dim"]):
@@ -244,7 +248,7 @@ class Detector:
             height=reader.info.height,
             notes=reader.notes,
             speed=length / max(1e-9, watched),
-            run=str(self.run.path),
+            run=self.name,
             fps=reader.info.fps,
             steady=reader.steady,
             **scores,

@@ -105,7 +105,7 @@ class Kept:
             found = Detection.of_dict(kept, pictures)
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        found.video, found.run = path, str(self.detector.run.path)
+        found.video, found.run = path, self.detector.name
         return found, stale
 
     def save(self, found: Detection, beside: Callable[[Detection, Path], Mapping[str, Any]] | None = None) -> Path:
@@ -151,7 +151,7 @@ class Kept:
     def index(self, rows: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> Path:
         """Write detections.json: `told`, and the row of each video, highest score first. Return the file."""
         ranking = sorted(rows, key=lambda row: -row["highest"])
-        about = {"format": FORMAT, "run": str(self.detector.run.path), "weights": self.detector.weights}
+        about = {"format": FORMAT, "run": self.detector.name, "weights": self.detector.weights}
         about |= {"threshold": self.threshold, "calibrated": self.calibration is not None, **told}
         return _write(self.root / INDEX, about | {"videos": [{"rank": n, **row} for n, row in enumerate(ranking, 1)]})
 

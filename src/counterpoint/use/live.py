@@ -9,6 +9,7 @@ with the highest score. A file has one for each moment, "moment". All have these
     peak, score  time and score of the highest snippet so far
     threshold    what the score exceeds
     calibrated   whether scores are calibrated probabilities
+    run          the run, or what the built-in model is
     time         when the line was written, UTC
 """
 
@@ -81,7 +82,7 @@ class Lines:
     def __init__(self, file: IO[str], detector: Detector, threshold: float | None = None) -> None:
         self.file = file
         self.threshold = detector.threshold if threshold is None else threshold
-        self.calibrated = detector.calibration is not None
+        self.calibrated, self.run = detector.calibration is not None, detector.name
         self.count = 0
 
     def write(self, event: str, source: str, moment: Interval) -> None:
@@ -95,6 +96,7 @@ class Lines:
             "score": round(moment.score, 4),
             "threshold": round(self.threshold, 4),
             "calibrated": self.calibrated,
+            "run": self.run,
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         }
         print(json.dumps(fields, ensure_ascii=False), file=self.file, flush=True)
