@@ -34,6 +34,7 @@ COMMANDS = (
         "analyse",
         "compare",
         "distill",
+        "calibrate",
         "detect",
     ),
     *("predict", "ask", "generate", "embed", "index", "search", "export", "report", "check-loss", "doctor"),
