@@ -35,7 +35,7 @@ COMMANDS = (
         "distill",
         "detect",
     ),
-    *("ask", "generate", "embed", "index", "search", "export", "report", "check-loss", "doctor"),
+    *("ask", "generate", "embed", "index", "search", "serve", "export", "report", "check-loss", "doctor"),
 )
 
 

@@ -80,7 +80,7 @@ def detection_sections(
         video = _video(detection.video, folder, budget)
         budget -= len(video["source"] or "") * 3 // 4 if video["embedded"] else 0
         heading = detection.video.name if len(detections) > 1 else f"Timeline of {detection.video.name}"
-        page.section(heading, _timeline(detection, video), anchor=anchor)
+        page.section(heading, timeline(detection, video), anchor=anchor)
     if detections:
         page.script("timeline.js")
     if failures:
@@ -135,7 +135,7 @@ def _link(path: Path, folder: Path) -> str:
     return "./" + quote(os.fsencode(relative.replace(os.sep, "/")), safe="/")
 
 
-def _timeline(detection: Detection, video: dict[str, Any]) -> Markup:
+def timeline(detection: Detection, video: dict[str, Any]) -> Markup:
     name = detection.video.name
     duration = detection.duration if detection.duration > 0 else len(detection.score) * detection.snippet_seconds
     duration = max(duration, 1e-3)
