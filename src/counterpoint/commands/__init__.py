@@ -37,7 +37,7 @@ COMMANDS = (
         "calibrate",
         "detect",
     ),
-    *("predict", "ask", "generate", "embed", "index", "search", "export", "report", "check-loss", "doctor"),
+    *("predict", "ask", "generate", "embed", "index", "search", "serve", "export", "report", "check-loss", "doctor"),
 )
 
 

@@ -93,7 +93,7 @@ def detection_sections(
         budget -= len(video["source"] or "") * 3 // 4 if video["embedded"] else 0
         heading = detection.video.name if len(detections) > 1 else f"Timeline of {detection.video.name}"
         links = _files((beside or {}).get(detection.video, ()), folder)
-        page.section(heading, parts.join(_timeline(detection, video), links), anchor=anchor)
+        page.section(heading, parts.join(timeline(detection, video), links), anchor=anchor)
     if detections:
         page.script("timeline.js")
     if failures:
@@ -158,7 +158,7 @@ def _link(path: Path, folder: Path) -> str:
     return "./" + quote(os.fsencode(relative.replace(os.sep, "/")), safe="/")
 
 
-def _timeline(detection: Detection, video: dict[str, Any]) -> Markup:
+def timeline(detection: Detection, video: dict[str, Any]) -> Markup:
     name = detection.video.name
     duration = detection.duration if detection.duration > 0 else len(detection.score) * detection.snippet_seconds
     duration = max(duration, 1e-3)
