@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "docs")]
 
 from docstrings import lists  # noqa: E402
+from records import performance, with_verdicts  # noqa: E402
 
 from counterpoint import catalog  # noqa: E402
 from counterpoint.commands import COMMANDS, main  # noqa: E402
@@ -100,6 +101,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {
         "cli.md": command_line(),
+        "performance.md": performance(),
         "systems/index.md": systems_index(),
         "api/index.md": api_index(),
     }
@@ -119,7 +121,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    markdown = markdown.replace("<!-- checked losses -->", checked_losses())
+    markdown = with_verdicts(markdown.replace("<!-- checked losses -->", checked_losses()))
     return markdown.replace("<!-- sources -->", sources())
 
 
