@@ -33,6 +33,7 @@ COMMANDS = (
         "claims",
         "analyse",
         "compare",
+        "sweep",
         "distill",
         "calibrate",
         "detect",
