@@ -47,7 +47,7 @@ def main(
         keep: Keep the run directories of all trials. Default: of the best one.
         out: The folder. Default: sweeps/SLUG.
     """
-    from counterpoint.lab.tuning import PAGE, sweep
+    from counterpoint.tuning import PAGE, sweep
 
     record = sweep(
         slug,

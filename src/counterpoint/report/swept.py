@@ -15,7 +15,7 @@ from counterpoint.report.page import Page
 
 
 def write_sweep_page(path: Path, record: Mapping[str, Any]) -> Path:
-    """Write the page of a sweep's record (see `counterpoint.lab.tuning`) and return its path."""
+    """Write the page of a sweep's record (see `counterpoint.tuning`) and return its path."""
     best, metric, lower = record["best"], record["metric"], record["lower_is_better"]
     done = [row for row in record["trials"] if row["state"] == "complete"]
     ended = len(record["trials"]) - len(done)

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from counterpoint import tuning
 from counterpoint.cli import main
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, Interrupted
-from counterpoint.lab import tuning
 from counterpoint.lab.ranges import Range
-from counterpoint.lab.tuning import sweep
 from counterpoint.systems.classics.finetune import Finetune
+from counterpoint.tuning import sweep
 
 pytest.importorskip("optuna", reason="needs the extra [sweep]")
 GIVEN = {"encoder": "conv-s", "epochs": 2, "batch_size": 32, "evaluate_every": 1, "recipe": "none"}

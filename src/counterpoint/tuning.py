@@ -1,9 +1,11 @@
 """Search a system's settings with Optuna: `counterpoint sweep`. Trials are judged on `valid`, the chosen one is measured on `test`.
 
-DIR/study.journal       Optuna's record of all trials, which a second call continues
-DIR/trials/0007/        the run directory of the best trial; with `keep`, of every trial
-DIR/sweep.json          all trials, the best settings, the importance of each setting
-DIR/index.html          the same as a page
+    DIR/study.journal    Optuna's record of all trials
+    DIR/trials/0007/     the run directory of the best trial (with `keep`, of every trial)
+    DIR/sweep.json       all trials, the best settings, the importance of each setting
+    DIR/index.html       the same as a page
+
+A second call with the same arguments continues the study.
 """
 
 from __future__ import annotations
