@@ -9,6 +9,8 @@ import pytest
 import torch
 from toy import Config, Kill, Killed, Task, Toy
 
+from counterpoint.data.cached import digest
+from counterpoint.data.images import ArrayImages
 from counterpoint.engine import teachers
 from counterpoint.engine.fit import fit
 from counterpoint.engine.options import Loop
@@ -195,6 +197,41 @@ def test_what_a_teacher_says_is_kept(cache, monkeypatch):
     assert len(passes) == 6
     assert len(list((cache / "teachers").glob("*.npy"))) == 6
     assert isinstance(kept.values, np.memmap)
+
+
+def test_kept_rows_are_not_used_for_items_of_another_order_name_or_file(tmp_path):
+    """Sixty-four items are compared whole; the other ones by what tells them apart."""
+
+    def key():
+        return digest(*teachers._origins(split, ["image"]))
+
+    split = ArrayImages(np.zeros((200, 4, 4, 3), np.uint8), labels=np.arange(200))
+    first = key()
+    split.pixels[101, 0, 0] = 1
+    assert (second := key()) != first
+    split.labels[[3, 5]] = split.labels[[5, 3]]
+    assert key() != second
+
+    files = [tmp_path / f"{n}.png" for n in range(3)]
+    for path in files:
+        path.write_bytes(b"a")
+
+    class Files(list):
+        labels = None
+
+        def row_names(self, at):
+            return [str(self[n]) for n in at]
+
+        def files(self, at, name):
+            return self.row_names(at)
+
+    split = files = Files(files)
+    first = key()
+    assert key() == first
+    files[1].write_bytes(b"ab")
+    assert (second := key()) != first
+    files.reverse()
+    assert key() != second
 
 
 def test_frozen_records_the_name_of_its_function():

@@ -23,8 +23,9 @@ from counterpoint.data.regions import SOURCE, TARGET, RegionSplit, iou
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, Interrupted
-from counterpoint.experiment import Experiment
+from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.dense import wscol
+from launch import command_over_processes
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "wscol.npz")
 TYPES = pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
@@ -437,6 +438,50 @@ def test_trains_from_the_command_line(tmp_path):
     assert "Regions of the target" in page
     assert "Clusters of the teacher" in page
     assert training.evaluate(run.path, say=lambda _: None)["accuracy"] == run.metrics()[-1]["test/accuracy"]
+
+
+def test_a_run_on_pictures_starts_the_detector_which_may_stay_frozen(tmp_path, undrawn):
+    views = {
+        "encoder": "conv-s",
+        "epochs": 1,
+        "batch_size": 32,
+        "recipe": "none",
+        "hidden": 8,
+        "projection": 4,
+        "bank": 32,
+    }
+    pictures = "digits?size=16&train=64"
+    config = Experiment.resolve("simclr", pictures, overrides=views).config
+    parent = training.train("simclr", config, data=pictures, out=tmp_path, name="views", say=lambda _: None)
+    first = load_learner(parent).encoder.state_dict()
+    settings = {name: value for name, value in SMALL.items() if name != "encoder"} | {"epochs": 0}
+
+    def encoder(name, **more):
+        config = Experiment.resolve("wscol", DATA, overrides=settings | {"start": f"run:{parent.path}"} | more).config
+        run = training.train("wscol", config, data=DATA, out=tmp_path, name=name, say=lambda _: None)
+        assert run.facts()["encoder"] == "conv-s"
+        return load_learner(run).student.encoder.encoder.state_dict()
+
+    frozen, whole = encoder("frozen", frozen=True), encoder("whole")
+    assert all(torch.equal(value, first[name]) for name, value in frozen.items())
+    assert not all(torch.equal(value, first[name]) for name, value in whole.items())
+
+
+def test_two_processes_learn_the_same_as_one(tmp_path, undrawn):
+    settings = SMALL | {"epochs": 2, "batch_size": 4}
+    words = ["train", "wscol", "--data", DATA, "--out", str(tmp_path), "--name", "two"]
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    command_over_processes(words, tmp_path)
+    config = Experiment.resolve("wscol", DATA, overrides=settings).config
+    run = training.train("wscol", config, data=DATA, out=tmp_path, name="one", say=lambda _: None)
+    one, two = run.metrics()[-1], Run.open(tmp_path / "two").metrics()[-1]
+    assert one["train/pseudo_boxes"] > 0
+    for name in one:
+        if not name.startswith("train/seconds"):
+            assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name
+    mine, other = run.load_weights(), Run.open(tmp_path / "two").load_weights()
+    for name in ("filled", "bank", "prototypes", "student.classifier.weight"):
+        torch.testing.assert_close(other[name], mine[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,12 @@ def test_fewer_items_to_find_in_some_sets_and_fewer_items_than_a_cut_keep_recall
     assert found["ndcg_50"] == pytest.approx((1 + (1 + 1 / np.log2(7)) / (1 + 1 / np.log2(3))) / 2)
 
 
+def test_one_user_alone_is_named(tmp_path):
+    long = [("ann", item, time) for time, item in enumerate("abcde")]
+    with pytest.raises(DataError, match=r"needs at least 2 users with 3 items, .* has 1"):
+        Experiment.resolve("mclrec", table(tmp_path, long)).task()
+
+
 def test_another_number_of_items_and_data_without_histories_are_refused():
     experiment = Experiment.resolve("mclrec", "visits?users=9&items=24&groups=3")
     with pytest.raises(DataError, match="knows its own items alone"):

@@ -8,8 +8,9 @@ A box is left, top, width, height in pixels. File names are relative to `?images
 second domain is `?target=PLACE`: another file of this layout with the same category names, or a folder of pictures without
 boxes. Pictures are scaled so that their longer side is `size`; the rest of the square is grey.
 
-Proposals are drawn around the boxes, of both domains; the classes of the target serve measures alone. Pictures without boxes have
-squares on a grid. Left out and listed are:
+By default proposals are drawn around the boxes, of both domains, and pictures without boxes have squares on a grid. With
+`?detector=torchvision:NAME` a detector of torchvision proposes them from the picture alone (`encoders/detectors.py`), and squares
+fill up its list. The classes of the target serve measures alone. Left out and listed are:
 
 - pictures that cannot be read;
 - boxes that are empty, outside their picture, or no four numbers;
@@ -32,22 +33,28 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from counterpoint.data import cached
 from counterpoint.data.accounts import Accounts, Line
 from counterpoint.data.dense import Boxes
 from counterpoint.data.images import checked_size
 from counterpoint.data.own.item_splits import item_splits
 from counterpoint.data.regions import (
+    MATCH,
     SOURCE,
     TARGET,
+    UNKNOWN,
     ArrayRegions,
     Proposals,
     RegionData,
     drawn_proposals,
     grid_proposals,
+    iou,
+    matched_labels,
 )
 from counterpoint.errors import CounterpointError, DataError
 
 GREY = 128
+LOWEST = -10.0  # logit of squares that fill up a detector's proposals
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -65,6 +72,7 @@ def load(
     target_images: str = "",
     size: int = 256,
     proposals: int = 100,
+    detector: str = "",
     seed: int = 0,
     test: str = "",
     valid: str = "",
@@ -78,7 +86,8 @@ def load(
         target_images: folder of the pictures of a target file.
         size: height and width of a picture in pixels, 16 to 4096.
         proposals: boxes of a picture, 4 to 2000.
-        seed: seed of the proposals.
+        detector: detector that proposes boxes, torchvision:NAME or torchvision:NAME/FILE. "" (default): they are drawn.
+        seed: seed of the drawn proposals.
         test: fraction of the measured domain's pictures in the test split, by default a fifth.
         valid: fraction of the others in the valid split, by default a tenth.
 
@@ -99,6 +108,9 @@ def load(
             other = _folder(Path(target))
             notes.append(f"{target}: pictures without boxes; valid and test measure the source, not the target")
         first, second = (_Read(part, classes, size, proposals, seed, accounts) for part in (own, other))
+        if detector:
+            for read in (first, second):
+                notes += read.propose(detector, len(classes))
         accounts.check()
         accounts.write()
     except CounterpointError:
@@ -208,6 +220,8 @@ class _Read:
         self, pictures: list[_Picture], classes: tuple[str, ...], size: int, count: int, seed: int, accounts: Accounts
     ) -> None:
         pixels, self.found, self.kept = [], [], []
+        self.boxes: list[Boxes] = []
+        self.shown: list[tuple[int, int]] = []  # width and height of each picture within its square
         for number, picture in enumerate(pictures):
             accounts.find("pictures")
             try:
@@ -238,11 +252,51 @@ class _Read:
             boxes = Boxes(
                 np.array(corners, np.float32).reshape(-1, 4), np.array(labels, np.int64), np.arange(len(labels))
             )
+            self.boxes.append(boxes)
+            self.shown.append((wide, high))
             rng = np.random.default_rng([seed, number])
             drawn = drawn_proposals(rng, boxes, count, (wide, high), len(classes)) if labels else None
             self.found.append(drawn or grid_proposals(count, (wide, high)))
             self.kept.append(len(labels))
         self.pixels: NDArray[np.uint8] = np.stack(pixels) if pixels else np.empty((0, size, size, 3), np.uint8)
+
+    def propose(self, detector: str, background: int) -> list[str]:
+        """Replace the proposals by those of a detector, kept in the cache; return notes on them."""
+        from counterpoint.encoders import detectors
+
+        if not len(self.pixels):
+            return []
+        count, sizes = len(self.found[0].labels), self.shown
+        network = detectors.build_detector(detector)
+        key = ("detector", detectors.digest(network), count, self.pixels, [list(size) for size in sizes])
+
+        def build() -> cached.Arrays:
+            pictures = [square[:high, :wide] for square, (wide, high) in zip(self.pixels, sizes, strict=True)]
+            made = detectors.propose(network, pictures, count)
+            return {
+                "corners": np.concatenate([one.corners for one in made]).astype(np.float32),
+                "scores": np.concatenate([one.scores for one in made]).astype(np.float32),
+                "counts": np.array([len(one.scores) for one in made]),
+            }
+
+        arrays = cached.build_once("proposals", key, build, lambda arrays: arrays)
+        ends = np.cumsum(arrays["counts"])
+        matched = objects = 0
+        for number, (end, size) in enumerate(zip(ends.tolist(), sizes, strict=True)):
+            own = slice(end - int(arrays["counts"][number]), end)
+            corners, scores = arrays["corners"][own], arrays["scores"][own]
+            fill = grid_proposals(count, size).corners[: count - len(scores)]
+            corners = np.concatenate([corners, fill])
+            scores = np.concatenate([scores, np.full(len(fill), LOWEST, np.float32)])
+            boxes = self.boxes[number]
+            labels = matched_labels(corners, boxes, background)[0]
+            if len(boxes.corners):
+                matched += int((iou(corners, boxes.corners).max(0) >= MATCH).sum())
+                objects += len(boxes.corners)
+            else:
+                labels[:] = UNKNOWN
+            self.found[number] = Proposals(corners, labels, scores)
+        return [f"{detector} proposes {matched} of {objects} objects with an IoU of {MATCH} or more"]
 
     def split(self, rows: NDArray[np.int64], domain: int) -> ArrayRegions:
         found: list[Proposals] = [self.found[int(row)] for row in rows]

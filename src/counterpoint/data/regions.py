@@ -150,15 +150,21 @@ def drawn_proposals(
     corners = np.clip(corners, 0, edge).astype(np.float32)
     least = np.minimum(corners[:, :2], edge[:2] - 1)  # no box is thinner than a pixel
     corners = np.concatenate([least, np.maximum(corners[:, 2:], least + 1)], 1)
-    overlap = iou(corners, objects)
-    best = overlap.max(1) if len(objects) else np.zeros(count, np.float32)
-    labels = np.full(count, background, np.int64)
-    if len(objects):
-        matched = best >= MATCH
-        labels[matched] = boxes.labels[overlap.argmax(1)[matched]]
+    labels, best = matched_labels(corners, boxes, background)
     scores = (6 * best - 2 + rng.standard_normal(count)).astype(np.float32)
     order = rng.permutation(count)
     return Proposals(corners[order], labels[order], scores[order])
+
+
+def matched_labels(corners: NDArray[np.float32], boxes: Boxes, background: int) -> tuple[Indices, NDArray[np.float32]]:
+    """Return the class of each box by the object that it meets most, and its IoU with it."""
+    labels, best = np.full(len(corners), background, np.int64), np.zeros(len(corners), np.float32)
+    if len(boxes.corners):
+        overlap = iou(corners, boxes.corners.astype(np.float32))
+        best = overlap.max(1)
+        matched = best >= MATCH
+        labels[matched] = boxes.labels[overlap.argmax(1)[matched]]
+    return labels, best
 
 
 def grid_proposals(count: int, size: tuple[int, int]) -> Proposals:

@@ -31,6 +31,11 @@ class Survey:
     def _device(self) -> torch.device:
         return next((p.device for p in self._learner.parameters()), torch.device("cpu"))
 
+    @property
+    def modalities(self) -> list[str]:
+        """Names of the items' modalities; "image" alone for data that name none."""
+        return list(getattr(getattr(self._task, "data", None), "modalities", ("image",)))
+
     def split(self, name: str = "train") -> Any:
         """Return a split in the form of the task: "train", "valid", "test", or "unpaired" (None where there is none)."""
         if name == "unpaired":

@@ -10,7 +10,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -190,7 +192,8 @@ def cached(teacher: Frozen, survey: Survey, split: str, output: str = "feature")
         split: "train", "valid" or "test".
         output: Name of the output, for a teacher with several named outputs.
 
-    The file's key is the teacher's weights and function, the split's length and a digest of 64 of its items.
+    The file's key has the teacher's weights and function, the split's length and a digest of 64 of its items. It also has what
+    tells all items apart (`_origins`). After a change of any of these the rows are computed again.
     """
 
     def row(batch: dict[str, Any]) -> Tensor:
@@ -204,6 +207,7 @@ def cached(teacher: Frozen, survey: Survey, split: str, output: str = "feature")
     some = survey.batch(split, np.unique(np.linspace(0, count - 1, min(count, 64)).astype(np.int64)))
     items = [value.detach().cpu().contiguous().numpy() for value in _tensors(some)]
     key = (teacher.digest(), teacher.function, split, count, output, *items)
+    key += tuple(_origins(survey.split(split), survey.modalities))
     path = cache.place("teachers", *key, suffix=".npy")
     # One process may find the file that another has just written; either all processes compute, or none.
     with over("world"):
@@ -219,6 +223,25 @@ def cached(teacher: Frozen, survey: Survey, split: str, output: str = "feature")
         raise RunError(f"{path} was written but cannot be read; free disk space, or keep the cache from being cleared")
     need_width(teacher, values.shape[1])
     return Cached(values)
+
+
+def _origins(split: Any, modalities: Sequence[str]) -> list[Any]:
+    """Return what tells the items of a split apart without reading them all.
+
+    These are their labels, names and files with size and time, and of pictures in memory the pixels.
+    """
+    arrays = [getattr(split, name, None) for name in ("labels", "pixels")]
+    found: list[Any] = [values for values in arrays if isinstance(values, np.ndarray)]
+    if not hasattr(split, "row_names"):
+        return found
+    at = np.arange(len(split))
+    found.append("\n".join(split.row_names(at)))
+    files = getattr(split, "files", lambda at, name: [])
+    for path in sorted({path for name in modalities for path in files(at, name) if path}):
+        with suppress(OSError):
+            known = os.stat(path)
+            found.append(f"{path} {known.st_size} {known.st_mtime_ns}")
+    return found
 
 
 def _rows(path: Path, count: int) -> NDArray[np.float32] | None:

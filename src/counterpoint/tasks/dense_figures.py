@@ -92,12 +92,13 @@ class DenseEvaluator:
 
     def distances(self) -> NDArray[np.float64]:
         """Return HD95 in mm of each volume and class [volumes, classes]; nan where there is none."""
-        rows = []
-        for group, parts in self.volumes.items() if self.spacings is not None else ():
+        rows, spacings = [], self.spacings
+        for group, parts in self.volumes.items() if spacings is not None else ():
             truth, predicted = (torch.cat(side).numpy() for side in zip(*parts, strict=True))
             if len(truth) < int((getattr(self.data, self.split).groups == group).sum()):
                 continue
-            spacing = self.spacings[group].tolist()
+            assert spacings is not None
+            spacing = spacings[group].tolist()
             rows.append(volume_distances(truth, predicted, self.classes, spacing, background=self.data.background))
         return np.array(rows).reshape(-1, self.classes)
 

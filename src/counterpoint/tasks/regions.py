@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from tyro.conf import arg
 
 from counterpoint.core.checks import shapes
 from counterpoint.core.world import processes
@@ -36,8 +37,10 @@ from counterpoint.encoders.taps import recorded
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig
+from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.splits import check_watched, named_split
+from counterpoint.tasks.started import encoder_name, start_encoder
 from counterpoint.views.images import Recipe, ViewPipeline, normalise
 
 AT_ONCE = 16  # pictures in a batch of the evaluation
@@ -61,6 +64,11 @@ class RegionsConfig(OptimConfig):
     """The layer whose output is a region's feature map; "" for the last map of conv-s, conv-fine, conv-cells, resnet-s."""
     pretrained: bool = False
     """Start from published weights if the encoder has them."""
+    start: Annotated[str, arg(name="from", metavar="RUN")] = ""
+    """A finished run of any system on pictures, whose encoder to start from; it replaces --encoder. Default: the encoder's
+    random or published weights."""
+    frozen: bool = False
+    """Train the classifier of regions alone in the first stage; the encoder and its statistics stay as they are."""
     crop: int = 224
     """Height and width of a region's crop in pixels, at least 8."""
     flip: float = 0.5
@@ -97,7 +105,8 @@ class RegionsConfig(OptimConfig):
 
     def facts(self, data: RegionData) -> dict[str, Any]:
         """Return the facts of the data that a learner with these settings needs, fit for JSON."""
-        return data.spec | {"examples": len(data.train), "targets": int((data.train.domains == TARGET).sum())}
+        found = data.spec | {"examples": len(data.train), "targets": int((data.train.domains == TARGET).sum())}
+        return found | {"encoder": encoder_name(self.start)} if self.start else found
 
 
 # ---------------------------------------------------------------------------------------------------------- the learner
@@ -140,7 +149,7 @@ class RegionEncoder(nn.Module):
 
     def __init__(self, name: str, layer: str, size: int, pretrained: bool = False) -> None:
         super().__init__()
-        self.encoder, self.layer = build_image_encoder(name, size, pretrained=pretrained), layer
+        self.encoder, self.layer, self.size = build_image_encoder(name, size, pretrained=pretrained), layer, size
         if not layer and not hasattr(self.encoder, "features"):
             raise CounterpointError(f"{name} has no feature map of its own; name a layer, such as --layer layer4")
         self.eval()
@@ -173,10 +182,20 @@ class RegionsLearner(Learner):
 
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(seed)
+        if config.start:
+            config = dataclasses.replace(config, encoder=data.encoder, pretrained=False)
         self.config, self.size, self.count = config, data.size, data.proposals
+        self.loaded = False  # whether weights were loaded, which `start` must not replace
+        self.register_load_state_dict_post_hook(_loaded)
         self.classes = len(data.class_names) if hasattr(data, "class_names") else int(data.classes)
         self.pipeline = ViewPipeline(config.crop, 1, STRONG)
         torch.manual_seed(seed)
+
+    def begin(self, survey: Survey) -> None:
+        """Give the encoder the weights of the run that the settings start from."""
+        super().begin(survey)
+        if self.config.start and not self.loaded:
+            start_encoder(next(one for one in self.modules() if isinstance(one, RegionEncoder)), self.config.start)
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Cut the regions, mirror those of some pictures, and draw the strong view."""
@@ -210,6 +229,10 @@ class RegionsLearner(Learner):
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         regions = drawn_regions(batch["image"], batch["boxes"], self.config.crop)
         return {"logits": self.classify(normalise(regions)).view(*batch["boxes"].shape[:2], -1)}
+
+
+def _loaded(learner: nn.Module, keys: Any) -> None:
+    learner.loaded = True  # type: ignore[assignment]
 
 
 # ------------------------------------------------------------------------------------------------------------- measures

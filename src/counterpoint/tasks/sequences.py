@@ -275,6 +275,11 @@ class SequencesTask:
 
     def check_training(self) -> None:
         """Raise DataError where the valid split is too small to monitor training."""
+        if self.data.ordered and len(self.data.valid) < 2:
+            raise DataError(
+                f"{self.data.name}: needs at least 2 users with 3 items, whose last items but one training is monitored on; has "
+                f"{len(self.data.valid)}"
+            )
         check_watched(self.data.name, len(self.data.valid), "histories" if self.data.ordered else "sets")
 
     def check_facts(self, trained: Mapping[str, Any]) -> None:

@@ -168,6 +168,7 @@ class WSCoL(RegionsLearner):
 
     def __init__(self, config: WSCoLConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
+        config = self.config
         self.student = Student(config, self.classes)
         self.teacher = EMATeacher(self.student, buffers="copy", mode="eval")
         encoder = self.student.encoder
@@ -183,11 +184,14 @@ class WSCoL(RegionsLearner):
 
     def stages(self) -> list[Stage]:
         config, student = self.config, self.student
-        detector = [student.encoder, student.classifier]
-        found = [Stage("source", config.source_epochs, lambda: detector, turns=self.of_source, batches=self._sources)]
+        found = [Stage("source", config.source_epochs, self.detector, turns=self.of_source, batches=self._sources)]
         if config.epochs:
             found.append(Stage("adapt", config.epochs, lambda: [student], batches=self._targets, enter=self.enter))
         return found
+
+    def detector(self) -> list[nn.Module]:
+        """Return what the first stage trains."""
+        return [self.student.classifier] if self.config.frozen else [self.student.encoder, self.student.classifier]
 
     def _sources(self, survey: Survey) -> Batches:
         return RowBatches(np.flatnonzero(survey.split().domains == SOURCE), self.config.source_batch)
@@ -197,8 +201,9 @@ class WSCoL(RegionsLearner):
 
     def of_source(self) -> list[Turn]:
         config = replace(self.config, lr=self.config.source_lr)
-        detector = [self.student.encoder, self.student.classifier]
-        return [optimisers(config, detector, self.epochs, config.source_batch, steps_per_epoch=self.steps_per_epoch)]
+        return [
+            optimisers(config, self.detector(), self.epochs, config.source_batch, steps_per_epoch=self.steps_per_epoch)
+        ]
 
     def turns(self) -> list[Turn]:
         """Return an optimiser of the student with a constant learning rate."""
@@ -240,6 +245,8 @@ class WSCoL(RegionsLearner):
     def on_source(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Compute the cross-entropy of labelled regions."""
         labels = batch["label"].flatten()
+        if self.config.frozen:
+            self.student.encoder.eval()
         rows = F.cross_entropy(
             self.student.logits(self.student.encoder(batch["views"][0])), labels, ignore_index=UNKNOWN, reduction="none"
         )
