@@ -1,6 +1,6 @@
 """Compare the costly parts of CoMD's rounds with the plain way, one question at a time: time, value, and peak memory.
 
-    python benchmarks/comd.py [--rounds 5] [--threads 1]      writes results/bench/comd.json
+    python benchmarks/comd.py [--rounds 3] [--threads 1]      writes results/bench/comd.json
 
 Both ways take the same small LLaVA with random weights, and the same questions about pictures of 64 pixels.
 
@@ -166,11 +166,11 @@ def table(one: list[str], other: list[str]) -> float:
 
 
 if __name__ == "__main__":
-    kinds = {"answers": (answering, 64), "assess": (assessing, 64), "imitate": (imitating, 32)}
+    kinds = {"answers": (answering, 32), "assess": (assessing, 32), "imitate": (imitating, 32)}
     cases = {
         f"{kind}, {many} questions, {size}": Sides(partial(make, name, many), partial(make, MODELS["small"], 4))
         for kind, (make, many) in kinds.items()
         for size, name in MODELS.items()
     }
     cases["filter, 100 new and 400 kept questions"] = Sides(partial(filtering, "", 100), partial(filtering, "", 4))
-    run(cases, OUT, __doc__, rounds=5)
+    run(cases, OUT, __doc__, rounds=3)

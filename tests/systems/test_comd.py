@@ -328,6 +328,9 @@ def test_reviews_off_the_format_are_counted_and_left_out(sure):
 
 def test_a_judge_that_never_keeps_the_format_raises_an_error_that_names_the_mend(sure):
     learner, task = built(assessor="judge")
+    with pytest.raises(CounterpointError, match=r"a review needs up to \d+ tokens, .* context has 48; raise"):
+        fit(learner, task, bar=False)
+    learner, task = built(assessor="judge", context=384)
     with pytest.raises(CounterpointError, match=r"30 of 30 reviews are off the format; name another --judge"):
         fit(learner, task, bar=False)
 

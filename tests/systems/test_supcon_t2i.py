@@ -322,8 +322,10 @@ def test_unknown_classes_are_counted_in_a_note():
     data = sources.load(f"{DATA}&unknown=0.5", task="generation")
     missing = int((data.train.labels < 0).sum())
     assert 0 < missing < 32
+    at = int((data.train.labels < 0).argmax())
     assert data.notes == [
-        f"digit-scenes: {missing} of 32 train captions have no known class; each counts as a class of its own"
+        f"digit-scenes: {missing} of 32 train captions have no known class, the first is number {at}, "
+        f"'{data.train.captions[at][:40]}'; each counts as a class of its own"
     ]
 
 
