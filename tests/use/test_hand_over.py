@@ -236,3 +236,15 @@ def test_the_command_writes_a_folder(run_of_clips, folder, tmp_path, capsys):
     before = [p.stat().st_mtime_ns for p in clips]
     assert cli.main([*words, "--clips", str(tmp_path / "clips")]) == 2
     assert [p.stat().st_mtime_ns for p in clips] == before
+
+
+def test_ctrl_c_names_the_way_to_continue(run_of_clips, folder, tmp_path, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Detector, "detect", interrupt)
+    words = ["detect", str(folder), "--run", str(run_of_clips), "--html", str(tmp_path / "a.html")]
+    assert cli.main(words) == 130
+    assert "stopped; with --out DIR, finished files are kept" in capsys.readouterr().err
+    assert cli.main([*words, "--out", str(tmp_path / "out")]) == 130
+    assert "type the same command again to continue" in capsys.readouterr().err

@@ -100,7 +100,7 @@ def write_all(
         page: The page's file.
         kept: The folder of results, or None.
         clips: Clips of each video, by video.
-        told: "failed", "left_out" and "warnings", for the index and the page.
+        told: "failed", "left_out", "warnings" and "calibration" (a sentence), for the index and the page.
     """
     links = beside(kept, detections) if kept else {}
     for video, files in clips.items():
@@ -115,6 +115,7 @@ def write_all(
         left_out=told["left_out"],
         warnings=told["warnings"],
         beside=links,
+        about=told.get("calibration", ""),
     )
 
 
