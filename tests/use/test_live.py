@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import io
 import json
 import shutil
+import threading
 
 import av
 import numpy as np
@@ -72,16 +75,30 @@ def test_a_playlist_is_followed_to_its_end(detector, playlist, monkeypatch):
     assert {t["source"] for t in told} == {str(path)}
 
 
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A server that prints nothing."""
+
+    def log_message(self, *_):
+        pass
+
+
 def test_the_command_appends_alarms_to_a_file(run_of_clips, playlist, tmp_path, capsys):
     path, _ = playlist
     words = ["detect", str(path), "--run", str(run_of_clips), "--threshold", str(THRESHOLD)]
     assert cli.main(words) == 0
     printed = capsys.readouterr().out.splitlines()
     assert cli.main([*words, "--alarms", str(tmp_path / "a.jsonl")]) == 0
-    assert cli.main([*words, "--alarms", str(tmp_path / "a.jsonl")]) == 0
+    # The same by an address.
+    handler = functools.partial(Quiet, directory=str(path.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        words[1] = f"http://127.0.0.1:{server.server_port}/{path.name}"
+        assert cli.main([*words, "--alarms", str(tmp_path / "a.jsonl")]) == 0
+        server.shutdown()
     kept = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert len(kept) == 2 * len(printed)
     assert [t["start"] for t in kept] == [json.loads(line)["start"] for line in printed] * 2
+    assert [t["source"] for t in kept] == [str(path)] * len(printed) + [words[1]] * len(printed)
 
 
 def test_a_live_playlist_that_stops_is_connected_to_again(detector, playlist, tmp_path, monkeypatch):
