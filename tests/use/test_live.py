@@ -12,6 +12,7 @@ import threading
 import av
 import numpy as np
 import pytest
+import rtsp_server
 
 from counterpoint import cli
 from counterpoint.data.media import opened, write_video
@@ -122,6 +123,33 @@ def test_a_live_playlist_that_stops_is_connected_to_again(detector, playlist, tm
     assert said[-1].endswith("stopped")
     told = alarms(lines.file)
     assert [t["event"] for t in told].count("start") == [t["event"] for t in told].count("end")
+
+
+def test_a_camera_is_followed_over_rtsp_and_connected_to_again(detector, playlist):
+    """The server sends the clip in MPEG-TS and ends the connection; the second connection begins anew."""
+    path, clip = playlist
+    parts = sorted(path.parent.glob("part*.ts"))
+    whole = path.parent / "whole.ts"
+    whole.write_bytes(b"".join(part.read_bytes() for part in parts))
+    now, pauses = [0.0], []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            raise KeyboardInterrupt
+        now[0] = 100.0
+
+    lines = live.Lines(io.StringIO(), detector, THRESHOLD)
+    with rtsp_server.serving(whole) as address:
+        count = live.follow(detector, address, lines, say=lambda _: None, sleep=sleep, clock=lambda: now[0])
+    assert pauses == [1.0, 1.0]
+    offline = len(detector.detect(clip).score)
+    assert count == pytest.approx(2 * offline, abs=2)
+    told = alarms(lines.file)
+    first = [t for t in told if t["start"] < 100]
+    again = [t for t in told if t["start"] >= 99]
+    assert len(first) == len(again) > 0
+    assert again[0]["start"] - first[0]["start"] == pytest.approx(100, abs=1)
 
 
 class Reader:
