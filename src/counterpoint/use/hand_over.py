@@ -72,7 +72,9 @@ def write_clips(detections: Sequence[Detection], folder: Path, key: Any) -> tupl
         there = next((out.with_name(out.name + end) for end in (".mp4", ".mkv") if _is_there(out, end)), None)
         if there is None:
             try:
-                there, how = cut(found.video, moment.start, moment.end, out, steady=found.steady)
+                there, how = cut(
+                    found.video, moment.start, moment.end, out, steady=found.steady, comment=f"found by {found.run}"
+                )
                 said.append(f"{there}: {how}")
             except (CounterpointError, OSError) as error:
                 said.append(f"{out}: failed ({error})")
