@@ -296,6 +296,26 @@ def test_a_file_is_read_once_it_is_complete(detector, tmp_path):
     assert alarms(again.file) == []
 
 
+def test_a_folder_that_is_away_is_looked_for_again(detector, tmp_path):
+    box, said, looks = tmp_path / "box", [], []
+    box.mkdir()
+
+    def sleep(_):
+        looks.append(box.exists())
+        if len(looks) == 1:
+            box.rmdir()
+        if len(looks) == 3:
+            box.mkdir()
+        if len(looks) == 5:
+            raise KeyboardInterrupt
+
+    live.watch(detector, box, live.Lines(io.StringIO(), detector), say=said.append, sleep=sleep)
+    assert [line for line in said if "looking again" in line] == [
+        f"{box} cannot be read (No such file or directory); looking again"
+    ]
+    assert said[-1] == "stopped after 0 files"
+
+
 def test_a_folder_forgets_files_that_are_gone(tmp_path):
     now = [0.0]
     growing = live.Growing(tmp_path, lambda: now[0])
