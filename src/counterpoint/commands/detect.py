@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def main(
-    videos: Annotated[Positional[tuple[str, ...]], arg(metavar="VIDEO [VIDEO ...]")] = (),
+    videos: Annotated[Positional[tuple[str, ...]], unset(metavar="VIDEO [VIDEO ...]")] = (),
     *,
     run: Annotated[Place, unset(metavar="RUN")] = None,
     threshold: Annotated[Probability, unset(metavar="P")] = None,
@@ -29,7 +29,7 @@ def main(
     alarms: Annotated[Place, unset(metavar="FILE")] = None,
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> int:
-    """Find the violent moments in video files with a trained run.
+    """Find the violent moments in video files, folders and streams.
 
     Read any container and codec that FFmpeg supports, with or without sound, of any length. Print the moments found and
     write a page with the score curves beside the playable video, the highest-scoring video first. Where a file cannot be read,
