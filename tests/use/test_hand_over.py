@@ -126,7 +126,7 @@ def brightness(path, at):
 
 
 def test_a_clip_is_copied_where_a_key_picture_is_near(film, tmp_path):
-    clip, how = cut(film, 0.5, 2.5, tmp_path / "clips" / "one")
+    clip, how = cut(film, 0.5, 2.5, tmp_path / "clips" / "one", comment="found by runs/x")
     assert how == "copied, begins 0.5 s early at a key picture"
     assert clip.name == "one.mp4"
     found = probe(clip)
@@ -134,17 +134,21 @@ def test_a_clip_is_copied_where_a_key_picture_is_near(film, tmp_path):
     assert (found.has_audio, found.video_codec) == (True, "h264")
     assert brightness(clip, 2.0) == pytest.approx(80, abs=6)
     assert [p.name for p in clip.parent.iterdir()] == ["one.mp4"]
+    with av.open(str(clip)) as file:
+        assert file.metadata["comment"] == "found by runs/x"
 
 
 def test_a_clip_is_encoded_again_where_it_cannot_be_copied(film, tmp_path):
     """The only key picture is at the beginning."""
-    clip, how = cut(film, 3.0, 4.5, tmp_path / "two")
+    clip, how = cut(film, 3.0, 4.5, tmp_path / "two", comment="found by runs/x")
     assert how == "encoded again"
     found = probe(clip)
     assert found.duration == pytest.approx(1.5, abs=0.1)
     assert (found.has_audio, found.width, found.height) == (True, 64, 48)
     assert brightness(clip, 0.0) == pytest.approx(120, abs=6)
     assert brightness(clip, 1.4) == pytest.approx(176, abs=6)
+    with av.open(str(clip)) as file:
+        assert file.metadata["comment"] == "found by runs/x"
 
 
 def test_codecs_that_mp4_does_not_take_are_copied_into_matroska(tmp_path):
@@ -236,3 +240,15 @@ def test_the_command_writes_a_folder(run_of_clips, folder, tmp_path, capsys):
     before = [p.stat().st_mtime_ns for p in clips]
     assert cli.main([*words, "--clips", str(tmp_path / "clips")]) == 2
     assert [p.stat().st_mtime_ns for p in clips] == before
+
+
+def test_ctrl_c_names_the_way_to_continue(run_of_clips, folder, tmp_path, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Detector, "detect", interrupt)
+    words = ["detect", str(folder), "--run", str(run_of_clips), "--html", str(tmp_path / "a.html")]
+    assert cli.main(words) == 130
+    assert "stopped; with --out DIR, finished files are kept" in capsys.readouterr().err
+    assert cli.main([*words, "--out", str(tmp_path / "out")]) == 130
+    assert "type the same command again to continue" in capsys.readouterr().err

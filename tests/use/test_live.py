@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import io
 import json
 import shutil
+import threading
 
 import av
 import numpy as np
 import pytest
+import rtsp_server
 
 from counterpoint import cli
 from counterpoint.data.media import opened, write_video
@@ -72,16 +76,30 @@ def test_a_playlist_is_followed_to_its_end(detector, playlist, monkeypatch):
     assert {t["source"] for t in told} == {str(path)}
 
 
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A server that prints nothing."""
+
+    def log_message(self, *_):
+        pass
+
+
 def test_the_command_appends_alarms_to_a_file(run_of_clips, playlist, tmp_path, capsys):
     path, _ = playlist
     words = ["detect", str(path), "--run", str(run_of_clips), "--threshold", str(THRESHOLD)]
     assert cli.main(words) == 0
     printed = capsys.readouterr().out.splitlines()
     assert cli.main([*words, "--alarms", str(tmp_path / "a.jsonl")]) == 0
-    assert cli.main([*words, "--alarms", str(tmp_path / "a.jsonl")]) == 0
+    # The same by an address.
+    handler = functools.partial(Quiet, directory=str(path.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        words[1] = f"http://127.0.0.1:{server.server_port}/{path.name}"
+        assert cli.main([*words, "--alarms", str(tmp_path / "a.jsonl")]) == 0
+        server.shutdown()
     kept = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert len(kept) == 2 * len(printed)
     assert [t["start"] for t in kept] == [json.loads(line)["start"] for line in printed] * 2
+    assert [t["source"] for t in kept] == [str(path)] * len(printed) + [words[1]] * len(printed)
 
 
 def test_a_live_playlist_that_stops_is_connected_to_again(detector, playlist, tmp_path, monkeypatch):
@@ -105,6 +123,33 @@ def test_a_live_playlist_that_stops_is_connected_to_again(detector, playlist, tm
     assert said[-1].endswith("stopped")
     told = alarms(lines.file)
     assert [t["event"] for t in told].count("start") == [t["event"] for t in told].count("end")
+
+
+def test_a_camera_is_followed_over_rtsp_and_connected_to_again(detector, playlist):
+    """The server sends the clip in MPEG-TS and ends the connection; the second connection begins anew."""
+    path, clip = playlist
+    parts = sorted(path.parent.glob("part*.ts"))
+    whole = path.parent / "whole.ts"
+    whole.write_bytes(b"".join(part.read_bytes() for part in parts))
+    now, pauses = [0.0], []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            raise KeyboardInterrupt
+        now[0] = 100.0
+
+    lines = live.Lines(io.StringIO(), detector, THRESHOLD)
+    with rtsp_server.serving(whole) as address:
+        count = live.follow(detector, address, lines, say=lambda _: None, sleep=sleep, clock=lambda: now[0])
+    assert pauses == [1.0, 1.0]
+    offline = len(detector.detect(clip).score)
+    assert count == pytest.approx(2 * offline, abs=2)
+    told = alarms(lines.file)
+    first = [t for t in told if t["start"] < 100]
+    again = [t for t in told if t["start"] >= 99]
+    assert len(first) == len(again) > 0
+    assert again[0]["start"] - first[0]["start"] == pytest.approx(100, abs=1)
 
 
 class Reader:
@@ -249,6 +294,26 @@ def test_a_file_is_read_once_it_is_complete(detector, tmp_path):
     now[0], again = 18.0, live.Lines(io.StringIO(), detector, 1e-6)
     live.watch(detector, box, again, say=said.append, kept=kept, sleep=sleep, clock=lambda: now[0])
     assert alarms(again.file) == []
+
+
+def test_a_folder_that_is_away_is_looked_for_again(detector, tmp_path):
+    box, said, looks = tmp_path / "box", [], []
+    box.mkdir()
+
+    def sleep(_):
+        looks.append(box.exists())
+        if len(looks) == 1:
+            box.rmdir()
+        if len(looks) == 3:
+            box.mkdir()
+        if len(looks) == 5:
+            raise KeyboardInterrupt
+
+    live.watch(detector, box, live.Lines(io.StringIO(), detector), say=said.append, sleep=sleep)
+    assert [line for line in said if "looking again" in line] == [
+        f"{box} cannot be read (No such file or directory); looking again"
+    ]
+    assert said[-1] == "stopped after 0 files"
 
 
 def test_a_folder_forgets_files_that_are_gone(tmp_path):

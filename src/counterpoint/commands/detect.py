@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from counterpoint.commands.common import RUNS, Place, Probability, complain, console, say, table, unset
-from counterpoint.errors import CounterpointError, RunError
+from counterpoint.commands.common import Place, Probability, complain, console, say, table, unset
+from counterpoint.commands.detecting import check_live, chosen_detector, run_live
+from counterpoint.errors import CounterpointError, Interrupted
 from counterpoint.files import check_writable
 
 if TYPE_CHECKING:
     from counterpoint.tasks.moments import Detection
-    from counterpoint.use.detect import Detector
 
 
 def main(
-    videos: Annotated[Positional[tuple[str, ...]], arg(metavar="VIDEO [VIDEO ...]")] = (),
+    videos: Annotated[Positional[tuple[str, ...]], unset(metavar="VIDEO [VIDEO ...]")] = (),
     *,
     run: Annotated[Place, unset(metavar="RUN")] = None,
     threshold: Annotated[Probability, unset(metavar="P")] = None,
@@ -29,7 +29,7 @@ def main(
     alarms: Annotated[Place, unset(metavar="FILE")] = None,
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> int:
-    """Find the violent moments in video files with a trained run.
+    """Find the violent moments in video files, folders and streams.
 
     Read any container and codec that FFmpeg supports, with or without sound, of any length. Print the moments found and
     write a page with the score curves beside the playable video, the highest-scoring video first. Where a file cannot be read,
@@ -61,33 +61,37 @@ def main(
         json_: Print JSON instead of a table.
     """
     streams = [name for name in videos if "://" in name or name.lower().endswith((".m3u8", ".m3u"))]
-    if watch or streams:
-        _check_live(watch, videos, streams, (html, clips, json_ or None))
-    elif alarms:
-        raise CounterpointError("--alarms is for streams and --watch; results of files go to --out or --json")
-    elif not videos:
-        raise CounterpointError("counterpoint detect needs a video; name at least one video file or folder")
     if threshold is not None and not 0 < threshold < 1:
         raise CounterpointError(f"--threshold must be a probability above 0 and below 1, got {threshold}")
+    if watch or streams:
+        check_live(watch, videos, streams, out, (html, clips, json_ or None))
+        return run_live(watch or streams[0], run, threshold, out, alarms)
+    if alarms:
+        raise CounterpointError("--alarms is for streams and --watch; results of files go to --out or --json")
+    if not videos:
+        raise CounterpointError("counterpoint detect needs a video; name at least one video file or folder")
     page = html or (out / "detection.html" if out else Path("detection.html"))
     for file in [page, *(folder / "name" for folder in (out, clips) if folder)]:
         check_writable(file)
-    if watch or streams:
-        return _live(watch or streams[0], run, threshold, out, alarms)
+    from counterpoint.use.detections import Kept, detect_files
     from counterpoint.use.hand_over import write_all, write_beside, write_clips
     from counterpoint.use.video_files import find_videos
 
-    detector = _detector(run, quiet=json_)
+    detector = chosen_detector(run, quiet=json_)
     listed = find_videos(videos)
-    from counterpoint.use.detections import Kept, detect_files
-
     kept = Kept(out, detector, threshold) if out else None
-    found, unread = detect_files(detector, listed.videos, threshold=threshold, kept=kept, finished=write_beside)
+    try:
+        found, unread = detect_files(detector, listed.videos, threshold=threshold, kept=kept, finished=write_beside)
+    except KeyboardInterrupt as error:
+        how = "type the same command again to continue" if out else "with --out DIR, finished files are kept"
+        raise Interrupted(f"stopped; {how}") from error
     failures = [*listed.failures, *unread]
     for name, reason in failures:
         complain(f"{name}: {reason}", "red")
     made, said = write_clips(found, clips, Kept.name) if clips else ({}, [])
     told: dict[str, Any] = {"failed": failures, "left_out": listed.left_out, "warnings": detector.warnings}
+    if detector.calibration:
+        told["calibration"] = f"Scores are calibrated: {detector.calibration.facts.get('said', '')}."
     if found:
         write_all(found, page, kept=kept, clips=made, told=told)
     if listed.left_out:
@@ -100,70 +104,6 @@ def main(
         return 2 if failures else 0
     _show(found, [*said, *([f"Results: {out}"] if out and found else []), *([f"Page: {page}"] if found else [])])
     return 2 if failures else 0
-
-
-def _detector(run: Path | None, *, quiet: bool) -> Detector:
-    """Load the run that was named, or the newest that can detect; say which it is, and its warnings."""
-    from counterpoint.engine.run import Run
-    from counterpoint.use import detect as room
-    from counterpoint.use.built_in import NAME, built_in, is_built_in
-
-    skipped: list[tuple[Path, str]] = []
-    if run is None:
-        try:
-            chosen, skipped = room.choose_run(RUNS)
-        except RunError as error:
-            if RUNS.is_dir():
-                complain(f"{error}. The built-in model is used")
-            chosen = built_in()
-    else:
-        chosen = built_in() if str(run) == NAME and not run.exists() else Run.open(run)
-    detector = room.Detector(chosen)
-    if not quiet:
-        own = not is_built_in(chosen)
-        say(f"Run: {detector.name}" + (" (the newest that can detect)" if run is None and own else ""))
-        if detector.calibration:
-            say(f"Calibrated: {detector.calibration.facts.get('said', '')}")
-    for path, reason in skipped:
-        complain(f"skipped the newer run {path}: it {reason}")
-    for warning in detector.warnings:
-        complain(f"warning: {warning}")
-    return detector
-
-
-def _check_live(watch: Path | None, videos: tuple[str, ...], streams: list[str], others: tuple[object, ...]) -> None:
-    """Raise CounterpointError for arguments that do not fit a stream or a watched folder."""
-    if watch and videos:
-        raise CounterpointError(f"--watch {watch} reads one folder until Ctrl-C; leave out {videos[0]}, or --watch")
-    if len(videos) > 1:
-        raise CounterpointError(f"{streams[0]} is a stream; name one stream alone, and start one command for each")
-    if any(other is not None for other in others):
-        raise CounterpointError("streams and --watch give JSON lines; leave out --html, --clips and --json")
-
-
-def _live(source: Path | str, run: Path | None, threshold: float | None, out: Path | None, alarms: Path | None) -> int:
-    """Follow a stream, or watch a folder, and write alarms until it ends or Ctrl-C. Return the exit code."""
-    import contextlib
-    import sys
-
-    from counterpoint.use import live
-    from counterpoint.use.detections import Kept
-
-    stream = isinstance(source, str)
-    if stream and out:
-        raise CounterpointError("--out is for files; a stream's alarms go to --alarms FILE or to standard output")
-    detector = _detector(run, quiet=True)
-    complain(f"run: {detector.name}", "dim")
-    with contextlib.ExitStack() as open_files:
-        file = open_files.enter_context(check_writable(alarms).open("a", encoding="utf-8")) if alarms else sys.stdout
-        lines = live.Lines(file, detector, threshold)
-        if isinstance(source, str):
-            place = source if "://" in source else Path(source)
-            live.follow(detector, place, lines, say=lambda text: complain(text, "dim"))
-        else:
-            kept = Kept(out, detector, threshold) if out else None
-            live.watch(detector, source, lines, say=lambda text: complain(text, "dim"), kept=kept)
-    return 0
 
 
 MANY = 20  # videos that are printed with their moments; of more, a ranking is printed

@@ -74,7 +74,7 @@ def load(
     checked_share("ucf-crime", valid)
     files = walk(root).files
     listed = training_list(_list(root, files, (TRAIN,)))
-    annotated = annotations(_list(root, files, TEST))
+    annotated = annotated_windows(_list(root, files, TEST))
     found = _found(root, files, [*listed, *(video.name for video in annotated)])
     eye, ear = encoders.build_visual(encoders.parse(visual)), encoders.build_audio(encoders.parse(audio))
     backbones = {"visual": eye.describe(), "audio": ear.describe()}
@@ -141,7 +141,7 @@ def training_list(file: Path) -> list[str]:
     return names
 
 
-def annotations(file: Path) -> list[Annotated]:
+def annotated_windows(file: Path) -> list[Annotated]:
     """Read the annotation of the test videos. DataError names the lines that are none.
 
     A line is a name, a class and pairs of frame numbers. A pair of -1 is no window.

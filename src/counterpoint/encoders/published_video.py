@@ -126,8 +126,9 @@ class TransformersAudio:
         extractor = _loaded(self.name, lambda: AutoFeatureExtractor.from_pretrained(place))
         self.sample_rate = int(getattr(extractor, "sampling_rate", 16000))
         samples = round(self.window_seconds * self.sample_rate)
-        self.model: Any = build_audio_encoder(self.name, self.sample_rate, samples).eval()
-        self.dim: int = self.model.dim
+        encoder = build_audio_encoder(self.name, self.sample_rate, samples).eval()
+        self.model: Any = encoder
+        self.dim = int(encoder.dim)  # type: ignore[arg-type]
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "sha256": self.sha256}

@@ -32,12 +32,14 @@ def write_calibration_report(path: Path, run: str, made: Calibration) -> Path:
         anchor="threshold",
     )
     curve = facts["curve"]
+    rates = curve["false_alarms_per_hour"]
+    first = rates.index(max(rates))  # at lower thresholds alarms join, and their number falls
     page.section(
         "Recall against false alarms",
         parts.figures(
             parts.figure(
                 figures.curves(
-                    {"recall": (curve["false_alarms_per_hour"], curve["recall"])},
+                    {"recall": (rates[first:], curve["recall"][first:])},
                     title="Recall of moments",
                     xlabel="false alarms in an hour without violence",
                 )
@@ -51,13 +53,13 @@ def write_calibration_report(path: Path, run: str, made: Calibration) -> Path:
         anchor="recall",
     )
     drawn = {
-        name: ([b["probability"] for b in facts[key]["bins"]], [b["share"] for b in facts[key]["bins"]])
+        name: ([100 * b["probability"] for b in facts[key]["bins"]], [100 * b["share"] for b in facts[key]["bins"]])
         for name, key in (("calibrated, cross-fitted", "calibrated"), ("before", "raw"))
     }
     reliability = figures.curves(
-        drawn | {"perfect": ([0.0, 1.0], [0.0, 1.0])},
-        title="Share of violent snippets",
-        xlabel="mean probability of a bin",
+        drawn | {"perfect": ([0.0, 100.0], [0.0, 100.0])},
+        title="Violent snippets, in per cent",
+        xlabel="mean probability of a bin, in per cent",
     )
     rows = [
         (name, facts[key]["brier"], facts[key]["ece"])

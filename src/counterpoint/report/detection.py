@@ -35,6 +35,7 @@ def write_detection_report(
     left_out: Sequence[tuple[Path, str]] = (),
     warnings: Sequence[str] = (),
     beside: Mapping[Path, Sequence[Path]] | None = None,
+    about: str = "",
 ) -> Path:
     """Write one page for all videos, the one with the highest score first. Return `path`.
 
@@ -47,6 +48,7 @@ def write_detection_report(
         left_out: (file, reason) of files in folders that are not videos.
         warnings: Warnings about the scores, shown first.
         beside: Files written for a video (cut lists, clips), by video; its section links to them.
+        about: A sentence on the scores, such as how they were calibrated.
     """
     path = Path(path)
     if len(detections) == 1:
@@ -54,7 +56,8 @@ def write_detection_report(
     else:
         title = f"Moments found in {len(detections)} videos"
     runs = sorted({d.run for d in detections})
-    page = Page(title, f"Found by the run {', '.join(runs)} from picture and sound." if runs else "")
+    named = ", ".join(run if run.startswith("the ") else f"the run {run}" for run in runs)
+    page = Page(title, f"Found by {named} from picture and sound. {about}".rstrip() if runs else "")
     if warnings:
         page.section("Before you read the scores", parts.notes(warnings), anchor="warnings")
     detection_sections(page, detections, folder=path.parent, failures=failures, beside=beside)
@@ -113,7 +116,6 @@ def _index(detections: Sequence[Detection], anchors: Sequence[str | None]) -> Ma
     rows = []
     for rank, (detection, anchor) in enumerate(zip(detections, anchors, strict=True), 1):
         name = detection.video.name
-        best = max(detection.intervals, key=lambda i: i.score, default=None)
         high = float(np.nanmax(detection.score)) if np.isfinite(detection.score).any() else None
         rows.append(
             (
@@ -122,7 +124,7 @@ def _index(detections: Sequence[Detection], anchors: Sequence[str | None]) -> Ma
                 clock(detection.duration),
                 len(detection.intervals),
                 high,
-                clock(best.peak) if best else parts.DASH,
+                clock(detection.peak) if high is not None else parts.DASH,
                 "yes" if detection.has_audio else "no",
             )
         )
@@ -164,6 +166,8 @@ def timeline(detection: Detection, video: dict[str, Any]) -> Markup:
     duration = max(duration, 1e-3)
     curves = {"fused": detection.score, "audio": detection.audio, "visual": detection.visual}
     streams = [(key, label) for key, label in STREAMS if key != "audio" or detection.has_audio]
+    if detection.raw is not None:  # a calibration maps the fused score alone
+        streams = [(key, label if key == "fused" else f"{label}, not calibrated") for key, label in streams]
     paths = {key: _curve(np.asarray(curves[key], float), detection.snippet_seconds, duration) for key, _ in streams}
 
     def spans(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

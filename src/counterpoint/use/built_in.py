@@ -1,7 +1,7 @@
 """The detector that the package contains, for a first look at videos without a run of one's own.
 
 It is small, and was trained on drawn arcade clips (`tools/pretrain_detector.py`). It is not validated on real footage, and every
-output that it gives says so. `card.json` beside its weights has its data, their licences, and its figures.
+output names that. `card.json` beside its weights has its data, their licences, and its figures.
 """
 
 from __future__ import annotations

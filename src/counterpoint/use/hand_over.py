@@ -72,7 +72,9 @@ def write_clips(detections: Sequence[Detection], folder: Path, key: Any) -> tupl
         there = next((out.with_name(out.name + end) for end in (".mp4", ".mkv") if _is_there(out, end)), None)
         if there is None:
             try:
-                there, how = cut(found.video, moment.start, moment.end, out, steady=found.steady)
+                there, how = cut(
+                    found.video, moment.start, moment.end, out, steady=found.steady, comment=f"found by {found.run}"
+                )
                 said.append(f"{there}: {how}")
             except (CounterpointError, OSError) as error:
                 said.append(f"{out}: failed ({error})")
@@ -100,7 +102,7 @@ def write_all(
         page: The page's file.
         kept: The folder of results, or None.
         clips: Clips of each video, by video.
-        told: "failed", "left_out" and "warnings", for the index and the page.
+        told: "failed", "left_out", "warnings" and "calibration" (a sentence), for the index and the page.
     """
     links = beside(kept, detections) if kept else {}
     for video, files in clips.items():
@@ -115,6 +117,7 @@ def write_all(
         left_out=told["left_out"],
         warnings=told["warnings"],
         beside=links,
+        about=told.get("calibration", ""),
     )
 
 

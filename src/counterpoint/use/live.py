@@ -245,11 +245,16 @@ def watch(
     growing = Growing(folder, clock)
     rows: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
-    count = 0
+    count, away = 0, ""
     say(f"watching {folder}; stop with Ctrl-C")
     try:
         while True:
-            ready = growing.look()
+            try:
+                ready, away = growing.look(), ""
+            except DataError as error:  # a share that is away comes back
+                if str(error) != away:
+                    say(f"{error}; looking again")
+                ready, away = [], str(error)
             for path in ready:
                 try:
                     old = kept.load(path) if kept else None

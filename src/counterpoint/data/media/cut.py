@@ -24,7 +24,9 @@ MAX_SIDE = 1280  # pixels of an encoded clip
 _ENDINGS = {"mp4": ".mp4", "matroska": ".mkv"}
 
 
-def cut(path: Path, start: float, end: float, out: Path, *, steady: bool = False) -> tuple[Path, str]:
+def cut(
+    path: Path, start: float, end: float, out: Path, *, steady: bool = False, comment: str = ""
+) -> tuple[Path, str]:
     """Write the part `start`..`end` (seconds) of a video as a file. Return the file, and how it was made.
 
     The packets are copied where seeks are reliable and a key picture lies at most 2 s before `start`. The clip then
@@ -35,6 +37,7 @@ def cut(path: Path, start: float, end: float, out: Path, *, steady: bool = False
         start, end: The part, in seconds from the container's start; 0 <= start < end.
         out: The file without its ending, which the codecs decide: .mp4, else .mkv.
         steady: Whether the file was read before without a jump of its clock.
+        comment: Text that the clip keeps as its comment.
 
     Raises DataError when the file cannot be opened, or no picture of that part can be decoded.
     """
@@ -47,13 +50,13 @@ def cut(path: Path, start: float, end: float, out: Path, *, steady: bool = False
             kind = "mp4" if plain else "matroska"
             target = out.with_name(out.name + _ENDINGS[kind])
             try:
-                _copy(source, early, end, target, kind)
+                _copy(source, early, end, target, kind, comment)
                 lead = start - early
                 return target, "copied" + (f", begins {lead:.1f} s early at a key picture" if lead > 0.05 else "")
             except (*source.broken, NotImplementedError):
                 pass  # the container does not take these streams: encode them
     target = out.with_name(out.name + ".mp4")
-    _encode(path, start, end, target)
+    _encode(path, start, end, target, comment)
     return target, "encoded again"
 
 
@@ -75,7 +78,7 @@ def _key_before(source: Opened, wanted: float) -> float | None:
     return None
 
 
-def _copy(source: Opened, first: float, end: float, target: Path, kind: str) -> None:
+def _copy(source: Opened, first: float, end: float, target: Path, kind: str, comment: str) -> None:
     """Copy the packets of the chosen tracks between two times into a new file, whose clock begins at 0."""
     half = target.with_name(f".half-{target.name}")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +86,8 @@ def _copy(source: Opened, first: float, end: float, target: Path, kind: str) -> 
     options = {"movflags": "+faststart"} if kind == "mp4" else {}
     try:
         with source.av.open(str(half), "w", format=kind, options=options) as made:
+            if comment:
+                made.metadata["comment"] = comment
             tracks = {stream.index: made.add_stream_from_template(stream) for stream in source.streams}
             source.container.seek(round(origin / float(source.video.time_base)), stream=source.video)
             begun, over = False, set[int]()
@@ -113,7 +118,7 @@ def _copy(source: Opened, first: float, end: float, target: Path, kind: str) -> 
         half.unlink(missing_ok=True)
 
 
-def _encode(path: Path, start: float, end: float, target: Path) -> None:
+def _encode(path: Path, start: float, end: float, target: Path, comment: str) -> None:
     """Decode a part of a file, and write it as H.264 and AAC at its own rate.
 
     The file is read from its beginning. The sound comes first, as a whole; the pictures follow one at a time.
@@ -123,7 +128,7 @@ def _encode(path: Path, start: float, end: float, target: Path) -> None:
     with source.container:
         rate = min(60.0, max(1.0, source.rate or 25.0))
         frames = _pictures(source, start, end, rate)
-        write_video(target, frames, wave, fps=rate, sample_rate=SOUND_RATE)
+        write_video(target, frames, wave, fps=rate, sample_rate=SOUND_RATE, comment=comment)
 
 
 def _sound(path: Path, start: float, end: float) -> NDArray[np.float32] | None:
