@@ -46,7 +46,7 @@ def listed(site: Site, request: Request) -> Response:
     words, sort = asked.get("q", ""), asked.get("sort", "time")
     down = asked.get("down", "1" if sort == "time" else "0") == "1"
     found = matching(everything, words)
-    names = measured(everything)
+    names = site.index.metrics(everything)
     metric = asked.get("metric", names[0] if names else "")
     if sort not in COLUMNS and sort != metric:
         metric = sort if sort in names else metric
@@ -155,7 +155,7 @@ def compared(site: Site, request: Request) -> Response:
     settings = [dict(parts.flat(run.config)) for run, _ in runs]
     every = list(dict.fromkeys(name for found in settings for name in found))
     rows = [(name, [parts.plain(found.get(name)) for found in settings]) for name in every]
-    metrics = {name: None for _, summary in runs for name in summary.metrics}
+    metrics = measured([summary for _, summary in runs])
     return shown(
         site,
         request,
