@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -43,6 +42,9 @@ def listed(site: Site, request: Request) -> Response:
     """Show a page of the list of runs, filtered by words and sorted."""
     asked = request.query_params
     everything, unread = site.index()
+    processes = {site.places.key(path): state for path, state in site.jobs.processes().items()}
+    for run in everything:
+        run.process = processes.get(run.key, "")
     words, sort = asked.get("q", ""), asked.get("sort", "time")
     down = asked.get("down", "1" if sort == "time" else "0") == "1"
     found = matching(everything, words)
@@ -82,7 +84,9 @@ def opened(site: Site, key: str) -> tuple[Run, Summary]:
     """Open a run by its key, with its summary."""
     path = site.places.path(key)
     run = Run.open(path)
-    return run, summarised(site.places, str(path), path.stat().st_mtime_ns)
+    summary = summarised(site.places, str(path), path.stat().st_mtime_ns)
+    summary.process = site.jobs.processes().get(str(path), "")
+    return run, summary
 
 
 def one(site: Site, request: Request) -> Response:
@@ -191,8 +195,3 @@ def _drawn(names: Sequence[str], every: Sequence[Sequence[Mapping[str, float]]])
             series[names[number]] = (epochs(rows), values(rows, name))
         pictures.append(parts.figure(curves(series, title=name, xlabel="epoch")))
     return parts.figures(*pictures) if pictures else Markup("")
-
-
-def run_path(site: Site, key: str) -> Path:
-    """Return the folder of a run by its key. RunError when it is not one."""
-    return Run.open(site.places.path(key)).path

@@ -24,7 +24,7 @@ from counterpoint.serve.walking import Walk
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten times as fast
 TEXT = 8192  # characters of the settings that words are looked for in
-ALIVE = 180.0  # seconds: an unfinished run that wrote more recently is taken to be training
+ALIVE = 900.0  # seconds: an unfinished run that wrote more recently is taken to be training; it saves every few minutes
 MANY = 200  # summaries that are worth keeping on disk
 STATES = ("finished", "training", "stopped")
 
@@ -45,6 +45,7 @@ class Summary:
     metrics: dict[str, float] = field(default_factory=dict)  # the last finite value of each
     text: str = ""  # the name and the settings in lower case, for words
     damaged: str = ""
+    process: str = ""  # "alive" or "ended", where the server started its training
 
     @property
     def time(self) -> float:
@@ -56,7 +57,8 @@ class Summary:
         """One of STATES."""
         if self.complete:
             return "finished"
-        return "training" if time.time() - self.time < ALIVE else "stopped"
+        alive = self.process == "alive" if self.process else time.time() - self.time < ALIVE
+        return "training" if alive else "stopped"
 
 
 def last_values(text: str) -> tuple[int, dict[str, float]]:
