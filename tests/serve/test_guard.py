@@ -131,6 +131,8 @@ def test_requests_that_change_state_need_the_form_s_token_and_this_origin(page, 
     ):
         assert page.post(path, json={}, headers=own | strange).status_code == 403
     assert page.post(path, content="x", headers=own | {"content-type": "text/plain"}).status_code == 415
+    for body in ("{", "[" * 100_000):
+        assert page.post(path, content=body, headers=own | {"content-type": "application/json"}).status_code == 400
     assert page.post(path, json={}, headers=own).status_code in (303, 400, 404)  # it is read, and has no valid content
     assert page.get(path).status_code in (200, 404, 405)
 
@@ -251,6 +253,8 @@ def test_words_of_a_search_never_name_a_file(page, project):
     picture = project / "items" / "red0.png"
     answer = page.post("/search", data={"form_token": page.form, "words": str(picture), "modality": "image"})
     assert answer.status_code == 200  # words, which the run's tokenizer reads
+    long = page.post("/search", data={"form_token": page.form, "words": "x" * 3000})
+    assert (long.status_code, "at most 2,000 characters" in long.text) == (400, True)
     assert "&lt;" in page.post("/search", data={"form_token": page.form, "words": "<script>alert(1)</script>"}).text
 
 

@@ -104,6 +104,11 @@ def test_a_job_runs_is_found_by_a_new_server_and_ends(copied):
     assert again.get("/job/none").status_code == 404
 
 
+def test_a_training_does_not_know_the_server_s_token(monkeypatch):
+    monkeypatch.setenv("COUNTERPOINT_TOKEN", "t" * 20)
+    assert "t" * 20 not in room.environment().values()
+
+
 def test_a_process_that_took_the_number_of_an_ended_one_is_not_stopped(copied, monkeypatch):
     page = served(copied)
     ended = room.Job("old", str(copied / "runs/old"), ("python", "-m", "counterpoint"), os.getpid(), "1", 0.0)
@@ -141,6 +146,7 @@ def test_a_training_starts_and_stops_and_can_be_resumed(copied, monkeypatch):
         wait(lambda: not page.site.jobs.running(page.site.jobs.get("live")))
         html = page.get("/job/live").text
         assert "it can be resumed" in html
+        assert ">stopped<" in page.get("/runs?q=live").text  # at once, although it wrote a moment ago
         assert page.post("/resume", data={"form_token": page.form, "run": "0/runs/first"}).status_code == 400
         assert (run / "last.ckpt").is_file()
         words = []

@@ -92,6 +92,10 @@ class Jobs:
             return False
         return job.code is None and bool(job.born) and _born(job.pid) == job.born
 
+    def processes(self) -> dict[str, str]:
+        """Return "alive" or "ended" for each training, by the path of its run."""
+        return {job.run: "alive" if self.running(job) else "ended" for job in self.all()}
+
     def start(self, name: str, words: Sequence[str], run: Path) -> Job:
         """Start `counterpoint WORDS` and return its job.
 
@@ -120,7 +124,7 @@ class Jobs:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     cwd=self.places.folders[0],
-                    env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"},
+                    env=environment(),
                     start_new_session=True,  # Ctrl-C at the server is not for its trainings
                 )
             self._children[child.pid] = child
@@ -158,6 +162,12 @@ class Jobs:
         except (ValueError, TypeError, KeyError, OSError, CounterpointError):
             return None
         return job if job.name == file.stem and Path(job.run).parent == self.out else None
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a training: the server's own, without its token."""
+    kept = {name: value for name, value in os.environ.items() if name != "COUNTERPOINT_TOKEN"}
+    return {**kept, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
 
 
 def _born(pid: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -43,10 +42,13 @@ def listed(site: Site, request: Request) -> Response:
     """Show a page of the list of runs, filtered by words and sorted."""
     asked = request.query_params
     everything, unread = site.index()
+    processes = {site.places.key(path): state for path, state in site.jobs.processes().items()}
+    for run in everything:
+        run.process = processes.get(run.key, "")
     words, sort = asked.get("q", ""), asked.get("sort", "time")
     down = asked.get("down", "1" if sort == "time" else "0") == "1"
     found = matching(everything, words)
-    names = measured(everything)
+    names = site.index.metrics(everything)
     metric = asked.get("metric", names[0] if names else "")
     if sort not in COLUMNS and sort != metric:
         metric = sort if sort in names else metric
@@ -82,7 +84,9 @@ def opened(site: Site, key: str) -> tuple[Run, Summary]:
     """Open a run by its key, with its summary."""
     path = site.places.path(key)
     run = Run.open(path)
-    return run, summarised(site.places, str(path), path.stat().st_mtime_ns)
+    summary = summarised(site.places, str(path), path.stat().st_mtime_ns)
+    summary.process = site.jobs.processes().get(str(path), "")
+    return run, summary
 
 
 def one(site: Site, request: Request) -> Response:
@@ -155,7 +159,7 @@ def compared(site: Site, request: Request) -> Response:
     settings = [dict(parts.flat(run.config)) for run, _ in runs]
     every = list(dict.fromkeys(name for found in settings for name in found))
     rows = [(name, [parts.plain(found.get(name)) for found in settings]) for name in every]
-    metrics = {name: None for _, summary in runs for name in summary.metrics}
+    metrics = measured([summary for _, summary in runs])
     return shown(
         site,
         request,
@@ -191,8 +195,3 @@ def _drawn(names: Sequence[str], every: Sequence[Sequence[Mapping[str, float]]])
             series[names[number]] = (epochs(rows), values(rows, name))
         pictures.append(parts.figure(curves(series, title=name, xlabel="epoch")))
     return parts.figures(*pictures) if pictures else Markup("")
-
-
-def run_path(site: Site, key: str) -> Path:
-    """Return the folder of a run by its key. RunError when it is not one."""
-    return Run.open(site.places.path(key)).path

@@ -24,7 +24,7 @@ from counterpoint.serve.walking import Walk
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten times as fast
 TEXT = 8192  # characters of the settings that words are looked for in
-ALIVE = 180.0  # seconds: an unfinished run that wrote more recently is taken to be training
+ALIVE = 900.0  # seconds: an unfinished run that wrote more recently is taken to be training; it saves every few minutes
 MANY = 200  # summaries that are worth keeping on disk
 STATES = ("finished", "training", "stopped")
 
@@ -45,6 +45,7 @@ class Summary:
     metrics: dict[str, float] = field(default_factory=dict)  # the last finite value of each
     text: str = ""  # the name and the settings in lower case, for words
     damaged: str = ""
+    process: str = ""  # "alive" or "ended", where the server started its training
 
     @property
     def time(self) -> float:
@@ -56,17 +57,19 @@ class Summary:
         """One of STATES."""
         if self.complete:
             return "finished"
-        return "training" if time.time() - self.time < ALIVE else "stopped"
+        alive = self.process == "alive" if self.process else time.time() - self.time < ALIVE
+        return "training" if alive else "stopped"
 
 
 def last_values(text: str) -> tuple[int, dict[str, float]]:
     """Return the number of rows of a metrics file, and the last finite value of each column."""
-    rows = list(csv.reader(text.splitlines()))
+    lines = text.splitlines()
     found: dict[str, float] = {}
-    if len(rows) < 2:
+    if len(lines) < 2:
         return 0, found
-    wanted = {n: name for n, name in enumerate(rows[0]) if name not in ("epoch", "step")}
-    for row in reversed(rows[1:]):
+    names = next(csv.reader(lines[:1]))
+    wanted = {n: name for n, name in enumerate(names) if name not in ("epoch", "step")}
+    for row in csv.reader(reversed(lines[1:])):  # the last row often has every column
         for n in list(wanted):
             if n < len(row) and row[n]:
                 value = float(row[n])
@@ -74,8 +77,7 @@ def last_values(text: str) -> tuple[int, dict[str, float]]:
                     found[wanted.pop(n)] = value
         if not wanted:
             break
-    order = [name for name in rows[0] if name in found]
-    return len(rows) - 1, {name: found[name] for name in order}
+    return len(lines) - 1, {name: found[name] for name in names if name in found}
 
 
 def summarised(places: Places, path: str, stamp: int) -> Summary:
@@ -108,6 +110,8 @@ class Index:
         self._kept: dict[str, Summary] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._metrics: tuple[int, list[str]] = (-1, [])
+        self._reads = 0  # how many summaries were read
         digest = hashlib.sha256("\0".join(map(str, places.folders)).encode()).hexdigest()[:16]
         self.file = cache_folder() / "serve" / f"{digest}.json"
         try:
@@ -136,6 +140,12 @@ class Index:
         found.sort(key=lambda run: -run.stamp)
         return found, len(self._unread(runs))
 
+    def metrics(self, runs: Sequence[Summary]) -> list[str]:
+        """Return `measured(runs)` of all runs, and keep it until a summary is read."""
+        if self._metrics[0] != self._reads:
+            self._metrics = self._reads, measured(runs)
+        return self._metrics[1]
+
     def _unread(self, runs: dict[str, int]) -> list[str]:
         kept = self._kept
         unread = [path for path, stamp in runs.items() if path not in kept or kept[path].stamp != stamp]
@@ -148,6 +158,7 @@ class Index:
             except OSError:
                 continue
             self._kept[path] = summarised(self.places, path, stamp)
+            self._reads += 1
         self.walk.forget()
         if len(unread) >= MANY:
             there = self.walk().runs
@@ -167,12 +178,14 @@ def matching(runs: Iterable[Summary], words: str) -> list[Summary]:
 
 
 def measured(runs: Iterable[Summary]) -> list[str]:
-    """Return the names of the metrics that runs have: of the test split first, then those that most runs have."""
+    """Return the names of the metrics that runs have: of test first, then of valid; among these, what most runs have first."""
     counts: dict[str, int] = {}
     for run in runs:
         for name in run.metrics:
             counts[name] = counts.get(name, 0) + 1
-    return sorted(counts, key=lambda name: (not name.startswith("test/"), name.startswith("lr"), -counts[name]))
+    order = ("test", "valid", "train")
+    places = {name: name.partition("/")[0] for name in counts}
+    return sorted(counts, key=lambda n: (order.index(places[n]) if places[n] in order else len(order), -counts[n]))
 
 
 def sorted_by(runs: Sequence[Summary], column: str, *, down: bool) -> list[Summary]:

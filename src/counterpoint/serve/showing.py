@@ -156,7 +156,7 @@ def changing(site: Site, path: str, handler: Handler) -> Route:
                 return PlainTextResponse("The form's token is missing; reload the page.", 403)
             try:
                 form = await request.json()
-            except ValueError:
+            except (ValueError, RecursionError):
                 return PlainTextResponse("The body is not JSON.", 400)
         elif kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
             form = await request.form(max_files=1, max_fields=200)

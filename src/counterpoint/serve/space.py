@@ -30,6 +30,7 @@ SAMPLE = 20_000  # maximum number of points of a map
 FITTED = 5_000  # maximum number of points that the axes of a map are computed from
 SCALE = 10_000  # a map's coordinates are whole numbers from 0 to this
 PIXELS = 40_000_000  # maximum number of pixels of an uploaded picture
+WORDS = 2000  # maximum number of characters of a query
 GROUPS = 11  # labels of the data with a colour; the others share one
 PICTURES = {
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -163,6 +164,8 @@ class Space:
 
         Words never name a file. Of a run of sequences, they are names of items, separated by commas.
         """
+        if len(words) > WORDS:
+            raise CounterpointError(f"a query has at most {WORDS:,} characters")
         encoder = self.encoder(table)
         asked: dict[str, Any] = {}
         if words and encoder.task == "sequences":

@@ -29,4 +29,12 @@ for (const part of document.querySelectorAll("[data-live]")) {
   setTimeout(ask, wait);
 }
 const reading = document.querySelector("[data-reload]");
-if (reading) setTimeout(() => location.reload(), 1000 * Number(reading.dataset.reload));
+if (reading) {
+  // Not while the reader leaves, types or chooses.
+  let leaving = false;
+  addEventListener("beforeunload", () => (leaving = true));
+  setInterval(() => {
+    const busy = document.activeElement?.matches("input, select") || document.querySelector("input:checked");
+    if (!leaving && !busy) location.reload();
+  }, 1000 * Number(reading.dataset.reload));
+}

@@ -13,8 +13,8 @@ for (const root of document.querySelectorAll(".map")) {
     return ["--s1", "--s2", "--s3", "--s4", "--s5", "--s6"].map((name) => style.getPropertyValue(name).trim()).concat(style.getPropertyValue("--ink").trim(), style.getPropertyValue("--soft").trim());
   };
   let paint = palette();
-  // The first six groups are dots, the next six squares; the last group is small and grey.
-  const look = (group) => (titles[group] === "without a label" ? [paint[7], "dot", 0.35] : [paint[group % 6], group % 12 < 6 ? "dot" : "square", 0.75]);
+  // The first six groups are dots, the next ones squares. What has no colour of its own is grey.
+  const look = (group) => (titles[group] === "without a label" || /^\d+ others$/.test(titles[group]) ? [paint[7], "dot", 0.35] : [paint[group % 6], group % 12 < 6 ? "dot" : "square", 0.75]);
   const mark = (target, kind, x, y, size) => {
     if (kind === "square") target.fillRect(x - size, y - size, 2 * size, 2 * size);
     else {

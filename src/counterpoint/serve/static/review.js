@@ -13,11 +13,11 @@ for (const root of document.querySelectorAll(".review")) {
     const cell = document.createElement("th");
     cell.scope = "col";
     cell.textContent = "decision";
-    head.append(cell);
+    head.prepend(cell);
     for (const row of rows) {
       const mark = document.createElement("td");
       mark.className = "decision";
-      row.append(mark);
+      row.prepend(mark);
     }
   }
   const show = () => {
