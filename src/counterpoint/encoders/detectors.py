@@ -62,7 +62,7 @@ def build_detector(name: str) -> nn.Module:
     model, _, file = name.partition(":")[2].partition("/")
     if not file:
         network: Any = fetched(lambda: models.get_model(model, weights="DEFAULT"), name)
-        return network.eval()  # type: ignore[no-any-return]
+        return network.eval()
     state = _state(Path(file), name)
     classes = _classes(state)
     more = {"num_classes": classes} if classes else {}
@@ -73,7 +73,7 @@ def build_detector(name: str) -> nn.Module:
         raise CounterpointError(
             f"{name}: the weights do not fit the detector: {' '.join(str(error).split())[:200]}"
         ) from error
-    return network.eval()  # type: ignore[no-any-return]
+    return network.eval()
 
 
 def _state(file: Path, name: str) -> dict[str, Tensor]:

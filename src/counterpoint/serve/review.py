@@ -149,7 +149,7 @@ def review_file(path: Path) -> Path:
 
 def detection(row: Mapping[str, Any], run: str) -> Detection:
     """Restore a detection from its JSON. The pictures at the peaks are not part of it."""
-    curves = {
+    curves: dict[str, Any] = {
         name: np.array([np.nan if v is None else v for v in row[name]], np.float32)
         for name in ("score", "audio", "visual")
     }

@@ -127,7 +127,7 @@ def _example(spec: Mapping[str, Any]) -> tuple[Tensor, ...]:
     return of[spec["kind"]]()
 
 
-def keep_adapted(encoders: Mapping[str, nn.Module], config: Any, names: list[str]) -> None:
+def keep_adapted(encoders: nn.ModuleDict, config: Any, names: list[str]) -> None:
     """Put layers with running statistics of adapted encoders into evaluation mode, unless these statistics may train."""
     for name in names if config.lora_statistics == "frozen" else ():
         keep_statistics(encoders[name])
