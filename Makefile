@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 FLOWER := .venv-flower
 
-.PHONY: demo test test-all test-flower check new try claims lint types prose docs bench bench-check catalogue lock clean
+.PHONY: demo test test-slow test-flower check new try claims lint types prose docs bench bench-check catalogue lock clean
 
 demo: $(STAMP)  ## learn from labelled game clips, find violent moments in a video, write a page
 	$(BIN)/python -m counterpoint.demo
@@ -12,14 +12,13 @@ demo: $(STAMP)  ## learn from labelled game clips, find violent moments in a vid
 test: $(STAMP)  ## the default test suite; set COUNTERPOINT_DATA to a folder of extra data to skip nothing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations 30 --durations-min 4
 
-test-all: $(STAMP) $(FLOWER)/.installed  ## the default suite and the slow tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not claim' -n auto --dist worksteal
-	OMP_NUM_THREADS=1 $(FLOWER)/bin/python -m pytest -m 'not claim' tests/use/test_flower.py
+test-slow: $(STAMP)  ## the tests of several seconds each: runs over two processes, exports, whole journeys
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'slow and not claim' -n auto --dist worksteal --durations 10 --durations-min 8
 
 test-flower: $(FLOWER)/.installed  ## federations on Flower, in .venv-flower, where Flower's pins stand before ours
 	OMP_NUM_THREADS=1 $(FLOWER)/bin/python -m pytest tests/use/test_flower.py
 
-check: $(STAMP)  ## all that CI runs: linter, type checker, English, tests
+check: $(STAMP)  ## all that CI runs: linter, type checker, English, tests, slow tests
 	bash .ci/run
 
 new: $(STAMP)  ## start a system: SLUG=, and for one that is not planned TITLE=, AREA=, FORM=
@@ -29,7 +28,7 @@ try: $(STAMP)  ## the tests of one system and of the catalogue: SLUG=
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/systems/test_$(subst -,_,$(SLUG)).py tests/test_catalog.py tests/lab/test_protocol.py
 
 claims: $(STAMP)  ## every claim that is due, one after another; goes on where it stopped
-	OMP_NUM_THREADS=1 $(BIN)/python -m counterpoint.lab.rerun --into README.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m counterpoint.lab.rerun --into RESULTS.md
 
 lint: $(STAMP)  ## linter and formatter
 	$(BIN)/ruff check .
@@ -83,6 +82,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 	$(BIN)/python benchmarks/capro.py
 	$(BIN)/python benchmarks/mclrec.py
 	$(BIN)/python benchmarks/decoding.py
+	$(BIN)/python benchmarks/comd.py
 	$(BIN)/python benchmarks/dpo.py
 	$(BIN)/python benchmarks/switchgpt.py
 	$(BIN)/python benchmarks/clhe.py
@@ -102,8 +102,8 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an
 bench-check: $(STAMP)  ## compare the records that `make bench` wrote with those of the last commit
 	$(BIN)/python benchmarks/check.py
 
-catalogue: $(STAMP)  ## the table of systems in README.md, from the catalogue
-	$(BIN)/python -m counterpoint.catalog README.md
+catalogue: $(STAMP)  ## the table of systems in SYSTEMS.md, from the catalogue
+	$(BIN)/python -m counterpoint.catalog SYSTEMS.md
 
 lock: $(STAMP)  ## constraints.txt: every version that is installed here
 	$(BIN)/python tools/lock.py

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "docs")]
 
 from docstrings import lists  # noqa: E402
+from records import performance, with_verdicts  # noqa: E402
 
 from counterpoint import catalog  # noqa: E402
 from counterpoint.commands import COMMANDS, main  # noqa: E402
@@ -39,7 +40,13 @@ from counterpoint.systems.settings import flat  # noqa: E402
 
 WIDTH = 88  # of what the program prints, in characters
 # Documents of the root and the pages they become.
-DOCUMENTS = {"ARCHITECTURE.md": "architecture.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+DOCUMENTS = {
+    "RESULTS.md": "results.md",
+    "SYSTEMS.md": "systems-table.md",
+    "ARCHITECTURE.md": "architecture.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
 ROOMS = {
     "face": "What `import counterpoint` offers",
     "training": "Training, evaluating and resuming by name",
@@ -94,6 +101,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {
         "cli.md": command_line(),
+        "performance.md": performance(),
         "systems/index.md": systems_index(),
         "api/index.md": api_index(),
     }
@@ -102,6 +110,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages |= {page: document(name) for name, page in DOCUMENTS.items()}
     for uri, content in pages.items():
         files.append(File.generated(config, uri, content=content))
+    for drawing in ("results/bench/contrast.svg", "results/claims/claims.svg"):  # RESULTS.md shows them
+        files.append(File.generated(config, drawing, abs_src_path=str(ROOT / drawing)))
     for entry in built():
         record = ROOT / "results" / "claims" / f"{entry.slug}.html"
         if record.is_file():
@@ -111,7 +121,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    markdown = markdown.replace("<!-- checked losses -->", checked_losses())
+    markdown = with_verdicts(markdown.replace("<!-- checked losses -->", checked_losses()))
     return markdown.replace("<!-- sources -->", sources())
 
 
@@ -388,7 +398,10 @@ def functional_page() -> str:
     for entry in built():
         for place in entry.functions:
             module, _, name = place.partition(":")
-            rows.append(f"| [`{name}`][{module}.{name}] | `{module}` | [{entry.slug}](../systems/{entry.slug}.md) |")
+            # Files in a folder of a room have no page of their own.
+            paged = module.startswith("counterpoint.systems.") or module.count(".") < 3
+            shown = f"[`{name}`][{module}.{name}]" if paged else f"`{name}`"
+            rows.append(f"| {shown} | `{module}` | [{entry.slug}](../systems/{entry.slug}.md) |")
     text = inspect.getdoc(importlib.import_module("counterpoint.functional")) or ""
     told = [f"```pycon\n{part}\n```" if part.startswith(">>>") else part for part in text.split("\n\n")]
     return "\n\n".join(["# counterpoint.functional", *told, "\n".join(rows)])

@@ -524,6 +524,9 @@ CASES |= {
     CORE + "token_lessons:token_crd_loss": Case(
         lambda n, d: [d(0, n, 3, DIM), d(1, n, 3, DIM), d(8, 9, DIM), 0.5], (0,), (0, 0, None, None), memory=(2,)
     ),
+    "counterpoint.tasks.labelled:cross_entropy": Case(
+        lambda n, d: [d(0, n, 4), torch.arange(n) % 4], (0,), (0, 0), kwargs=(("label_smoothing", 0.1),)
+    ),
     "counterpoint.tasks.dense:pixel_cross_entropy": Case(
         lambda n, d: [d(0, n, 4, 3, 3), (d(1, n, 3, 3) * 100).long().remainder(4)], (0,), (0, 0)
     ),

@@ -1,4 +1,4 @@
-"""The catalogue: complete, consistent with what is built, and the README's table made from it."""
+"""The catalogue: complete, consistent with what is built, and the table of systems made from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from counterpoint import catalog
 from counterpoint.errors import CounterpointError
 from counterpoint.lab import protocol
 
-README = Path(__file__).parents[1] / "README.md"
+SYSTEMS = Path(__file__).parents[1] / "SYSTEMS.md"
 
 
 def test_catalogue_has_sixty_three_papers_and_the_classics():
@@ -51,8 +51,8 @@ def test_planned_and_unknown_systems_raise_an_error(monkeypatch):
         catalog.get("macilsd")
 
 
-def test_the_readme_s_table_is_the_catalogue_s():
-    text = README.read_text(encoding="utf-8")
+def test_the_table_of_systems_is_the_catalogue_s():
+    text = SYSTEMS.read_text(encoding="utf-8")
     assert catalog.with_table(text) == text, "stale: run `make catalogue`"
     with pytest.raises(ValueError, match="no block <!-- systems:begin"):
         catalog.with_table("no markers")

@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import wraps
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
-from counterpoint import catalog, cli
+from counterpoint import catalog, cli, commands
 from counterpoint.errors import CounterpointError
 
 
@@ -53,7 +56,7 @@ def test_systems_lists_all_and_filters(capsys):
     code, out, _ = run(capsys, "systems", "--json")
     assert code == 0
     rows = json.loads(out)
-    assert len(rows) == 85
+    assert len(rows) == 86
     _, out, _ = run(capsys, "systems", "--state", "done", "--json")
     assert [row["slug"] for row in json.loads(out)] == [row["slug"] for row in rows if row["state"] == "done"]
     _, out, _ = run(capsys, "systems")
@@ -154,6 +157,42 @@ def test_wrong_options_exit_with_2(capsys):
         cli.main(["train", "macil-sd", "--epoch", "3"])
     assert left.value.code == 2
     assert "--epochs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "field", "value"),
+    [
+        ("generate", "RUN --prompt A --prompt B", "prompt", ("A", "B")),
+        ("generate", "RUN --prompt A B", "prompt", ("A", "B")),
+        ("generate", "--prompt=A RUN --seed 3 --prompt=B", "prompt", ("A", "B")),
+        ("ask", "RUN Q --method plain --image a.png --method ritual vcd", "method", ("plain", "ritual", "vcd")),
+        ("ask", "RUN Q --image a.png --image b.png", "image", (Path("a.png"), Path("b.png"))),
+        ("distill", "--data D --teacher T --student S --set a=1 --set b=2", "settings", ("a=1", "b=2")),
+        ("distill", "--data D --teacher T --student S --method dcd --method kd3", "method", ("dcd", "kd3")),
+        ("compare", "clip symile --data D --set a=1 --set b=2", "settings", ("a=1", "b=2")),
+        ("analyse", "RUN --temperatures 0.1 --temperatures 0.2 0.3", "temperatures", (0.1, 0.2, 0.3)),
+        ("check-loss", "clip_loss --skip A --skip B", "skip", ("A", "B")),
+        ("check-loss", "clip_loss --set a=1 --set b=2", "set", ("a=1", "b=2")),
+        ("claims", "--into A --into B", "into", (Path("A"), Path("B"))),
+        ("train", "tinyclip --keep 0.5 --epochs 1 --keep 0.25 --epochs 2", "config", ((0.5, 0.25), 2)),
+    ],
+)
+def test_a_repeated_list_option_keeps_all_values(monkeypatch, command, words, field, value):
+    module, words, given = import_module(f"counterpoint.commands.{command.replace('-', '_')}"), words.split(), {}
+    if command == "train":
+        made, words, _ = module.prepare(words)
+        monkeypatch.setattr(made, "run", lambda self: given.update(config=(self.config.keep, self.config.epochs)) or 0)
+    else:
+        made = wraps(module.main)(lambda *positional, **options: given.update(options) or 0)
+    assert commands.parsed(made, words, "counterpoint") == 0
+    assert given[field] == value
+
+
+def test_repeated_additions_and_data_sources():
+    from counterpoint.commands.train import value, without_additions
+
+    assert without_additions(["a", "--with", "mochi", "--with", "hcl"]) == (["a"], ["mochi", "hcl"])
+    assert value(["--data", "a", "--data=b"], "--data") == "b"  # the last, as for every option with one value
 
 
 def test_a_reader_that_leaves_early_is_no_error():

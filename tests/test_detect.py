@@ -16,7 +16,9 @@ from counterpoint.data.media import write_video
 from counterpoint.engine.run import Run
 from counterpoint.errors import DataError, RunError
 from counterpoint.tasks.moments import intervals
-from counterpoint.use.detect import Detector, Windows, detect_files, find_videos
+from counterpoint.use.detect import Detector, Windows
+from counterpoint.use.detections import detect_files
+from counterpoint.use.video_files import find_videos
 
 SNIPPET = 16 / 24
 
@@ -185,8 +187,8 @@ def test_the_command_with_bad_files_exits_with_2(run_of_clips, clip, tmp_path, m
 
 def test_the_newest_run_is_taken_when_none_is_named(run_of_clips, clip, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["detect", str(clip[0])]) == 2
-    assert "no trained run of macil-sd under runs/" in capsys.readouterr().err
+    assert cli.main(["detect", str(clip[0])]) == 0
+    assert "Run: the built-in model arcade-small" in capsys.readouterr().out
     shutil.copytree(run_of_clips, tmp_path / "runs" / "demo" / "mine")
     assert cli.main(["detect", str(clip[0])]) == 0
 

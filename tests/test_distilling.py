@@ -70,6 +70,7 @@ def test_bad_requests_are_refused_before_training(
         room.distil(methods, name, "conv-s", DATA, given=given)
 
 
+@pytest.mark.slow
 def test_students_are_kept_measured_and_not_trained_again(
     teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +135,7 @@ def test_a_student_s_name_says_how_tinyclip_begins(pair_teacher: str, student: s
     assert room.settings_of("tinyclip", pair_teacher, student, {"inherit": "none"})["inherit"] == "none"
 
 
+@pytest.mark.slow
 def test_a_pair_of_towers_is_distilled_and_measured_beside_its_teacher(
     pair_teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], undrawn: None
 ) -> None:

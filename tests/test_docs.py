@@ -29,7 +29,10 @@ from counterpoint.lab.protocol import read
 from counterpoint.report.analysis import claims_table
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+DOCUMENTS = [
+    ROOT / name
+    for name in ("README.md", "RESULTS.md", "SYSTEMS.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 EVERY = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in [*DOCUMENTS, *PAGES]]
 
@@ -184,7 +187,16 @@ def anchors(path: Path) -> set[str]:
 def generated(path: Path) -> bool:
     """Return whether the build of the site makes this page."""
     page = path.relative_to(ROOT / "docs").as_posix()
-    names = {"cli.md", "architecture.md", "contributing.md", "changelog.md", "systems/index.md", "api/index.md"}
+    names = {
+        "cli.md",
+        "architecture.md",
+        "contributing.md",
+        "changelog.md",
+        "results.md",
+        "systems-table.md",
+        "performance.md",
+    }
+    names |= {"systems/index.md", "api/index.md"}
     names |= {f"systems/{entry.slug}.md" for entry in entries().values() if entry.state == "done"}
     names |= {f"api/{room}.md" for room in ROOMS}
     return page in names
@@ -238,7 +250,7 @@ def test_the_citation_names_this_version():
     )
 
 
-def test_the_readme_s_claims_are_the_record_s():
+def test_the_flagship_s_claims_are_the_record_s():
     record = json.loads((ROOT / "results" / "claims" / "macil-sd.json").read_text(encoding="utf-8"))
     rows = []
     for part in (record, *record["variants"].values()):
@@ -247,16 +259,21 @@ def test_the_readme_s_claims_are_the_record_s():
                 f"| `{part['data']}` | {row['says']} | {row['arm']} | {row['baseline']} | {row['mean']:+.3f} "
                 f"| {row['low']:+.3f} .. {row['high']:+.3f} | {row.get('verdict', 'reported')} |"
             )
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
     shown = text.partition("<!-- claims:begin -->")[2].partition("<!-- claims:end -->")[0].strip().splitlines()
     assert shown[2:] == rows
     assert len(record["seeds"]) == 10  # the text says ten
     assert "ten seeds" in text
 
 
-def test_the_readme_s_extras_are_the_project_s():
+def test_the_extras_of_the_guide_are_the_project_s():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("| extra | brings |")[2].partition("\n\n")[0]
+    table = (
+        (ROOT / "docs/guides/installation.md")
+        .read_text(encoding="utf-8")
+        .partition("| extra | brings |")[2]
+        .partition("\n\n")[0]
+    )
     assert re.findall(r"^\| `(\w+)` ", table, re.MULTILINE) == list(project["optional-dependencies"])
 
 
@@ -267,9 +284,9 @@ def test_the_licence_is_the_whole_of_apache_2():
     assert "Copyright [yyyy] [name of copyright owner]" in text
 
 
-def test_the_readme_s_claims_are_the_records():
+def test_the_table_of_claims_is_made_of_the_records():
     found = claims.records(ROOT / "results" / "claims")
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
     shown = text.partition(claims.BEGIN)[2].partition(claims.END)[0].strip()
     assert shown == claims_table(found)
     assert all(len(record["seeds"]) >= 5 for record in found)

@@ -41,6 +41,7 @@ def folder(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_the_examples_run_in_their_order(folder, capsys):
     names: dict = {"__name__": "guide"}
     for code in blocks():

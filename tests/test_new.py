@@ -27,6 +27,7 @@ def new(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_new_system_trains_and_its_tests_fail_where_it_is_to_be_written(project: Path) -> None:
     """A planned system of pictures and one of several modalities, in one run of pytest."""
     folders = {path.name for path in (ROOT / "src" / "counterpoint" / "systems").iterdir()}

@@ -27,7 +27,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PLACES = ("src", "tests", "tools", "benchmarks", "docs", "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
+PLACES = (
+    "src",
+    "tests",
+    "tools",
+    "benchmarks",
+    "docs",
+    "README.md",
+    "RESULTS.md",
+    "SYSTEMS.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+)
 LONGEST = 20
 PHRASES = {
     r"\b(is|are|was|were|be|been|being) (said|told)\b": "say who reports, returns or computes it",

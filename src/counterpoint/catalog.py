@@ -1,9 +1,9 @@
 """Read catalog.toml: every system's paper, area, task, state, module and functions.
 
-The command line's list, `counterpoint.functional`, the README table and the docs are made from it. This module imports no
+The command line's list, `counterpoint.functional`, the table of SYSTEMS.md and the docs are made from it. This module imports no
 torch.
 
-    python -m counterpoint.catalog README.md [--check]    rewrites (or checks) the table between the two markers
+    python -m counterpoint.catalog SYSTEMS.md [--check]    rewrites (or checks) the table between the two markers
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def additions_said() -> str:
 
 
 def markdown_table() -> str:
-    """Return the README's table of systems, one row each, as Markdown."""
+    """Return the table of systems, one row each, as Markdown."""
     lines = ["| system | paper | area | task | state |", "|---|---|---|---|---|"]
     for row in entries().values():
         paper = f"{row.title} ({row.arxiv})" if row.arxiv else row.title

@@ -40,7 +40,8 @@ def main(*, seeds: int = 2, out: Path = Path("runs/demo"), size: tuple[int, int]
     from counterpoint.lab.protocol import of_system
     from counterpoint.lab.runner import figures
     from counterpoint.report.demo import write_demo_report
-    from counterpoint.use.detect import Detector, detect_files
+    from counterpoint.use.detect import Detector
+    from counterpoint.use.detections import detect_files
 
     started = time.monotonic()
     arms = of_system("macil-sd").arms

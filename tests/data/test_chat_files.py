@@ -54,6 +54,11 @@ FORMS = {
     },
     "pope": {"question_id": 1, "image": "a.png", "text": "what ?", "label": "yes"},
     "preference": {"prompt": "what ?", "chosen": "yes", "rejected": "no", "images": ["a.png"]},
+    "rejected": {
+        "messages": [{"role": "user", "content": "what ?"}, {"role": "assistant", "content": "yes"}],
+        "rejected": {"role": "assistant", "content": "no"},
+        "image": "a.png",
+    },
     "truthfulqa": {
         "question": "what ?",
         "mc1_targets": {"yes": 1, "no": 0},
@@ -77,7 +82,7 @@ def test_every_known_form_becomes_the_same_chat(tmp_path, form):
     assert {chat.question for chat in chats} == {"what ?"}
     assert {chat.answer for chat in chats} == {"yes"}
     assert all(len(chat.pictures) == 1 for chat in chats)
-    assert chats[0].rejected == ("no" if form == "preference" else "")
+    assert chats[0].rejected == ("no" if form in ("preference", "rejected") else "")
     assert chats[0].kind == ("choice" if form in ("choice", "truthfulqa") else "yes-no")
     assert data.train.images.images(np.array([3])).shape == (1, 16, 16, 3)
 

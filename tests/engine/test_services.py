@@ -388,6 +388,7 @@ def test_tensorboard_has_the_figures_of_metrics_csv(tmp_path: Any) -> None:
 # --- compilation
 
 
+@pytest.mark.slow
 def test_a_compiled_run_learns_what_another_learns(plain: Run, tmp_path: Any) -> None:
     run = train(tmp_path, "run", loop=Loop(compile=True, accumulate=1))
     assert run.metrics()[0]["train/loss"] == pytest.approx(plain.metrics()[0]["train/loss"], rel=1e-3)

@@ -665,6 +665,7 @@ WITHOUT = {
     "wscol:proposal_distillation": "KD with temperature=1, of one process",
     "bss:transfer_style": "makes images",
     "pixpro:pixel_propagation": "maps, no loss",
+    "finetune:cross_entropy": "torch.nn.CrossEntropyLoss with ignore_index=-1, divided by the number of all items",
     "finetune-seg:pixel_cross_entropy": "torch.nn.CrossEntropyLoss with ignore_index=255, averaged per picture",
     "sla:aggregate": "logits of a vote, no loss",
     "sla:identity_logits": "logits, no loss",

@@ -143,7 +143,7 @@ def test_items_and_data_that_the_run_does_not_know_are_named(made, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["history", "set"])
-@pytest.mark.parametrize("ending", ["pt2", "onnx"])
+@pytest.mark.parametrize("ending", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_exported_networks_give_the_embeddings_of_any_number_of_histories(made, kind, ending, tmp_path):
     if ending == "onnx":
         pytest.importorskip("onnxscript", reason="needs the extra [export]")

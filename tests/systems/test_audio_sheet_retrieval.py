@@ -596,7 +596,16 @@ def uninterrupted(tmp_path_factory):
     return run_
 
 
-@pytest.mark.parametrize("at", [1, 4, 6, 7, 8])  # in stage 1, as it ends, as stage 2 begins, in stage 2
+@pytest.mark.parametrize(
+    "at",
+    [
+        1,
+        pytest.param(4, marks=pytest.mark.slow),
+        pytest.param(6, marks=pytest.mark.slow),
+        pytest.param(7, marks=pytest.mark.slow),
+        8,
+    ],
+)  # in stage 1, as it ends, as stage 2 begins, in stage 2
 def test_interrupted_in_either_stage_or_between_it_ends_the_same(at, uninterrupted, tmp_path, monkeypatch):
     calls, stop, loss = 0, at - 1, AudioSheet.loss
 

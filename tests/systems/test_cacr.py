@@ -436,6 +436,7 @@ def test_each_key_s_own_view_asks_nothing_of_it(monkeypatch):
         assert not key.requires_grad
 
 
+@pytest.mark.slow
 def test_the_claim_s_arms_differ_where_it_says():
     claim = of_system("cacr")
     metrics = {arm: rehearse("cacr", claim, arm) for arm in claim.arms}

@@ -277,6 +277,7 @@ def test_interrupted_and_resumed_it_ends_the_same(data, interrupt_at, tmp_path, 
     need_equal_ends(monkeypatch, file.CAPro, "capro", config, data, interrupt_at, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [DATA, CANVASES])
 def test_two_processes_learn_the_same_as_one(data, tmp_path):
     small = SMALL | {"encoder": "vit-xs", "recipe": "none", "finetune_epochs": 0, "lr": 0.01, "proto_momentum": 0.9}

@@ -149,6 +149,7 @@ def folder(tmp_path_factory):
 
 
 # Batch normalisation is over each process's own share, so only networks without it can agree.
+@pytest.mark.slow
 @pytest.mark.parametrize("slug", ["dino", "mae"])
 def test_two_processes_are_as_good_as_one(slug, folder, tmp_path):
     # Plain steps: Adam would blow up the rounding of gradients that are zero but for it.

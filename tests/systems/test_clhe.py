@@ -230,6 +230,7 @@ def test_interrupted_and_resumed_it_ends_the_same(tmp_path, monkeypatch, undrawn
     need_equal_ends(monkeypatch, clhe.CLHE, "clhe", config, DATA, 4, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_as_one(tmp_path):
     small = SMALL | {"item_views": "same", "epochs": 1, "evaluate_every": 1}
     words = ["train", "clhe", "--data", DATA, "--out", str(tmp_path)]

@@ -394,6 +394,7 @@ def _fitted(rank: int, size: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_as_one(tmp_path):
     mp.start_processes(_fitted, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
     _fitted(0, 1, str(tmp_path))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from counterpoint import data as sources
 from counterpoint import functional as fn
 from counterpoint import training
+from counterpoint.core import reviews
 from counterpoint.encoders.chat_models import Prompt
 from counterpoint.encoders.decoding import Answer
 from counterpoint.encoders.messages import IMAGE, Message
@@ -92,6 +93,7 @@ def test_the_filters_equal_lions():
     new, kept = ([str(x) for x in PARITY[f"filter/case0/in/{name}"]] for name in ("new", "kept"))
     similar = np.array([[fn.rouge_l(a, b) for b in kept] for a in new])
     np.testing.assert_allclose(similar, PARITY["filter/case0/out/rouge_l"], rtol=1e-12)
+    assert [[reviews.is_similar(a, b, 0.7) for b in kept] for a in new] == (similar > 0.7).tolist()
     assert [fn.is_well_formed(text) for text in new] == PARITY["filter/case0/out/well_formed"].astype(bool).tolist()
     pool = Pool(float(PARITY["filter/case0/param/max_similarity"]), "all")
     for text in kept:
@@ -123,6 +125,7 @@ WORDS = st.lists(st.sampled_from("abcde"), max_size=8).map(" ".join)
 def test_rouge_l_is_symmetric_and_1_for_equal_words(a, b):
     assert fn.rouge_l(a, b) == fn.rouge_l(b, a)
     assert 0 <= fn.rouge_l(a, b) <= 1
+    assert all(reviews.is_similar(a, b, most) == (fn.rouge_l(a, b) > most) for most in (0.0, 0.5, 0.7, 1.0))
     assert fn.rouge_l(a, a.upper() + " !") == (1.0 if a else 0.0)
 
 
@@ -325,6 +328,9 @@ def test_reviews_off_the_format_are_counted_and_left_out(sure):
 
 def test_a_judge_that_never_keeps_the_format_raises_an_error_that_names_the_mend(sure):
     learner, task = built(assessor="judge")
+    with pytest.raises(CounterpointError, match=r"a review needs up to \d+ tokens, .* context has 48; raise"):
+        fit(learner, task, bar=False)
+    learner, task = built(assessor="judge", context=384)
     with pytest.raises(CounterpointError, match=r"30 of 30 reviews are off the format; name another --judge"):
         fit(learner, task, bar=False)
 
@@ -346,12 +352,13 @@ def test_each_assessor_and_augmentor_runs(more):
     assert learner.records[1]["calls"] >= 10
 
 
-@pytest.mark.parametrize("at", [25, 50, 54])
+@pytest.mark.parametrize("at", [25, pytest.param(50, marks=pytest.mark.slow), pytest.param(54, marks=pytest.mark.slow)])
 def test_a_training_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monkeypatch, at):
     run = need_equal_ends(monkeypatch, comd.CoMD, "comd", config(), DATA, at, tmp_path)
     assert len(run.structure()["records"]) >= 2
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_as_one(tmp_path):
     teacher = trained(tmp_path, name="teacher", rounds=1, epochs=20, lr=0.1)
     settings = SMALL | {"teacher": f"run:{teacher.path}", "lr": 1e-3, "caption_lr": 1e-3}

@@ -401,6 +401,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, tmp_path, monkey
     need_equal_ends(monkeypatch, room.CustomContrast, "customcontrast", config, DATA, 1 + 2 * stage, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     words = ["train", "customcontrast", "--data", DATA, "--out", str(tmp_path)]
     plain = SMALL | {"optimizer": "sgd", "lr": 0.1, "pretrain_lr": 0.1}  # Adam enlarges rounding of gradients near 0

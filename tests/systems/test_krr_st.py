@@ -474,6 +474,7 @@ def of_two(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_set_and_the_encoder_of_one(tmp_path: Path) -> None:
     experiment = Experiment.resolve("krr-st", DATA, overrides=SMALL | {"pretrain_batch": 5})
     task = experiment.task()

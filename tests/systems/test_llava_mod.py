@@ -252,6 +252,7 @@ def test_a_training_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monkey
     need_equal_ends(monkeypatch, llava_mod.LLaVAMoD, "llava-mod", chosen, DATA, at, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_as_one(tmp_path):
     words = ["train", "llava-mod", "--data", DATA, "--out", str(tmp_path), "--name", "two"]
     command_over_processes(

@@ -248,6 +248,7 @@ def test_baselines_and_variants_are_settings(settings, turns, scalars):
     assert 0 <= row["test/ndcg_20"] <= 1
 
 
+@pytest.mark.slow
 def test_training_finds_next_items_of_chains():
     learner, task = built("visits?users=200&items=60&groups=6&noise=0.1", epochs=12, lr=0.03, dim=16, dropout=0.1)
     row = fit(learner, task, bar=False)[-1]
@@ -260,6 +261,7 @@ def test_interrupted_and_resumed_it_ends_the_same(update, tmp_path, monkeypatch,
     need_equal_ends(monkeypatch, mclrec.MCLRec, "mclrec", config, DATA, 5, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_as_one(tmp_path):
     small = SMALL | {"dropout": 0.0, "epochs": 1, "evaluate_every": 1}
     words = ["train", "mclrec", "--data", DATA, "--out", str(tmp_path)]

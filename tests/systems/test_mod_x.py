@@ -249,6 +249,7 @@ def test_interrupted_and_resumed_it_ends_the_same(interrupt_at, tmp_path, monkey
     need_equal_ends(monkeypatch, mod_x.ModXLearner, "mod-x", config, DATA, interrupt_at, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_as_one(tmp_path):
     words = ["train", "mod-x", "--data", DATA, "--out", str(tmp_path)]
     words += [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]

@@ -414,6 +414,7 @@ def test_interrupted_and_resumed_it_ends_the_same(interrupt_at, tmp_path, monkey
     need_equal_ends(monkeypatch, mulki.MulKILearner, "mulki", config, DATA, interrupt_at, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_as_one(tmp_path):
     fitted(TEACHER.removeprefix("fit:"))
     words = ["train", "mulki", "--data", DATA, "--out", str(tmp_path), "--name", "two"]

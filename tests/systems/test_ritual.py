@@ -14,6 +14,7 @@ from counterpoint import cli, training
 from counterpoint import functional as fn
 from counterpoint.data import grid_chats
 from counterpoint.data.chats import Chat
+from counterpoint.encoders import decoding
 from counterpoint.encoders.chat_models import ChatModel, Prompt, chat_tokenizer
 from counterpoint.encoders.decoding import Plain, answers
 from counterpoint.encoders.messages import IMAGE, Message
@@ -152,6 +153,13 @@ def test_branches_in_one_batch_give_the_answers_of_separate_passes(answering, ru
     for prompt, answer in zip(prompts, found, strict=True):
         wanted = by_separate_passes(model, prompt, rule, 5)
         assert answer.tokens == tuple(model.tokenizer.words(wanted))
+
+
+def test_probabilities_do_not_depend_on_how_many_steps_are_computed_at_once(answering, monkeypatch):
+    model, prompts = answering
+    together = answers(model, prompts, Plain(), new_tokens=4)
+    monkeypatch.setattr(decoding, "MOST_HELD", 0)
+    assert answers(model, prompts, Plain(), new_tokens=4) == together
 
 
 def test_a_prompt_without_a_picture_is_decoded_plainly(answering):

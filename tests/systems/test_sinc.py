@@ -233,6 +233,7 @@ def test_a_training_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monkey
     need_equal_ends(monkeypatch, sinc.SINC, "sinc", config(), DATA, at, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_as_one(tmp_path):
     words = ["train", "sinc", "--data", DATA, "--out", str(tmp_path)]
     words += [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
@@ -503,6 +504,12 @@ def test_the_frequent_words_of_captions_are_classes(tmp_path):
     data = load(f"features:{tmp_path / 'items.npz'}?least=4")
     assert set(data.classes) == {"the", *words, "rare"}
     assert any("80 captions give 240 items of 22 words" in note for note in data.notes)
+    assert not any("left out" in note for note in data.notes)
+    captions[[3, 7]] = "zz", ""
+    np.savez(tmp_path / "some.npz", features=rng.normal(size=(80, 4)).astype(np.float32), caption=captions)
+    data = load(f"features:{tmp_path / 'some.npz'}?least=4")
+    said = r"2 of 80 captions have no word that occurs in 4 captions and are left out (item 3: 'zz', item 7: '')"
+    assert any(said in note for note in data.notes)
     with pytest.raises(DataError, match=r"no word occurs in 90 captions; lower \?least="):
         load(f"features:{tmp_path / 'items.npz'}?least=90")
 

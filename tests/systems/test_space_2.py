@@ -522,6 +522,7 @@ def test_interrupted_and_resumed_it_ends_the_same(interrupt_at, tmp_path, monkey
     need_equal_ends(monkeypatch, space_2.Space2, "space-2", config, DATA, interrupt_at, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_as_one(tmp_path):
     settings = SMALL | {"dropout": 0.0, "tune_epochs": 1}
     words = ["train", "space-2", "--data", DATA, "--out", str(tmp_path)]

@@ -155,11 +155,12 @@ def test_pairs_name_their_pictures_and_differ():
     assert learner.descriptions
 
 
-@pytest.mark.parametrize("at", [2, 6, 7])
+@pytest.mark.parametrize("at", [2, pytest.param(6, marks=pytest.mark.slow), pytest.param(7, marks=pytest.mark.slow)])
 def test_a_training_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monkeypatch, at):
     need_equal_ends(monkeypatch, stic.STIC, "stic", config(), DATA, at, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_as_one(tmp_path):
     words = ["train", "stic", "--data", DATA, "--out", str(tmp_path)]
     words += [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]

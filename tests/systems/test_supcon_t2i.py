@@ -322,8 +322,10 @@ def test_unknown_classes_are_counted_in_a_note():
     data = sources.load(f"{DATA}&unknown=0.5", task="generation")
     missing = int((data.train.labels < 0).sum())
     assert 0 < missing < 32
+    at = int((data.train.labels < 0).argmax())
     assert data.notes == [
-        f"digit-scenes: {missing} of 32 train captions have no known class; each counts as a class of its own"
+        f"digit-scenes: {missing} of 32 train captions have no known class, the first is number {at}, "
+        f"'{data.train.captions[at][:40]}'; each counts as a class of its own"
     ]
 
 
@@ -406,6 +408,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, tmp_path, monkey
     need_equal_ends(monkeypatch, room.SupConT2I, "supcon-t2i", config, DATA, 2 + 4 * stage, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     words = ["train", "supcon-t2i", "--data", DATA, "--out", str(tmp_path)]
     plain = SMALL | {"optimizer": "sgd", "lr": 0.01, "pretrain_lr": 0.1}  # Adam enlarges rounding of gradients near 0

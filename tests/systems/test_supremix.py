@@ -392,6 +392,7 @@ def process(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     mp.start_processes(process, (str(tmp_path),), nprocs=2, start_method="forkserver")
     rows_of_one, weights = trained()

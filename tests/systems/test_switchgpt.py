@@ -269,8 +269,9 @@ def test_shuffled_flags_change_the_answers_alone():
 
 
 def test_measures_and_the_confusion_matrix_are_in_the_run(tmp_path):
-    run = trained(tmp_path, compare=("keywords", "words", "states"), constrained=True, new_tokens=10)
+    run = trained(tmp_path, compare=switchgpt.ROUTERS, constrained=True, new_tokens=10, context=160)
     found = run.metrics()[-1]
+    assert 0 <= found["test/shots_accuracy"] <= 1
     for name in (
         "modality_accuracy",
         "format_valid",
@@ -290,10 +291,30 @@ def test_measures_and_the_confusion_matrix_are_in_the_run(tmp_path):
     assert matrix["names"] == ["TEXT", "IMAGE", "AUDIO", "VIDEO"]
     assert np.sum(matrix["values"]) == len(Experiment.resolve("switchgpt", DATA, overrides=SMALL).task().data.test)
     learner: Any = load_learner(run)
-    again, _ = built()
+    again, task = built(context=160)
     again.load_state_dict(learner.state_dict())
     prompt = [Prompt((Message("user", "draw the cat"),))]
     torch.testing.assert_close(learner.route(prompt), again.eval().route(prompt))
+    before = learner.demonstrations(Survey(task, learner))
+    names = [f"Modality: {name}" for name in ("text", "image", "audio", "video")]
+    assert [message.text for message in before if message.role == "assistant"] == names
+    learner.config.context = 64
+    with pytest.raises(CounterpointError, match=r"shots puts 4 demonstrations .* raise --context"):
+        learner.demonstrations(Survey(task, learner))
+
+
+def test_the_untuned_model_after_demonstrations_names_the_most_probable_word():
+    learner, task = built(context=160)
+    before = learner.demonstrations(Survey(task, learner))
+    prompt = Prompt((Message("user", "draw the cat"),))
+    logs = []
+    for name in ("text", "image", "audio", "video"):
+        asked, answer = task.tokenizer.chat((*before, *prompt.messages, Message("assistant", f"Modality: {name}")))
+        ids = torch.tensor([[*asked, *answer]])
+        found = learner.model(ids, torch.ones_like(ids, dtype=torch.bool)).detach().log_softmax(2)[0]
+        at = range(len(asked) - 1, len(asked) + len(answer) - 1)
+        logs.append(float(sum(found[n, ids[0, n + 1]] for n in at)))
+    assert learner._by_shots(before, prompt) == task.config.flags[int(np.argmax(logs))]
 
 
 @pytest.mark.parametrize("at", [1, 4])
@@ -301,6 +322,7 @@ def test_a_training_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monkey
     need_equal_ends(monkeypatch, switchgpt.SwitchGPT, "switchgpt", config(), DATA, at, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_as_one(tmp_path):
     words = ["train", "switchgpt", "--data", DATA, "--out", str(tmp_path), "--lora-dropout=0"]
     words += [f"--{n.replace('_', '-')}={v}" for n, v in SMALL.items() if n != "compare"]

@@ -395,6 +395,7 @@ def test_a_run_that_started_from_another_resumes_with_its_networks(tmp_path, mon
     need_equal_ends(monkeypatch, teminal.TeminAL, "teminal", config, DATA, 4, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_as_one(tmp_path):
     words = ["train", "teminal", "--data", DATA, "--out", str(tmp_path), "--head", "linear"]
     words += [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]

@@ -226,6 +226,7 @@ def test_arguments_that_do_not_fit_are_named(call, said):
 # -------------------------------------------------------------------------------------------------------------- training
 
 
+@pytest.mark.slow
 def test_steps_call_the_functions_with_the_same_masked_texts(monkeypatch):
     learner, task = built()
     seen: dict[str, list] = {name: [] for name in ("paired_hinge_loss", "nst_loss", "token_contrastive_loss")}
@@ -316,7 +317,9 @@ def test_masks_of_the_evaluation_depend_on_the_text_alone():
     assert set(marked) == {word}
 
 
-@pytest.mark.parametrize("interrupt_at", [4, 9])  # in the second epoch of the teacher, and of the student
+@pytest.mark.parametrize(
+    "interrupt_at", [pytest.param(4, marks=pytest.mark.slow), 9]
+)  # in the second epoch of the teacher, and of the student
 def test_interrupted_and_resumed_it_ends_the_same(interrupt_at, tmp_path, monkeypatch, undrawn):
     config = Experiment.resolve("vidlankd", DATA, overrides=SMALL | {"contrast": "bank"}).config
     run = need_equal_ends(monkeypatch, vidlankd.VidLanKD, "vidlankd", config, DATA, interrupt_at, tmp_path)
@@ -397,6 +400,7 @@ def test_a_run_of_texts_embeds_finds_and_exports(tmp_path, undrawn):
     np.testing.assert_allclose(exported, encoder.encode(texts=texts[:4]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_as_one(tmp_path):
     words = ["train", "vidlankd", "--data", DATA, "--epochs", "1", "--teacher-epochs", "1", "--out", str(tmp_path)]
     words += [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items() if "epochs" not in name]

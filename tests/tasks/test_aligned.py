@@ -355,6 +355,7 @@ def test_encoders_of_vectors_are_built_by_name():
         AlignedConfig(vector_noise=-0.1)
 
 
+@pytest.mark.slow
 def test_a_manifest_of_three_kinds_trains_with_parts_missing(tmp_path, capsys):
     pytest.importorskip("av", reason="needs the extra [video]")
     import wave

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from counterpoint.encoders.decoding import Answer
 from counterpoint.encoders.messages import IMAGE, Message
 from counterpoint.errors import CounterpointError
 from counterpoint.tasks.measures.answers import ChatEvaluator, caption_measures, yes_no_measures
+from counterpoint.tasks.measures.captions import cider
 
 OBJECTS = {"dog": ("dog", "puppy"), "cat": ("cat",), "hot dog": ("hot dog",)}
 
@@ -50,6 +53,50 @@ def test_captions_are_judged_by_the_objects_that_they_name():
     assert found["chair_s"] == 0.5
     assert found["chair_i"] == 0.5
     assert found["object_recall"] == 0.5
+
+
+def test_cider_equals_the_value_computed_by_hand():
+    # "a" is in both pictures, so it weighs log(2/2) = 0; every other n-gram weighs log 2, which cosines do not see.
+    # "a red fox" and its equal: 1 for n = 1, 2, 3. With "a fox den": "fox" of {red, fox} and {fox, den} gives 1/2.
+    found = cider(["a red fox", "a"], [["a red fox", "a fox den"], ["a"]], variant="cider")
+    assert found == pytest.approx(((1 + 1 + 1) / 4 + (1 / 2) / 4) / 2 / 2)
+    # {red: 2, x, y, fox, den} and {red, fox}: one "red" counts in the product, both in the norm. Three words more.
+    # Then "b" and "a b": equal but for a word more.
+    first = 10 * math.exp(-9 / 72) * 2 / (math.sqrt(8) * math.sqrt(2)) / 4
+    second = 10 * math.exp(-1 / 72) * 1 / 4
+    assert cider(["red red x y fox den", "b"], [["a red fox"], ["a b"]]) == pytest.approx((first + second) / 2)
+
+
+def test_cider_equals_coco_s_evaluation_code():
+    """The value is that of pycocoevalcap 1.2 on the same captions, without its tokenizer."""
+    references = [
+        ["a red fox runs", "the fox at the den"],
+        ["a small dog at the top left of it"],
+        ["it runs", "big dog"],
+    ]
+    captions = ["a red fox runs at it", "A dog, at the left.", "a blue den"]
+    assert cider(captions, references) == pytest.approx(2.051987103861758, rel=1e-12)
+
+
+def test_cider_groups_the_references_of_a_picture():
+    chats = [chat(text, n, kind="caption") for text, n in [("a red fox", 0), ("a fox den", 0), ("a", 1)]]
+    found = measured(chats, ["a red fox", "not counted", "a"])["cider"]
+    assert found == pytest.approx(cider(["a red fox", "a"], [["a red fox", "a fox den"], ["a"]]))
+
+
+@pytest.mark.parametrize(
+    ("captions", "references", "more", "said"),
+    [
+        ([], [], {}, "captions must be one or more"),
+        (["a"], [[]], {}, "of 0 references"),
+        (["a"], [["a"], ["b"]], {}, "got 1 captions, 2 lists"),
+        (["a"], [["a"]], {"variant": "spice"}, "variant must be"),
+        (["a"], [["a"]], {"sigma": 0.0}, "sigma must be"),
+    ],
+)
+def test_wrong_arguments_of_cider_are_named(captions, references, more, said):
+    with pytest.raises(ValueError, match=said):
+        cider(captions, references, **more)
 
 
 def test_captions_without_any_object_have_no_absent_ones():

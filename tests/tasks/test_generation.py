@@ -133,7 +133,8 @@ def test_rows_without_a_picture_or_a_caption_are_left_out_and_counted():
         "mine: 2 train rows lack a picture or a caption and are left out",
         "mine: 2 valid rows lack a picture or a caption and are left out",
     ]
-    assert "mine: 1 of 2 train captions have no known class; each counts as a class of its own" in data.notes
+    said = "mine: 1 of 2 train captions have no known class, the first is number 0, 'one'; each counts as a class of its own"
+    assert said in data.notes
     with pytest.raises(DataError, match="no train row has a picture and a caption"):
         of_aligned(aligned(["", ""], [True, True]))
 

@@ -136,6 +136,7 @@ def test_a_stage_with_batches_of_its_own_is_refused(monkeypatch):
     assert torch.isnan(learner.stream_history).all()
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_as_one(tmp_path):
     words = ["train", "clip", "--data", PAIRS, "--out", str(tmp_path), "--name", "two"]
     words += [f"--{name.replace('_', '-')}={value}" for name, value in CLIP.items()]

@@ -122,6 +122,7 @@ def test_a_file_that_computes_something_else_is_refused_and_nothing_is_left(alig
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_traced_is_refused_by_name_and_nothing_is_left(aligned, tmp_path):
     class Wilful(torch.nn.Module):
         def forward(self, ids, mask):

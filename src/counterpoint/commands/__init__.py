@@ -26,16 +26,19 @@ COMMANDS = (
         "show",
         "data",
         "train",
+        "finetune",
         "replay",
         "evaluate",
         "verify",
         "claims",
         "analyse",
         "compare",
+        "sweep",
         "distill",
+        "calibrate",
         "detect",
     ),
-    *("ask", "generate", "embed", "index", "search", "export", "report", "check-loss", "doctor"),
+    *("predict", "ask", "generate", "embed", "index", "search", "serve", "export", "report", "check-loss", "doctor"),
 )
 
 
@@ -83,7 +86,9 @@ def parsed(command: Any, words: Sequence[str], prog: str) -> int:
     """Parse the words that follow a command's name, call the command and return its exit code."""
     import tyro
 
-    result: Any = tyro.cli(command, args=list(words), prog=prog)
+    from counterpoint.commands.repeats import joined
+
+    result: Any = tyro.cli(command, args=joined(command, words), prog=prog)
     return int(result.run() if hasattr(result, "run") else result)
 
 
@@ -104,6 +109,7 @@ def overview() -> str:
         "",
         "options:",
         "  COMMAND --help   show the arguments of a command, with units and defaults",
+        "  --option A B     several values; --option A --option B means the same",
         "  --debug          after any command: show the traceback of an error",
         "  --version        show the version",
     ]

@@ -17,7 +17,7 @@ def main(
 ) -> int:
     """Show all recorded claims together and draw OUT/claims.svg.
 
-    Example: counterpoint claims --into README.md
+    Example: counterpoint claims --into RESULTS.md
 
     Args:
         out: The folder of records.

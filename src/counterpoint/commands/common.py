@@ -24,6 +24,7 @@ COMPARISONS = Path("results/compare")
 Text = Optional[str]  # noqa: UP045
 Place = Optional[Path]  # noqa: UP045
 Count = Optional[int]  # noqa: UP045
+Probability = Optional[float]  # noqa: UP045
 
 
 def unset(**options: Any) -> Any:

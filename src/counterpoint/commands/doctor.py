@@ -17,6 +17,7 @@ EXTRAS = {
     "speech": ("espeakng_loader", "the speech data: names spoken in many voices"),
     "generation": ("diffusers", "a small diffusion model, for sets inflated with generated images"),
     "search": ("faiss", "an index for large files of embeddings"),
+    "serve": ("starlette", "the local page (serve)"),
     "export": ("onnxruntime", "encoders as ONNX files"),
     "bench": ("lightly", "the peers of the benchmarks"),
     "docs": ("mkdocs", "build the documentation"),

@@ -27,7 +27,7 @@ def main(
 
     Args:
         run: A finished run of the task generation.
-        prompt: Texts in the style of the training captions, all after one --prompt.
+        prompt: Texts in the style of the training captions. The option may be repeated.
         subject: A folder of pictures of one subject, for a run that takes one. Prompts then call it "subject".
         number: Pictures of each prompt, at least 1.
         out: A new or empty folder for the pictures and their page, index.html.

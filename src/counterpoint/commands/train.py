@@ -150,9 +150,12 @@ def named(argv: Sequence[str]) -> int | None:
 
 
 def value(argv: Sequence[str], option: str) -> str | None:
-    """Return the value of an option, `--option VALUE` or `--option=VALUE`; None when it is not given."""
-    found = next((after for word, after in itertools.pairwise(argv) if word == option), None)
-    return found or next((word.partition("=")[2] for word in argv if word.startswith(f"{option}=")), None)
+    """Return the last value of an option, `--option VALUE` or `--option=VALUE`; None when it is not given."""
+    found = None
+    for word, after in itertools.pairwise([*argv, ""]):
+        if word == option or word.startswith(f"{option}="):
+            found = after if word == option else word.partition("=")[2]
+    return found or None
 
 
 def without_additions(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -344,12 +344,13 @@ def pair_cross_entropy(
         assert of is not None
         assert against is not None
         s, t = query @ key.T, of @ against.T
-        found: list[Tensor | None] = []
-        for dim in (1, 0)[: 1 + columns]:
+
+        def along(dim: int) -> tuple[Tensor, Tensor]:
             soft = -(t.softmax(dim) * s.log_softmax(dim)).sum(dim)
-            found.append(soft if share == 1 else (1 - share) * s.logsumexp(dim) + share * soft)
-            found.append(-(t.detach().softmax(dim) * t.detach().log_softmax(dim)).sum(dim))
-        return PairCrossEntropy(*found, *[None] * (4 - len(found)))  # type: ignore[arg-type]
+            mixed = soft if share == 1 else (1 - share) * s.logsumexp(dim) + share * soft
+            return mixed, -(t.detach().softmax(dim) * t.detach().log_softmax(dim)).sum(dim)
+
+        return PairCrossEntropy(*along(1), *(along(0) if columns else (None, None)))
     if not columns and not chunks.usable(query) and kernel.fixed(query, key, *[x for x in teacher if x is not None]):
         against = teacher[0] if teacher[1] is None else teacher[1]
         rows, row_entropy = _FixedKeys.apply(query, key, teacher[0], against, share, entropy)

@@ -7,6 +7,7 @@ The filters compare a new question with those that are kept.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import lru_cache
 
 from jaxtyping import Float, Int
@@ -79,8 +80,14 @@ def parse_review(text: str) -> tuple[float, float]:
     return (float(first[1]), float(second[1])) if first and second else UNREADABLE
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", text.lower())
+@lru_cache(maxsize=65536)
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+@lru_cache(maxsize=65536)
+def _counted(text: str) -> Counter[str]:
+    return Counter(_words(text))
 
 
 @lru_cache(maxsize=65536)
@@ -99,6 +106,20 @@ def rouge_l(first: str, second: str) -> float:
         for n, against in enumerate(other, 1):
             before, row[n] = row[n], before + 1 if word == against else max(row[n], row[n - 1])
     return 2 * row[-1] / (len(one) + len(other)) if row[-1] else 0.0
+
+
+def is_similar(first: str, second: str, most: float) -> bool:
+    """Return whether ROUGE-L's F1 of two texts is above a number.
+
+    A common subsequence is at most as long as the number of words that both texts have. So most pairs need no `rouge_l`.
+
+    >>> is_similar("count the red birds", "count the blue birds", 0.7), is_similar("name it", "count it", 0.7)
+    (True, False)
+    """
+    one, other = _counted(first), _counted(second)
+    shared = sum(min(many, other[word]) for word, many in one.items() if word in other)
+    longest = len(_words(first)) + len(_words(second))
+    return bool(shared) and 2 * shared / longest > most and rouge_l(first, second) > most
 
 
 def is_well_formed(text: str) -> bool:

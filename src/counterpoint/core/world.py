@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -119,5 +119,6 @@ def over_group(function: F) -> F:
 
     parameter = inspect.Parameter("group", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Group")
     run.__doc__ = _explained(function.__doc__ or "")
-    run.__signature__ = own.replace(parameters=[*own.parameters.values(), parameter])  # type: ignore[attr-defined]
-    return run  # type: ignore[return-value]
+    found: Any = run
+    found.__signature__ = own.replace(parameters=[*own.parameters.values(), parameter])
+    return cast(F, found)

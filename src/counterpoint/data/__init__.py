@@ -81,6 +81,16 @@ SOURCES: dict[str, Source] = {
             argument="DIR",
         ),
         Source(
+            "ucf-crime",
+            "bags",
+            "counterpoint.data.ucf_crime",
+            "the UCF-Crime benchmark: its videos with the authors' lists, Anomaly_Train.txt and the annotation of the test videos",
+            "the user's copy",
+            "1,610 + 290 videos, 128 hours; a tenth of training is the valid split",
+            argument="DIR",
+            needs="video",
+        ),
+        Source(
             "videos",
             "bags",
             "counterpoint.data.videos",

@@ -8,7 +8,7 @@ PLACE is a .json or .jsonl file, a folder of them, or a folder in MME's layout. 
     POPE's        {"image": "a.png", "text": "Is there a dog in the image?", "label": "yes"}
     a choice      {"question": ..., "choices": [...], "answer": "text or number of the choice", "image": "a.png"}
     TruthfulQA's  {"question": ..., "mc1_targets": {answer: 1 or 0, ...}, "mc2_targets": {...}}, as its mc_task.json has them
-    preferences   {"prompt": ..., "chosen": ..., "rejected": ..., "images": [...]}
+    preferences   {"prompt": ..., "chosen": ..., "rejected": ..., "images": [...]}; messages may also have a field "rejected"
     a modality    messages whose answer is {"role": "assistant", "modality": "IMAGE", "prompt": "a red fox"}; "objects" of the
                   record are names that the prompt must have
 
@@ -208,6 +208,8 @@ def _chat(
     found: dict[str, Any] = {"group": str(record.get("group", record.get("category", "")) or "")}
     if "messages" in record or "conversations" in record:
         messages = [_message(turn, paths) for turn in _listed(record.get("messages", record.get("conversations")))]
+        if record.get("rejected"):
+            found["rejected"] = _turns(record["rejected"], "assistant", [])[-1].text
     elif "chosen" in record:
         messages = [*_turns(record.get("prompt"), "user", paths), *_turns(record["chosen"], "assistant", paths)[-1:]]
         found["rejected"] = _turns(record.get("rejected"), "assistant", [])[-1].text

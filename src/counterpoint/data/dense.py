@@ -65,6 +65,9 @@ class DenseSplit(ImageSplit, Protocol):
 class DenseData(ImageData):
     """Three `DenseSplit`s, and the facts needed to read them. `classes` are classes of whole pictures, usually none."""
 
+    train: DenseSplit
+    valid: DenseSplit
+    test: DenseSplit
     regions: tuple[str, ...] = ()  # names of the pixels' classes; number 0 is the background where there is one
     modalities: tuple[str, ...] = ("image",)
     background: bool = True  # whether class 0 is the background, which the mean Dice leaves out
@@ -191,9 +194,9 @@ def aligned_scenes(data: DenseData) -> AlignedData:
         raise DataError(f"{data.name}: a folder of pictures has the name text, which the sentences need; rename it")
     splits = []
     for split in (data.train, data.valid, data.test):
-        columns: dict[str, Any] = {name: OneModality(split, name) for name in data.modalities}  # type: ignore[arg-type]
-        columns["text"] = sentences(split, data.regions)  # type: ignore[arg-type]
-        there = {name: split.present(name) for name in data.modalities}  # type: ignore[attr-defined]
+        columns: dict[str, Any] = {name: OneModality(split, name) for name in data.modalities}
+        columns["text"] = sentences(split, data.regions)
+        there = {name: split.present(name) for name in data.modalities}
         splits.append(AlignedColumns(columns, presence=there))
     kinds = {name: Modality("image", size=data.size) for name in data.modalities} | {"text": Modality("text")}
     return AlignedData(data.name, splits[0], splits[1], splits[2], kinds, notes=data.notes, accounts=data.accounts)

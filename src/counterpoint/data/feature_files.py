@@ -31,6 +31,7 @@ from counterpoint.errors import CounterpointError, DataError
 LABELS = ("label", "class", "word")
 CAPTIONS = ("caption", "text")
 ENDING = "_embedding"
+NAMED = 3  # captions that a note names
 LONGEST = 3  # frequent words of a caption that give an item, the rarest first
 
 
@@ -172,6 +173,13 @@ def _concepts(
     if not pairs:
         raise DataError(f"{place}: no word occurs in {least} captions; lower ?least=, or give labels")
     notes.append(f"{place}: {len(captions)} captions give {len(pairs)} items of {len({w for w, _ in pairs})} words")
+    missed = sorted(set(range(len(captions))) - {row for _, row in pairs})
+    if missed:
+        shown = ", ".join(f"item {row}: '{captions[row][:40]}'" for row in missed[:NAMED])
+        notes.append(
+            f"{place}: {len(missed)} of {len(captions)} captions have no word that occurs in {least} captions and are left out "
+            f"({shown}{', ...' if len(missed) > NAMED else ''}); a lower ?least= keeps more"
+        )
     return [word for word, _ in pairs], np.array([row for _, row in pairs], np.int64)
 
 

@@ -93,12 +93,13 @@ class GenerationData:
 
 
 def unknown_notes(source: str, *splits: GenerationSplit) -> list[str]:
-    """Count the captions without a known class, in a note for each of train, valid and test that has any."""
-    without = [int((split.labels < 0).sum()) for split in splits]
+    """Count the captions without a known class, in a note for each of train, valid and test that has any; name the first."""
+    without = [np.flatnonzero(split.labels < 0) for split in splits]
     return [
-        f"{source}: {count} of {len(split)} {name} captions have no known class; each counts as a class of its own"
-        for name, count, split in zip(("train", "valid", "test"), without, splits, strict=True)
-        if count
+        f"{source}: {len(rows)} of {len(split)} {name} captions have no known class, the first is number {rows[0]}, "
+        f"'{split.captions[rows[0]][:40]}'; each counts as a class of its own"
+        for name, rows, split in zip(("train", "valid", "test"), without, splits, strict=True)
+        if len(rows)
     ]
 
 

@@ -12,6 +12,8 @@ background. The factors `common_causes` and `salient_causes` are c and s. The vi
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from counterpoint.data.images import ArrayImages, ImageData, Indices
@@ -53,8 +55,10 @@ def load(argument: None = None, *, train: int = 8000, valid: int = -1, test: int
 
     # Test before valid: the number of valid pictures does not change the others.
     trained, tested, watched = (drawn(count) for count in (train, test, valid))
-    three = trained, watched, tested
-    c, s, quadrant = (tuple(part[number] for part in three) for number in (1, 2, 3))
+
+    def of(part: int) -> tuple[Any, Any, Any]:
+        return trained[part], watched[part], tested[part]
+
     return ImageData(
         name="latent-factors",
         train=trained[0],
@@ -63,6 +67,6 @@ def load(argument: None = None, *, train: int = 8000, valid: int = -1, test: int
         classes=tuple(f"octant {number}" for number in range(2**COMMON)),
         size=SIDE,
         domains=("background", "target"),
-        attributes={"salient": quadrant},  # type: ignore[dict-item]
-        factors={"common_causes": c, "salient_causes": s},  # type: ignore[dict-item]
+        attributes={"salient": of(3)},
+        factors={"common_causes": of(1), "salient_causes": of(2)},
     )

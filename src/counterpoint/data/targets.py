@@ -62,8 +62,9 @@ class Targets:
         row_names: Callable[[Indices], list[str]] | None = None,
         files: Callable[..., list[str | None]] | None = None,
     ) -> None:
-        pictures = isinstance(items, np.ndarray) and items.dtype == np.uint8
-        self.items: Any = ArrayImages(items) if pictures else items  # type: ignore[arg-type]
+        self.items: Any = items
+        if isinstance(items, np.ndarray) and items.dtype == np.uint8:
+            self.items = ArrayImages(items)
         self.targets = np.asarray(targets, np.float64)
         if self.targets.shape != (len(items),):
             raise DataError(

@@ -102,11 +102,11 @@ def load(
 
     def bag(index: int) -> Bag:
         path, label = train[index]
-        rows = _read(kept[path], path)
+        rows = read_features(kept[path], path)
         return Bag(_name(root, path), *rows, label)
 
     def video(path: Path, label: int, spans: list[tuple[float, float]]) -> TestVideo:
-        v, a = _read(kept[path], path)
+        v, a = read_features(kept[path], path)
         marks = np.zeros(len(a) * FRAMES, np.int8)
         middle = (np.arange(len(marks)) + 0.5) * snippet_seconds / FRAMES
         for start, end in spans:
@@ -364,7 +364,13 @@ def _whole(file: Path) -> bool:
         return False
 
 
-def _read(features: Path, path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def read_features(features: Path, path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the visual and audio rows that `extract` kept. DataError when the file is damaged.
+
+    Args:
+        features: the kept file.
+        path: the video, for the message.
+    """
     try:
         found = cached.load(features, "visual", "audio")
         return found["visual"], found["audio"]

@@ -6,8 +6,12 @@ Detection rebuilds exactly those two (`build_visual`, `build_audio`).
     name          modality  dim   weights
     light         visual    208   needs none (encoders/light.py describes it)
     r3d_18, ...   visual    512 / 768 ...  torchvision's video models: weights="DEFAULT" downloads, or a file on disk
+    i3d           visual    1024  a file on disk
+    timm:NAME     visual    the model's  timm's picture models, on 4 frames: downloaded, or a file on disk
+    hf:FOLDER     visual    the model's  a video model of transformers: VideoMAE, ViViT, TimeSformer
     logmel        audio     128   needs none
     vggish        audio     128   a file on disk
+    hf:FOLDER     audio     the model's  an audio model of transformers: AST, wav2vec 2.0
 """
 
 from __future__ import annotations
@@ -58,17 +62,17 @@ class AudioBackbone(Protocol):
 
 
 def names(modality: str) -> list[str]:
-    """List the names of backbones for `modality`, "visual" or "audio"; "visual" includes torchvision's video networks.
+    """List the names of backbones for `modality`, "visual" or "audio", as a user types them.
 
     Raises CounterpointError for another modality.
     """
     if modality == "audio":
-        return ["logmel", "vggish"]
+        return ["logmel", "vggish", "hf:FOLDER"]
     if modality != "visual":
         raise unknown("modality", modality, ["visual", "audio"])
     from counterpoint.encoders.torchvision_video import available
 
-    return ["light", *available()]
+    return ["light", "i3d", "timm:NAME", "hf:FOLDER", *available()]
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -87,18 +91,34 @@ def build_visual(spec: Mapping[str, Any]) -> VisualBackbone:
         from counterpoint.encoders.light import Light
 
         return Light()
+    library, colon, model = name.partition(":")
+    weights, sha256 = spec.get("weights"), spec.get("sha256")
+    if colon and model and library in ("hf", "timm"):
+        from counterpoint.encoders.published_video import TimmFrames, TransformersVideo
+
+        return TransformersVideo(model, sha256) if library == "hf" else TimmFrames(model, weights, sha256)
     known = names("visual")
-    if name not in known:
+    if name not in known or colon:
         raise unknown("visual backbone", name, known)
+    if name == "i3d":
+        from counterpoint.encoders.i3d import I3D
+
+        if not weights:
+            raise CounterpointError("i3d needs its weights; write i3d@/path/to/rgb_imagenet.pt")
+        return I3D(Path(str(weights)), sha256)
     from counterpoint.encoders.torchvision_video import TorchvisionVideo
 
-    return TorchvisionVideo(name, str(spec.get("weights") or "DEFAULT"), spec.get("sha256"))
+    return TorchvisionVideo(name, str(weights or "DEFAULT"), sha256)
 
 
 def build_audio(spec: Mapping[str, Any]) -> AudioBackbone:
     """Build the audio backbone that `describe` recorded. Raises the same errors as `build_visual`."""
     name = str(spec.get("name"))
-    if name not in names("audio"):
+    if name.startswith("hf:") and name != "hf:":
+        from counterpoint.encoders.published_video import TransformersAudio
+
+        return TransformersAudio(name.removeprefix("hf:"), spec.get("sha256"))
+    if name not in names("audio") or ":" in name:
         raise unknown("audio backbone", name, names("audio"))
     if name == "logmel":
         from counterpoint.encoders.sound import LogMel

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -287,7 +287,7 @@ def _switch(network: nn.Module, *, on: bool) -> None:
             for low in _low_ranks(layer):
                 low.on = on
         else:
-            layer.enable_adapters(on)  # type: ignore[operator]
+            cast(Any, layer).enable_adapters(on)
 
 
 @contextmanager

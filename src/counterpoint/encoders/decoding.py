@@ -20,6 +20,7 @@ from counterpoint.encoders.chat_models import ChatModel, Prompt
 from counterpoint.encoders.messages import Message
 
 SHOWN = 3  # alternatives of a token that are kept
+MOST_HELD = 2**21  # scores that wait for their probabilities
 
 
 class Branch(NamedTuple):
@@ -67,6 +68,8 @@ class Plain:
 class Combined:
     """A logits processor of transformers that combines branches and draws their common token.
 
+    The probabilities that an answer reports are computed for several steps at once.
+
     Attributes:
         decoder: The rule.
         rows: Number of prompts.
@@ -79,21 +82,43 @@ class Combined:
     temperature: float
     top_p: float
     generator: torch.Generator
-    steps: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # probability of the token; others
+    count: int = 0  # steps so far
+    held: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # scores and tokens of the latest steps
+    done: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # probability of each token; others
 
     def __call__(
         self, input_ids: Int[Tensor, "all tokens"], scores: Float[Tensor, "all vocabulary"]
     ) -> Float[Tensor, "all vocabulary"]:
         """Return scores that leave one token for each prompt, the same in all of its branches."""
-        logits = scores.float().view(-1, self.rows, scores.shape[1])
-        combined = self.decoder.combine(logits, len(self.steps))
-        uniform = torch.rand(self.rows, generator=self.generator).to(scores.device)
-        token = draw(sharpened(combined, self.temperature, self.top_p), uniform)
-        likely = combined.softmax(1)
-        best = likely.topk(min(SHOWN, likely.shape[1]), 1)
-        self.steps.append((likely.gather(1, token[:, None])[:, 0].cpu(), best.values.cpu(), best.indices.cpu()))
-        only = torch.full_like(combined, -torch.inf).scatter(1, token[:, None], 0.0)
-        return only.repeat(len(logits), 1).to(scores.dtype)
+        combined = self.decoder.combine(scores.float().view(-1, self.rows, scores.shape[1]), self.count)
+        uniform = torch.rand(self.rows, generator=self.generator)
+        if self.temperature == 0:
+            token = combined.argmax(1)  # the one that `sharpened` leaves
+        else:
+            token = draw(sharpened(combined, self.temperature, self.top_p), uniform.to(scores.device))
+        self.count += 1
+        self.held.append((combined, token))
+        if len(self.held) * combined.numel() > MOST_HELD:
+            self._compute()
+        every = token.repeat(len(scores) // self.rows)
+        return torch.full_like(scores, -torch.inf).scatter_(1, every[:, None], 0.0)
+
+    def _compute(self) -> None:
+        """Compute the probabilities of the steps that are held."""
+        if not self.held:
+            return
+        combined, tokens = (torch.stack(part) for part in zip(*self.held, strict=True))
+        self.held.clear()
+        likely = combined.softmax(2)
+        best = likely.topk(min(SHOWN, likely.shape[2]), 2)
+        own = likely.gather(2, tokens[:, :, None])[:, :, 0]
+        self.done += zip(own.cpu(), best.values.cpu(), best.indices.cpu(), strict=True)
+
+    @property
+    def steps(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """For each step the probability [n] of the token, and those [n, 3] of the best tokens, with their numbers."""
+        self._compute()
+        return self.done
 
 
 @torch.no_grad()

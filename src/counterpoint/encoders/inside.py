@@ -7,7 +7,7 @@ Attention in fused kernels gives no queries, keys and values. So they are record
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -93,7 +93,7 @@ class TokenNetwork(nn.Module):
             self.patch, self.prefix = encoder.patch, encoder.prefix
             self.classes = bool(encoder.model.has_class_token)
         else:
-            config: Any = encoder.model.config  # type: ignore[union-attr]
+            config = cast(Any, encoder.model).config
             self.patch = int(config.patch_size[0] if isinstance(config.patch_size, list | tuple) else config.patch_size)
             trained = getattr(config, "image_size", size)
             trained = trained[0] if isinstance(trained, list | tuple) else trained

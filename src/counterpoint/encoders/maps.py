@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ _POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d
 
 
 def feature_map(
-    encoder: ImageEncoder, images: Float[Tensor, "batch channels height width"]
+    encoder: nn.Module, images: Float[Tensor, "batch channels height width"]
 ) -> Float[Tensor, "batch dim rows columns"]:
     """Compute the last map before an encoder pools it, with channels first. Gradients flow through it.
 
@@ -38,7 +38,7 @@ def feature_map(
 
 
 def vector_and_map(
-    encoder: ImageEncoder, images: Float[Tensor, "batch channels height width"]
+    encoder: nn.Module, images: Float[Tensor, "batch channels height width"]
 ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch channels rows columns"]]:
     """Compute an encoder's vector and its last map in one pass; arguments and errors are those of `feature_map`.
 
@@ -49,7 +49,7 @@ def vector_and_map(
         tokens = encoder.tokens(images)
         return encoder.head(tokens), _grid(tokens[:, encoder.prefix :], rows, columns)
     if hasattr(encoder, "features"):
-        found: Tensor = encoder.features(images)  # type: ignore[operator]
+        found: Tensor = cast(Any, encoder).features(images)
         return found.flatten(1) if isinstance(encoder, ConvNet) else found.mean((2, 3)), found
     model: Any = getattr(encoder, "model", None)
     if model is None:
@@ -69,7 +69,8 @@ def vector_and_map(
         name = f"model.{inner}" if inner and hasattr(model, inner) else "model"
         with recorded(encoder, [name]) as seen:
             vector = encoder(images)
-        found = seen[name].last_hidden_state  # type: ignore[attr-defined]
+        output: Any = seen[name]
+        found = output.last_hidden_state
         return vector, found if found.ndim == 4 else _tokens_of(found, images, _patch(model))
     # torchvision: the output of the last of its children that has a map and is no pooling layer.
     names = [name for name, child in model.named_children() if not isinstance(child, _POOLS)]

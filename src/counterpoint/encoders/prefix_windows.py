@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -290,7 +290,9 @@ class PrefixWindows(ImageEncoder):
 
     def add(self, name: str) -> None:
         """Add a modality's controller after the others, whose weights do not change."""
-        self.controllers[name] = nn.ModuleList(Controller(block, self.ratio, self.separate) for block in self.blocks)  # type: ignore[arg-type]
+        self.controllers[name] = nn.ModuleList(
+            Controller(cast(PrefixBlock, block), self.ratio, self.separate) for block in self.blocks
+        )
 
     @property
     def shared(self) -> list[nn.Module]:
@@ -325,13 +327,13 @@ class PrefixWindows(ImageEncoder):
                 x = self._block(number, x, which)
             at += depth
             x = x.mT.unflatten(2, (side, side))
-        neck = self.neck
-        x = channel_norm(neck["narrow"](x), neck["norm1"].weight, neck["norm1"].bias)  # type: ignore[arg-type]
-        return channel_norm(neck["mix"](x), neck["norm2"].weight, neck["norm2"].bias)  # type: ignore[arg-type]
+        neck: Any = self.neck
+        x = channel_norm(neck["narrow"](x), neck["norm1"].weight, neck["norm1"].bias)
+        return channel_norm(neck["mix"](x), neck["norm2"].weight, neck["norm2"].bias)
 
     def _block(self, number: int, x: Tensor, which: Tensor) -> Tensor:
-        block: PrefixBlock = self.blocks[number]  # type: ignore[assignment]
-        own = [tensors_of(each[number]) for each in self.controllers.values()]  # type: ignore[index]
+        block = cast(PrefixBlock, self.blocks[number])
+        own = [tensors_of(cast(nn.ModuleList, each)[number]) for each in self.controllers.values()]
         norm = block.local_conv["bn"]
         statistics = norm if norm.training else None
         return student_block(x, tensors_of(block), block.heads, block.window, own, which, statistics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -75,9 +76,9 @@ class _Shaped(nn.Module):
 class _Columns(nn.Module):
     """Standardisation, and a network of columns."""
 
-    def __init__(self, standardise: Standardise, network: nn.Module) -> None:
+    def __init__(self, standardise: Standardise, network: nn.Module, dim: int) -> None:
         super().__init__()
-        self.standardise, self.network, self.dim = standardise, network, int(network.dim)  # type: ignore[arg-type]
+        self.standardise, self.network, self.dim = standardise, network, dim
 
     def forward(self, x: Float[Tensor, "n columns"]) -> Float[Tensor, "n dim"]:
         found: Tensor = self.network(self.standardise(x))
@@ -102,4 +103,5 @@ def build_table_encoder(name: str, mean: Sequence[float], deviation: Sequence[fl
 
     Raises CounterpointError for an unknown name.
     """
-    return _Columns(Standardise(mean, deviation), build_vector_encoder(name, len(mean)))
+    network: Any = build_vector_encoder(name, len(mean))
+    return _Columns(Standardise(mean, deviation), network, int(network.dim))

@@ -198,7 +198,7 @@ def _set(module: nn.Module, name: str, value: Tensor) -> None:
     for part in name.split(".")[:-1]:
         if part not in module._modules:
             module.add_module(part, nn.Module())
-        module = module._modules[part]  # type: ignore[assignment]
+        module = module.get_submodule(part)
     module.register_parameter(name.rpartition(".")[2], nn.Parameter(value))
 
 

@@ -10,6 +10,8 @@ mode), and normalisation that is no subclass of `torch.nn.BatchNorm`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -80,8 +82,9 @@ _OF: dict[type, type] = {
 def _gathered_act(kind: type) -> type:
     """Return a subclass of timm's layer of normalisation, dropout and activation that gathers its statistics."""
 
-    def forward(self: nn.Module, x: Tensor) -> Tensor:
-        return self.act(self.drop(_normalised(self, x)))  # type: ignore[operator, arg-type]
+    def forward(self: Any, x: Tensor) -> Tensor:
+        found: Tensor = self.act(self.drop(_normalised(self, x)))
+        return found
 
     return type(f"Gathered{kind.__name__}", (kind,), {"forward": forward})
 

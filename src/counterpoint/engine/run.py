@@ -9,6 +9,8 @@
       chance.json         the chance level of each metric that has one
       model.safetensors   the trained weights; its metadata names the system
       last.ckpt           everything needed to resume; removed when the run is complete
+      calibration.json    map from scores to probabilities, and threshold (see counterpoint calibrate)
+      calibration.html    its page
       figures.json        figures of the last evaluation, besides its metrics (see counterpoint.report.found)
       report.html         curves and figures
       bad-batch.ckpt      a batch whose loss was not finite, for `counterpoint replay`; present only after such a batch
@@ -43,7 +45,21 @@ from counterpoint.core.weights import read_weights, write_weights
 from counterpoint.errors import RunError
 from counterpoint.files import replacing
 
-CONFIG, ENVIRONMENT, FACTS, STRUCTURE, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT, REPORT, BAD_BATCH = (
+(
+    CONFIG,
+    ENVIRONMENT,
+    FACTS,
+    STRUCTURE,
+    METRICS,
+    CHANCE,
+    FIGURES,
+    WEIGHTS,
+    CHECKPOINT,
+    REPORT,
+    BAD_BATCH,
+    CALIBRATION,
+    CALIBRATED,
+) = (
     "config.yaml",
     "environment.json",
     "facts.json",
@@ -55,8 +71,13 @@ CONFIG, ENVIRONMENT, FACTS, STRUCTURE, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKP
     "last.ckpt",
     "report.html",
     "bad-batch.ckpt",
+    "calibration.json",
+    "calibration.html",
 )
-FILES = (CONFIG, ENVIRONMENT, FACTS, STRUCTURE, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT, REPORT, BAD_BATCH)
+FILES = (
+    *(CONFIG, ENVIRONMENT, FACTS, STRUCTURE, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT, REPORT, BAD_BATCH),
+    *(CALIBRATION, CALIBRATED),
+)
 
 
 def versions() -> dict[str, str]:
@@ -260,6 +281,16 @@ class Run:
     def environment(self) -> dict[str, Any]:
         """Return versions and machine, by name. RunError when the file is damaged."""
         return self._read(ENVIRONMENT, "names and values")
+
+    def calibration(self) -> dict[str, Any]:
+        """Return the fields of the run's calibration; {} where there is none. RunError when the file is damaged."""
+        return self._read(CALIBRATION, "a calibration")
+
+    def save_calibration(self, fields: Mapping[str, Any]) -> Path:
+        """Write the fields of a calibration of the run's scores. Return the file."""
+        with replacing(self.path / CALIBRATION) as file:
+            file.write(json.dumps(fields, indent=1, allow_nan=False).encode())
+        return self.path / CALIBRATION
 
     def _read(self, name: str, what: str) -> dict[str, Any]:
         """Read a JSON file that must hold an object. Return {} where there is no file."""

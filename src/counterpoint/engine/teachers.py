@@ -236,7 +236,7 @@ def _origins(split: Any, modalities: Sequence[str]) -> list[Any]:
         return found
     at = np.arange(len(split))
     found.append("\n".join(split.row_names(at)))
-    files: Callable[..., list[str | None]] = getattr(split, "files", lambda at, name: [])
+    files: Any = getattr(split, "files", lambda at, name: [])
     for path in sorted({path for name in modalities for path in files(at, name) if path}):
         with suppress(OSError):
             known = os.stat(path)

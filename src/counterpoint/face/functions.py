@@ -198,17 +198,17 @@ def own(data: Any, **options: Any) -> Own:
 
     Args:
         data: One of these. pandas and datasets are imported only where the object comes from them.
-            - a pandas DataFrame, with columns as `manifest:` takes them: a path, bytes or an image for an image, a string for a
-                text, a list of numbers for a vector, and label, split, id
-            - a datasets.Dataset or DatasetDict; Image, Audio and ClassLabel are recognised by their types
-            - a torch Dataset with a length, whose items are an image, (image, label), or a dictionary of named values.
-                Leave out random transforms and Normalize: the system makes its own views
-            - an array of images, uint8 [N, H, W, 3] or [N, H, W], or a tuple (images, labels)
-            - a dictionary of arrays or lists, one for each modality: {"image": [N, H, W, 3], "text": N strings,
-                "vector": [N, dim], "audio": [N, samples], "label": [N], "split": N names}
-            - a list of images, as paths or Pillow images, or of records, a dictionary for each row
-            - for systems of the task bags: {"visual": N arrays [T, dim], "audio": N arrays [T, dim], "label": [N]}
-            - a dictionary by split: {"train": ..., "test": ...}, each one of the above except bags
+                - a pandas DataFrame, with columns as `manifest:` takes them: a path, bytes or an image for an image, a string for a
+                  text, a list of numbers for a vector, and label, split, id
+                - a datasets.Dataset or DatasetDict; Image, Audio and ClassLabel are recognised by their types
+                - a torch Dataset with a length, whose items are an image, (image, label), or a dictionary of named values.
+                  Leave out random transforms and Normalize: the system makes its own views
+                - an array of images, uint8 [N, H, W, 3] or [N, H, W], or a tuple (images, labels)
+                - a dictionary of arrays or lists, one for each modality: {"image": [N, H, W, 3], "text": N strings,
+                  "vector": [N, dim], "audio": [N, samples], "label": [N], "split": N names}
+                - a list of images, as paths or Pillow images, or of records, a dictionary for each row
+                - for systems of the task bags: {"visual": N arrays [T, dim], "audio": N arrays [T, dim], "label": [N]}
+                - a dictionary by split: {"train": ..., "test": ...}, each one of the above except bags
         options: size (pixels), rate (samples a second), seconds (of sounds), columns ("photo:image,title:text", or a dictionary),
             groups (a column, or one value for each row: rows of a group stay in one split), test, valid (a fraction, or the name
             of a split), max_bad.

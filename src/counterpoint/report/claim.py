@@ -52,6 +52,13 @@ def write_comparison_report(record: Mapping[str, Any], path: Path) -> Path:
     """Write the page of a comparison's record (see `counterpoint.lab.compare`). Return `path`."""
     arms = list(record["results"])
     page = Page(f"{', '.join(arms)} on {record['data']}", f"{len(record['seeds'])} seeds each, by {record['metric']}")
+    comparison_sections(page, record)
+    return page.write(path)
+
+
+def comparison_sections(page: Page, record: Mapping[str, Any]) -> None:
+    """Add the sections of a comparison's record."""
+    arms = list(record["results"])
     page.section("Outcome", _claim(record), anchor="outcome")
     page.section("Every seed", _seeds(record), anchor="seeds")
     page.section("Setting", _setting(record), anchor="setting")
@@ -75,7 +82,6 @@ def write_comparison_report(record: Mapping[str, Any], path: Path) -> Path:
         ),
         anchor="again",
     )
-    return page.write(path)
 
 
 def claim_section(page: Page, record: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from counterpoint.report import figures
 from counterpoint.report import page as parts
 from counterpoint.report.page import Page, clock
-from counterpoint.tasks.moments import Detection
+from counterpoint.tasks.moments import Detection, ranked
 
 EMBED_BYTES = 20 * 2**20  # a larger video is linked, not embedded
 PAGE_BYTES = 60 * 2**20  # maximum size of all embedded videos of a page, so that browsers still open it
+MAX_SECTIONS = 50  # maximum number of videos with a timeline on a page: those with the highest scores
 MAX_ROWS = 200  # maximum number of moments listed: those with the highest scores
 TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".webm": "video/webm", ".ogg": "video/ogg", ".ogv": "video/ogg"}
 WIDTH, HEIGHT = 1000, 200  # size of the drawing, in its own units
@@ -33,8 +34,10 @@ def write_detection_report(
     failures: Sequence[tuple[Path | str, str]] = (),
     left_out: Sequence[tuple[Path, str]] = (),
     warnings: Sequence[str] = (),
+    beside: Mapping[Path, Sequence[Path]] | None = None,
+    about: str = "",
 ) -> Path:
-    """Write one page for all videos. Return `path`.
+    """Write one page for all videos, the one with the highest score first. Return `path`.
 
     Large videos, and containers that no browser plays, are linked relative to the page.
 
@@ -44,6 +47,8 @@ def write_detection_report(
         failures: (file, reason) of videos that could not be read.
         left_out: (file, reason) of files in folders that are not videos.
         warnings: Warnings about the scores, shown first.
+        beside: Files written for a video (cut lists, clips), by video; its section links to them.
+        about: A sentence on the scores, such as how they were calibrated.
     """
     path = Path(path)
     if len(detections) == 1:
@@ -51,10 +56,11 @@ def write_detection_report(
     else:
         title = f"Moments found in {len(detections)} videos"
     runs = sorted({d.run for d in detections})
-    page = Page(title, f"Found by the run {', '.join(runs)} from picture and sound." if runs else "")
+    named = ", ".join(run if run.startswith("the ") else f"the run {run}" for run in runs)
+    page = Page(title, f"Found by {named} from picture and sound. {about}".rstrip() if runs else "")
     if warnings:
         page.section("Before you read the scores", parts.notes(warnings), anchor="warnings")
-    detection_sections(page, detections, folder=path.parent, failures=failures)
+    detection_sections(page, detections, folder=path.parent, failures=failures, beside=beside)
     if left_out:
         rows = [(str(file), reason) for file, reason in left_out]
         page.section("Files left out", parts.table(["file", "why"], rows), anchor="left-out")
@@ -62,25 +68,35 @@ def write_detection_report(
 
 
 def detection_sections(
-    page: Page, detections: Sequence[Detection], *, folder: Path, failures: Sequence[tuple[Path | str, str]] = ()
+    page: Page,
+    detections: Sequence[Detection],
+    *,
+    folder: Path,
+    failures: Sequence[tuple[Path | str, str]] = (),
+    beside: Mapping[Path, Sequence[Path]] | None = None,
 ) -> None:
     """Add an index (for several videos), a section for each video, and one for the files that failed.
+
+    Videos are ranked by their highest score. The 50 highest have a section.
 
     Args:
         page: The page to add to.
         detections: The detections, one section each.
         folder: The folder of the page. Links to videos are relative to it.
         failures: (file, reason) of videos that could not be read.
+        beside: Files written for a video, by video.
     """
-    anchors = [f"video-{i + 1}" for i in range(len(detections))]
+    detections = ranked(detections)
+    anchors = [f"video-{i + 1}" if i < MAX_SECTIONS else None for i in range(len(detections))]
     if len(detections) > 1:
         page.section("All videos", _index(detections, anchors), anchor="videos")
     budget = PAGE_BYTES
-    for detection, anchor in zip(detections, anchors, strict=True):
+    for detection, anchor in zip(detections[:MAX_SECTIONS], anchors, strict=False):
         video = _video(detection.video, folder, budget)
         budget -= len(video["source"] or "") * 3 // 4 if video["embedded"] else 0
         heading = detection.video.name if len(detections) > 1 else f"Timeline of {detection.video.name}"
-        page.section(heading, _timeline(detection, video), anchor=anchor)
+        links = _files((beside or {}).get(detection.video, ()), folder)
+        page.section(heading, parts.join(timeline(detection, video), links), anchor=anchor)
     if detections:
         page.script("timeline.js")
     if failures:
@@ -90,22 +106,31 @@ def detection_sections(
         page.section("Nothing watched", parts.text("No video was given."))
 
 
-def _index(detections: Sequence[Detection], anchors: Sequence[str]) -> Markup:
+def _files(files: Sequence[Path], folder: Path) -> Markup:
+    """Return links to the files that were written for a video."""
+    links = [Markup('<a href="{}">{}</a>').format(_link(file, folder), file.name) for file in files]
+    return Markup('<p class="meta">Files: {}</p>').format(Markup(", ").join(links)) if links else Markup("")
+
+
+def _index(detections: Sequence[Detection], anchors: Sequence[str | None]) -> Markup:
     rows = []
-    for detection, anchor in zip(detections, anchors, strict=True):
-        best = max(detection.intervals, key=lambda i: i.score, default=None)
+    for rank, (detection, anchor) in enumerate(zip(detections, anchors, strict=True), 1):
+        name = detection.video.name
         high = float(np.nanmax(detection.score)) if np.isfinite(detection.score).any() else None
         rows.append(
             (
-                Markup('<a href="#{}">{}</a>').format(anchor, detection.video.name),
+                rank,
+                Markup('<a href="#{}">{}</a>').format(anchor, name) if anchor else name,
                 clock(detection.duration),
                 len(detection.intervals),
                 high,
-                clock(best.peak) if best else parts.DASH,
+                clock(detection.peak) if high is not None else parts.DASH,
                 "yes" if detection.has_audio else "no",
             )
         )
-    return parts.table(["video", "length", "moments", "highest score", "at", "sound"], rows)
+    caption = f"The {MAX_SECTIONS} with the highest scores are shown below." if len(rows) > MAX_SECTIONS else ""
+    heads = ["rank", "video", "length", "moments", "highest score", "at", "sound"]
+    return parts.table(heads, rows, caption=caption)
 
 
 def _video(path: Path, folder: Path, budget: int) -> dict[str, Any]:
@@ -135,12 +160,14 @@ def _link(path: Path, folder: Path) -> str:
     return "./" + quote(os.fsencode(relative.replace(os.sep, "/")), safe="/")
 
 
-def _timeline(detection: Detection, video: dict[str, Any]) -> Markup:
+def timeline(detection: Detection, video: dict[str, Any]) -> Markup:
     name = detection.video.name
     duration = detection.duration if detection.duration > 0 else len(detection.score) * detection.snippet_seconds
     duration = max(duration, 1e-3)
     curves = {"fused": detection.score, "audio": detection.audio, "visual": detection.visual}
     streams = [(key, label) for key, label in STREAMS if key != "audio" or detection.has_audio]
+    if detection.raw is not None:  # a calibration maps the fused score alone
+        streams = [(key, label if key == "fused" else f"{label}, not calibrated") for key, label in streams]
     paths = {key: _curve(np.asarray(curves[key], float), detection.snippet_seconds, duration) for key, _ in streams}
 
     def spans(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -30,7 +30,7 @@ def write_run_report(run: Run) -> Path:
     config = run.config
     rows = run.metrics(required=False)
     page = Page(f"{run.slug} on {config.get('data', 'unknown data')}", str(config.get("title") or ""))
-    page.section("Outcome", _outcome(rows, run.path / METRICS, run.chance()), anchor="outcome")
+    page.section("Outcome", outcome(rows, run.path / METRICS, run.chance()), anchor="outcome")
     for heading, html in found_sections(run.figures()):
         page.section(heading, html)
     for heading, html in curve_sections(rows):
@@ -56,7 +56,7 @@ def reproduce(config: Mapping[str, Any]) -> str:
     head = f"counterpoint train {start or quoted(str(config.get('slug', '')))}"
     lines = [f"--{name} {quoted(str(config[name]))}" for name in ("data", "seed") if config.get(name) is not None]
     settings = config.get("config")
-    lines += _options(settings if isinstance(settings, Mapping) else {})
+    lines += options(settings if isinstance(settings, Mapping) else {})
     return " \\\n  ".join([head, *lines])
 
 
@@ -75,13 +75,13 @@ def _in_python(config: Mapping[str, Any]) -> str:
     return "\n".join([*head, *call, *lines, ")"])
 
 
-def _options(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Format settings as options. A part's settings begin with its name: --mochi.hardest 64."""
+def options(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Format settings as options of `train`, quoted for a shell. A part's settings begin with its name: --mochi.hardest 64."""
     lines: list[str] = []
     for name, value in settings.items():
         option = f"{prefix}{str(name).replace('_', '-')}"
         if isinstance(value, Mapping):  # "parts" holds the parts by name
-            lines += _options(value, "" if name == "parts" and not prefix else f"{option}.")
+            lines += options(value, "" if name == "parts" and not prefix else f"{option}.")
         elif isinstance(value, bool):
             lines.append(f"--{option}" if value else f"--{prefix}no-{option.removeprefix(prefix)}")
         elif isinstance(value, list | tuple):
@@ -131,7 +131,14 @@ def _last(column: np.ndarray) -> float:
     return float(there[-1]) if len(there) else math.nan
 
 
-def _outcome(rows: Sequence[Mapping[str, float]], file: Path, chance: Mapping[str, float]) -> Markup:
+def outcome(rows: Sequence[Mapping[str, float]], file: Path, chance: Mapping[str, float]) -> Markup:
+    """Render a run's headline metrics and their table.
+
+    Args:
+        rows: The rows of its metrics, one for each epoch.
+        file: The file of metrics, for the message where there is no row.
+        chance: The chance level of each test metric that has one.
+    """
     if not rows:
         state = "holds no epoch yet" if file.is_file() else "does not exist yet"
         return parts.text(f"{file.name} {state}: the run stopped before its first epoch ended, or is still in it.")

@@ -76,15 +76,42 @@ def search(
     found = read_embeddings(embeddings)
     for note in found.notes:
         say(f"note: {note}")
+    check_key(encoder, found)
+    asked: dict[str, Any] = {} if encoder.task != "sequences" else _items_asked(queries, encoder)
+    for query in queries if not asked else ():
+        name, value = _query(query, encoder, asked)
+        asked[name] = value
+    target, hits = find(encoder, found, asked, k=k, modality=modality)
+    if page is not None:
+        from counterpoint.search.shown import write_page
+
+        write_page(page, encoder, found, asked, target, hits, say=say)
+    return target, hits
+
+
+def check_key(encoder: Encoder, found: Embeddings) -> None:
+    """Raise CounterpointError when a file of embeddings was made by other weights."""
     if found.key != encoder.key:
         raise CounterpointError(
             f"{found.path} holds embeddings of other weights ({found.run}); make them again: counterpoint embed "
             f"{encoder.run.path} -o {found.path}"
         )
-    asked: dict[str, Any] = {} if encoder.task != "sequences" else _items_asked(queries, encoder)
-    for query in queries if not asked else ():
-        name, value = _query(query, encoder, asked)
-        asked[name] = value
+
+
+def find(
+    encoder: Encoder, found: Embeddings, asked: Mapping[str, Any], *, k: int, modality: str | None = None
+) -> tuple[str, list[Hit]]:
+    """Return the modality that was searched and the k nearest items, for queries that are read already.
+
+    Args:
+        encoder: The run that made the embeddings, loaded.
+        found: The file of embeddings, read.
+        asked: Maps names of modalities to items, as `Encoder.rows` takes them.
+        k: Number of hits, at least 1.
+        modality: The modality to search in. Default: the first modality that no query has.
+
+    Raises CounterpointError for an unknown modality, and for queries that the run cannot combine.
+    """
     target = modality or next((name for name in found.modalities if name not in asked), next(iter(asked)))
     if target not in found.modalities:
         raise unknown("modality", target, found.modalities)
@@ -92,12 +119,7 @@ def search(
     vector = encoder.joined({name: encoder.rows(name, [value]) for name, value in asked.items()})[0]
     masked = encoder.task == "sequences" and encoder.config.mask_seen and target == "item"
     known = {name for items in asked.values() for name in items} if masked and "item" not in asked else set()
-    hits = _hits(found, target, vector, k, known)
-    if page is not None:
-        from counterpoint.search.shown import write_page
-
-        write_page(page, encoder, found, asked, target, hits, say=say)
-    return target, hits
+    return target, _hits(found, target, vector, k, known)
 
 
 def _check_whole(encoder: Encoder, asked: Mapping[str, Any], target: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from counterpoint.encoders.chat_models import ChatModel
 from counterpoint.encoders.flags import tables
@@ -56,6 +58,42 @@ def with_adapter(
     for parameter in model.model.parameters():
         parameter.requires_grad_(True)
     return model
+
+
+@contextmanager
+def adapting_rows(model: ChatModel, name: str, first: Callable[[], int | None]) -> Iterator[None]:
+    """Return a context in which an adapter works on the last rows of each batch alone, without gradient.
+
+    peft's own way (`adapter_names`) sorts the rows by adapter in every layer, which takes longer than a small model.
+
+    Args:
+        model: a model with the adapter, in evaluation mode.
+        name: name of the adapter.
+        first: gives the first row with the adapter, at each call; None: no row.
+    """
+
+    def lean(layer: Any) -> Callable[[Tensor], Tensor]:
+        base, low = layer.base_layer, layer.lora_A[name].weight
+        high = layer.lora_B[name].weight * layer.scaling[name]
+
+        def forward(x: Tensor) -> Tensor:
+            out: Tensor = base(x)
+            start = first()
+            if start is not None:
+                out[start:] += linear(linear(x[start:], low), high)
+            return out
+
+        return forward
+
+    layers = [layer for layer in model.model.modules() if name in getattr(layer, "lora_A", ())]
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                layer.forward = lean(layer)
+            yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
 
 
 TRAINED = ("lora_", "trainable_tokens_")  # in the names of an adapter's parameters

@@ -157,7 +157,7 @@ def match_figure(encoder: nn.Module, survey: Survey, pipeline: ViewPipeline, spl
     training = encoder.training
     encoder.eval()
     with torch.no_grad():
-        maps = [feature_map(encoder, view.to(device)).float().cpu() for view in views]  # type: ignore[arg-type]
+        maps = [feature_map(encoder, view.to(device)).float().cpu() for view in views]
     encoder.train(training)
     shape = (maps[0].shape[2], maps[0].shape[3])
     cells = shape[0] * shape[1]

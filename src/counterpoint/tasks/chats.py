@@ -207,16 +207,9 @@ class ChatLearner(Learner):
         return {"loss": masked_lm_loss(*self.answer_logits(batch))}
 
     def answer_logits(self, batch: dict[str, Any]) -> tuple[Float[Tensor, "n late vocabulary"], Int[Tensor, "n late"]]:
-        """Compute the logits of a batch where they predict answers, and cut its labels alike.
-
-        The first answer of the batch decides how much of the prompts is left out. The output layer has no work there.
-        """
-        labels = batch["labels"]
-        answers = (labels != IGNORED).any(0)
-        if not self.model.cuts_logits or not bool(answers.any()):
-            return self.logits(batch), labels
-        late = labels.shape[1] - max(0, int(answers.int().argmax()) - 1)
-        return self.logits(batch, logits_to_keep=late), labels[:, -late:]
+        """Compute the logits of a batch where they predict answers, and cut its labels alike."""
+        cut, labels = late(self.model, batch["labels"])
+        return self.logits(batch, **cut), labels
 
     def logits(self, batch: dict[str, Any], **more: Any) -> Float[Tensor, "n tokens vocabulary"]:
         """Compute the model's logits of a batch; `more` goes to the network."""
@@ -319,6 +312,19 @@ def prompt_of(chat: Chat, split: ChatSplit) -> Prompt:
     """Return a chat without its answer, as a model takes it."""
     pictures = () if split.images is None or not chat.pictures else tuple(split.images.images(np.array(chat.pictures)))
     return Prompt(chat.prompt, pictures)
+
+
+def late(model: ChatModel, labels: Int[Tensor, "n tokens"]) -> tuple[dict[str, int], Int[Tensor, "n late"]]:
+    """Return the argument by which a model computes logits where they predict answers, and the labels of these places.
+
+    The first answer of the batch decides how much of the prompts is left out. The output layer has no work there. A model that
+    computes all logits gets no argument.
+    """
+    answers = (labels != IGNORED).any(0)
+    if not model.cuts_logits or not bool(answers.any()):
+        return {}, labels
+    many = labels.shape[1] - max(0, int(answers.int().argmax()) - 1)
+    return {"logits_to_keep": many}, labels[:, -many:]
 
 
 def rows_of(tokenizer: ChatTokenizer, chats: Sequence[Sequence[Message]]) -> dict[str, Tensor]:

@@ -225,7 +225,7 @@ class DenseTask(ImageTask):
         return labelled_rows(self.split(name))
 
     def training_rows(self) -> Indices:
-        found = labelled_rows(self.data.train)  # type: ignore[arg-type]
+        found = labelled_rows(self.data.train)
         if not len(found):
             raise DataError(f"{self.data.name}: no training picture has a pixel of known class")
         return found if self.config.labels_only else super().training_rows()
@@ -250,7 +250,7 @@ class DenseTask(ImageTask):
 
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
         batches = self.batches() if batches is None else batches
-        items = DenseBatches(self.data.train, self.data.modalities, self.rows)  # type: ignore[arg-type]
+        items = DenseBatches(self.data.train, self.data.modalities, self.rows)
         return self.loader(items, batches.bind(seed, position, *processes()))
 
     def evaluation_loader(self, split: str) -> DataLoader[dict[str, Any]]:

@@ -310,8 +310,8 @@ class DistilledSetLearner(ViewsLearner):
     def _begin_pretraining(self, survey: Survey) -> None:
         if self.config.learn == "none":
             self.start(survey)
-        fresh = self.new_network(self.config.encoder, self.config.pretrained)
-        self.encoder, self.projector = fresh.encoder, fresh.head  # type: ignore[assignment]
+        fresh: Any = self.new_network(self.config.encoder, self.config.pretrained)
+        self.encoder, self.projector = fresh.encoder, fresh.head
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         if self.position.stage + 1 < len(self.stages()):

@@ -183,8 +183,8 @@ class ImageLearner(Learner):
         return [(self.encoder, "forward"), *tokens]
 
 
-def _loaded(learner: nn.Module, keys: Any) -> None:
-    learner.loaded = True  # type: ignore[assignment]
+def _loaded(learner: Any, keys: Any) -> None:
+    learner.loaded = True
 
 
 class ImageBatches(Dataset[dict[str, Any]]):
@@ -241,7 +241,7 @@ class ImageTask:
     """Training batches and facts of one source of images. Each task's file adds its evaluation."""
 
     name: ClassVar[str]
-    headline: ClassVar[str]  # the measure it judges by
+    headline: str  # the measure it judges by
     contract: ClassVar[str] = "views"  # the form of data it takes (see counterpoint.data.load)
     at_once: ClassVar[int] = BATCH  # rows of an `evaluation_batch` at most
     watched: ClassVar[str] = "images"  # what a valid split must hold

@@ -41,6 +41,7 @@ from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.chats import AT_ONCE, ChatLearner, ChatsConfig, ChatsTask, pictures_of, prompt_of, unchanged
+from counterpoint.tasks.measures.captions import cider_of
 from counterpoint.tasks.measures.interleaved import InterleavedEvaluator
 
 Kind = Literal["pair", "document", "text"]
@@ -313,17 +314,18 @@ class InterleavedLearner(ChatLearner):
         """Measure captions after each number of examples that `shots` names."""
         found: dict[str, float] = {}
         for shots in self.config.shots:
-            right: list[bool] = []
-            for prompts, wanted in self._shot_batches(survey, split, shots):
-                told = self.answers(prompts, temperature=0.0)
-                right += [answer.text.split() == text.split() for answer, text in zip(told, wanted, strict=True)]
+            chosen, told = survey.split(split), dict[int, str]()
+            for prompts, rows in self._shot_batches(survey, split, shots):
+                told |= {n: a.text for n, a in zip(rows, self.answers(prompts, temperature=0.0), strict=True)}
+            right = [text.split() == chosen.chats[n].answer.split() for n, text in told.items()]
             found |= {f"caption_exact_{shots}": float(np.mean(right))} if right else {}
+            found |= {f"{name}_{shots}": score for name, score in cider_of(chosen, told).items()}
         return found
 
     def _shot_batches(
         self, survey: Survey, split: str, shots: int, most: int | None = None
-    ) -> Iterator[tuple[list[Prompt], list[str]]]:
-        """Yield prompts of examples and a picture to caption, with the references."""
+    ) -> Iterator[tuple[list[Prompt], list[int]]]:
+        """Yield prompts of examples and a picture to caption, with the positions of the chats that have the references."""
         train, chosen = survey.split("train"), survey.split(split)
         known = [n for n in survey.rows.tolist() if kind_of(train.chats[n]) == "pair"]
         asked = [n for n, chat in enumerate(chosen.chats) if kind_of(chat) == "pair"][:most]
@@ -334,7 +336,7 @@ class InterleavedLearner(ChatLearner):
             rng = np.random.default_rng([self.seed, shots, len(asked)])
             nearest = [rng.choice(len(known), shots, replace=False).tolist() for _ in asked]
         for start in range(0, len(asked), AT_ONCE):
-            prompts, texts = [], []
+            prompts = []
             for row in range(start, min(start + AT_ONCE, len(asked))):
                 chat = chosen.chats[asked[row]]
                 examples = [train.chats[known[n]] for n in nearest[row]]
@@ -342,8 +344,7 @@ class InterleavedLearner(ChatLearner):
                 before = [message for example in examples for message in example.messages]
                 shown = [picture for example in examples for picture in prompt_of(example, train).pictures]
                 prompts.append(Prompt((*before, *own.messages), (*shown, *own.pictures)))
-                texts.append(chat.answer)
-            yield prompts, texts
+            yield prompts, asked[start : start + AT_ONCE]
 
     @torch.no_grad()
     def _summaries(self, split: ChatSplit, rows: Sequence[int]) -> Tensor:

@@ -38,9 +38,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from counterpoint.core.checks import need_rows
 from counterpoint.core.distributed import global_mean
+from counterpoint.core.precision import full_precision
 from counterpoint.core.rows import Keys
-from counterpoint.core.world import processes
+from counterpoint.core.world import over_group, processes
 from counterpoint.data.images import ImageData, Indices
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.errors import CounterpointError, DataError
@@ -186,12 +188,25 @@ LAPTOP: dict[str, Any] = {
 # ---------------------------------------------------------------------------------------------------------- the learner
 
 
-def cross_entropy(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Float[Tensor, ""]:
+@over_group
+@full_precision
+def cross_entropy(
+    logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], *, label_smoothing: float = 0.0
+) -> Float[Tensor, ""]:
     """Sum the cross-entropy over the items of known class (label >= 0), and divide it by the number of all items.
 
     All items include those of the other processes. If all classes are known, the result is the mean.
+
+    Args:
+        logits: outputs of the classifier.
+        labels: class of each item; -1 where it is unknown.
+        label_smoothing: share of each target that is spread over all classes, 0 to 1.
+
+    Raises ValueError for an empty batch.
     """
-    return global_mean(F.cross_entropy(logits, labels, ignore_index=-1, reduction="none"))
+    need_rows(logits=logits)
+    each = F.cross_entropy(logits, labels.long(), ignore_index=-1, reduction="none", label_smoothing=label_smoothing)
+    return global_mean(each)
 
 
 class LabelledLearner(ImageLearner):

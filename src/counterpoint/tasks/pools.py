@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from counterpoint.core.reviews import is_well_formed, rouge_l
+from counterpoint.core.reviews import is_similar, is_well_formed
 from counterpoint.encoders.messages import IMAGE, Message
 
 Scope = Literal["picture", "all"]
@@ -102,7 +102,7 @@ class Pool:
         if not fits(draft):
             return "too long"
         near = (item for item in self.items if self.scope == "all" or item.pictures == draft.pictures)
-        return "similar" if any(rouge_l(text, item.question) > self.max_similarity for item in near) else ""
+        return "similar" if any(is_similar(text, item.question, self.max_similarity) for item in near) else ""
 
     def grow(
         self,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -162,7 +162,8 @@ class RegionEncoder(nn.Module):
 
     def forward(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim side side"]:
         if not self.layer:
-            return self.encoder.features(images)  # type: ignore[operator]
+            found: Tensor = cast(Any, self.encoder).features(images)
+            return found
         with recorded(self.encoder, [self.layer]) as seen:
             self.encoder(images)
         return seen[self.layer]
@@ -175,7 +176,9 @@ class RegionsLearner(Learner):
         strong: whether the stage needs the strong view.
     """
 
-    strong = True
+    @property
+    def strong(self) -> bool:
+        return True
 
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(seed)

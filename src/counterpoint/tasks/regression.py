@@ -169,8 +169,14 @@ class RegressionLearner(ImageLearner):
     def build_views(self) -> Any:
         if self.kind == "image":
             return ViewPipeline(self.size, crops=self.crops, recipe=self.config.recipe)
-        deviation: Any = self.encoder.standardise.deviation  # type: ignore[union-attr]
-        return NumberViews(deviation.tolist(), self.config.noise, self.config.swapped, self.config.shift, self.crops)
+        encoder: Any = self.encoder  # of columns
+        return NumberViews(
+            encoder.standardise.deviation.tolist(),
+            self.config.noise,
+            self.config.swapped,
+            self.config.shift,
+            self.crops,
+        )
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         if self.kind == "image":

@@ -26,7 +26,8 @@ from counterpoint.core.reviews import UNREADABLE, parse_review
 from counterpoint.encoders.chat_models import ChatModel, Prompt, stacked
 from counterpoint.encoders.decoding import Answer
 from counterpoint.encoders.messages import IMAGE, Message
-from counterpoint.tasks.chats import AT_ONCE, rows_of
+from counterpoint.errors import CounterpointError
+from counterpoint.tasks.chats import AT_ONCE, late, rows_of
 from counterpoint.tasks.pools import Draft, Item, question_of
 
 Ask = Callable[[Sequence[Prompt]], Sequence[Answer]]
@@ -103,8 +104,9 @@ def mean_probability(model: ChatModel, prompts: Sequence[Prompt], texts: Sequenc
         counts = torch.tensor([len(prompt.pictures) for prompt in prompts])
         pixels = torch.from_numpy(np.stack([picture for prompt in prompts for picture in prompt.pictures]))
         shown = stacked(pixels, counts).to(model.device), counts.to(model.device)
-    logs = answer_log_probability(model(batch["ids"], batch["mask"], *shown), batch["labels"])
-    return (logs / (batch["labels"][:, 1:] != IGNORED).sum(1).clamp(min=1)).exp().cpu()
+    cut, labels = late(model, batch["labels"])
+    logs = answer_log_probability(model(batch["ids"], batch["mask"], *shown, **cut), labels)
+    return (logs / (labels[:, 1:] != IGNORED).sum(1).clamp(min=1)).exp().cpu()
 
 
 class Judge:
@@ -128,12 +130,33 @@ class Judge:
     ) -> Float[Tensor, "n 2"]:
         """Return the scores of the reviews."""
         shown = [
-            _extended(prompt, f"\nAssistant 1 replied: {one}\nAssistant 2 replied: {other}\n{self.asks}")
-            for prompt, one, other in zip(prompts, first, second, strict=True)
+            _extended(prompt, _asked(one, other)) for prompt, one, other in zip(prompts, first, second, strict=True)
         ]
         found = [parse_review(answer.text) for answer in self.ask(shown)]
         kept = [pair if min(pair) >= LOWEST and max(pair) <= HIGHEST else UNREADABLE for pair in found]
         return torch.tensor(kept).view(-1, 2)
+
+
+def check_reviews(model: ChatModel, prompts: Sequence[Prompt], new_tokens: int, written_tokens: int) -> None:
+    """Raise CounterpointError where a model has no room for a review of two answers to the longest question.
+
+    Args:
+        model: the model that reviews.
+        prompts: the questions.
+        new_tokens: maximum number of tokens of an answer.
+        written_tokens: maximum number of tokens of a review.
+    """
+    lengths = (len(model.tokenizer.prompt(_extended(prompt, _asked("", "")).messages)) for prompt in prompts)
+    needed = max(lengths, default=0) + 2 * new_tokens + written_tokens
+    if needed > model.context:
+        raise CounterpointError(
+            f"a review needs up to {needed} tokens, {written_tokens} of them its own, and the context has {model.context}; raise "
+            "--context, or lower --written-tokens"
+        )
+
+
+def _asked(one: str, other: str) -> str:
+    return f"\nAssistant 1 replied: {one}\nAssistant 2 replied: {other}\n{Judge.asks}"
 
 
 def _extended(prompt: Prompt, text: str) -> Prompt:

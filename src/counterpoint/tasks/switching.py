@@ -25,8 +25,9 @@ from counterpoint.core.masking import IGNORED
 from counterpoint.data.images import Indices
 from counterpoint.encoders.chat_models import Prompt, padded
 from counterpoint.encoders.messages import Message
-from counterpoint.encoders.meta_responses import TEXT, named_flags, parse_meta_response, render
+from counterpoint.encoders.meta_responses import MODALITY, TEXT, named_flags, parse_meta_response, render
 from counterpoint.engine.survey import Survey
+from counterpoint.errors import CounterpointError
 from counterpoint.tasks.adapted_chats import AdaptedChatLearner
 from counterpoint.tasks.chats import rows_of
 from counterpoint.tasks.measures.modalities import keyword_router, logistic_router, macro_accuracy, word_counts
@@ -139,6 +140,10 @@ class SwitchingLearner(AdaptedChatLearner):
             elif name == "words":
                 one, other = word_counts(requests, asked)
                 found[name] = logistic_router(one, flags, other)
+            elif name == "shots":
+                before = self.demonstrations(survey)
+                with self.model.model.disable_adapter():
+                    found[name] = [self._by_shots(before, prompt) for prompt in prompts]
             else:
                 with self.model.model.disable_adapter():
                     one, other = (
@@ -146,6 +151,44 @@ class SwitchingLearner(AdaptedChatLearner):
                     )
                 found[name] = logistic_router(one, flags, other)
         return found
+
+    def demonstrations(self, survey: Survey) -> tuple[Message, ...]:
+        """Return a request of each modality, with the modality's name as the answer, for the untuned model.
+
+        The untuned model has no flags, so the name is a plain word. Raises CounterpointError where a request of valid or test does
+        not fit the context after them.
+        """
+        chats, chosen = survey.split("train").chats, dict[str, int]()
+        for n in self.examples(survey).tolist():
+            chosen.setdefault(named_flags(chats[n].answer)[0], n)
+        found: list[Message] = []
+        for flag in sorted(chosen, key=list(self.config.flags).index):
+            found += [*chats[chosen[flag]].prompt, Message("assistant", _plain_name(flag))]
+        tokenizer = self.model.tokenizer
+        asked = [
+            chat.prompt for split in ("valid", "test") for chat in survey.split(split).chats if chat.kind == "meta"
+        ]
+        longest = max(asked, key=lambda prompt: len(tokenizer.prompt(prompt)), default=())
+        tokens = max(
+            sum(map(len, tokenizer.chat((*found, *longest, Message("assistant", _plain_name(flag))))))
+            for flag in self.config.flags
+        )
+        if tokens > self.config.context:
+            raise CounterpointError(
+                f"--compare shots puts {len(chosen)} demonstrations before a request, which takes {tokens} tokens, more than the "
+                f"context of {self.config.context}; raise --context, or leave shots out"
+            )
+        return tuple(found)
+
+    def _by_shots(self, before: tuple[Message, ...], prompt: Prompt) -> str:
+        """Return the flag whose name is the most probable answer after demonstrations."""
+        flags = list(self.config.flags)
+        rows = rows_of(
+            self.model.tokenizer,
+            [(*before, *prompt.messages, Message("assistant", _plain_name(flag))) for flag in flags],
+        )
+        given = {name: value.to(self.device) for name, value in rows.items()}
+        return flags[int(answer_log_probability(*self.answer_logits(given)).argmax())]
 
     def _states(self, prompts: Sequence[Prompt]) -> Float[Tensor, "n width"]:
         """Return the model's last state at the end of each prompt."""
@@ -158,6 +201,10 @@ class SwitchingLearner(AdaptedChatLearner):
             ).hidden_states
             found.append(states[-1][torch.arange(len(rows)), mask.sum(1) - 1])
         return torch.cat(found)
+
+
+def _plain_name(flag: str) -> str:
+    return f"{MODALITY} {flag.strip('[]').lower()}"
 
 
 def routed(truth: Sequence[str], said: Sequence[str]) -> float:

@@ -28,7 +28,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -174,7 +174,7 @@ class ViewsLearner(ImageLearner):
         return list(self.projector(self.encoder(torch.cat(views))).chunk(len(views)))
 
     @property
-    def network(self) -> nn.Sequential:
+    def network(self) -> nn.Module:
         """Encoder and projector, which a momentum teacher copies."""
         return nn.Sequential(self.encoder, self.projector)
 
@@ -239,7 +239,7 @@ class _AskedBatches(EvaluationBatches):
             if self.dense:
                 batch["coords"] = [view.coordinates(*pixels.shape[2:]) for view in drawn]
         elif self.dense:
-            batch["mask"] = torch.from_numpy(split.masks(rows))  # type: ignore[attr-defined]
+            batch["mask"] = torch.from_numpy(cast(Any, split).masks(rows))
         return batch
 
 
@@ -478,7 +478,7 @@ class ViewsTask(ImageTask):
         super().__init__(data, config)
         config.check_batch()
         if isinstance(data, DenseData) and not data.classes:
-            self.headline = "correspondence"  # type: ignore[misc]
+            self.headline = "correspondence"
 
     def evaluation_loader(self, split: str) -> DataLoader[dict[str, Any]]:
         """Return the batches for `evaluator(split)`: the bank, then images of the split, then pairs of their views."""

@@ -9,24 +9,21 @@ grows with its length.
 from __future__ import annotations
 
 import io
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from counterpoint.engine.run import Run, trained
-from counterpoint.errors import CounterpointError, DataError, RunError
+from counterpoint.engine.run import CALIBRATION, Run, trained
+from counterpoint.errors import DataError, RunError
 from counterpoint.experiment import load_learner
-from counterpoint.files import walk
-from counterpoint.tasks.moments import Detection, Thumbnail, intervals
+from counterpoint.tasks.calibration import Calibration
+from counterpoint.tasks.moments import Detection, Interval, Thumbnail, intervals
+from counterpoint.use.built_in import TOLD, WARNING, is_built_in
 
 MAX_THUMBNAILS = 24
 Scores = dict[str, NDArray[np.float32]]  # "score", "audio", "visual": probabilities [T]
@@ -128,8 +125,27 @@ def warnings(backbones: Mapping[str, Mapping[str, Any]]) -> list[str]:
             f"the features ({names}) are fixed statistics for drawn clips, not those of trained networks. For real footage use "
             "trained networks: --data 'videos:DIR?visual=r3d_18&audio=vggish@FILE'"
         )
-    found.append("scores are not calibrated: they only rank moments. Choose --threshold on videos with known moments")
     return found
+
+
+UNCALIBRATED = (
+    "scores are not calibrated: they only rank moments. Choose a threshold on videos with known moments: "
+    "counterpoint calibrate RUN --data videos:DIR"
+)
+
+
+def calibration_of(run: Run) -> tuple[Calibration | None, str | None]:
+    """Return a run's calibration, or None and the warning why its scores are not calibrated."""
+    fields = run.calibration()
+    if not fields:
+        return None, UNCALIBRATED
+    try:
+        found = Calibration.of_dict(fields)
+    except RunError as error:
+        raise RunError(f"{run.path / CALIBRATION} {error}") from error
+    if found.weights != run.digest():
+        return None, f"{run.path / CALIBRATION} belongs to other weights and is not used. {UNCALIBRATED}"
+    return found, None
 
 
 class Detector:
@@ -146,7 +162,12 @@ class Detector:
         self.learner = load_learner(run)
         facts = run.facts()
         backbones = facts["backbones"]
-        self.warnings = warnings(backbones)
+        self.weights = run.digest()
+        self.calibration, uncalibrated = calibration_of(run)
+        self.name = str(run.path)  # what outputs say of the model
+        self.warnings = warnings(backbones) + ([uncalibrated] if uncalibrated else [])
+        if is_built_in(run):
+            self.name, self.warnings = TOLD, [WARNING]
         self.visual = encoders.build_visual(backbones["visual"])
         self.audio = encoders.build_audio(backbones["audio"])
         if (self.visual.dim, self.audio.dim) != (facts["visual_dim"], facts["audio_dim"]):
@@ -156,9 +177,20 @@ class Detector:
             )
         self.snippet_seconds = float(facts["snippet_seconds"])
         self.window = int(run.config["config"]["max_length"])
+        self.threshold = self.calibration.threshold if self.calibration else 0.5
+
+    def describe(self) -> dict[str, Any]:
+        """Return what determines the raw scores of a file: weights, backbones, length of snippets and of windows."""
+        backbones = {"visual": self.visual.describe(), "audio": self.audio.describe()}
+        return {
+            "weights": self.weights,
+            "backbones": backbones,
+            "snippet_seconds": self.snippet_seconds,
+            "window": self.window,
+        }
 
     @torch.no_grad()
-    def _score(self, visual: NDArray[np.float32], audio: NDArray[np.float32]) -> Scores:
+    def score_rows(self, visual: NDArray[np.float32], audio: NDArray[np.float32]) -> Scores:
         scores = self.learner.timeline(torch.from_numpy(audio)[None], torch.from_numpy(visual)[None])  # type: ignore[operator]
         return {name: value[0].float().numpy() for name, value in scores.items()}
 
@@ -166,7 +198,7 @@ class Detector:
         self,
         path: Path,
         *,
-        threshold: float = 0.5,
+        threshold: float | None = None,
         truth: list[tuple[float, float]] | None = None,
         progress: Callable[[float, float, float], None] | None = None,
     ) -> Detection:
@@ -174,18 +206,18 @@ class Detector:
 
         Args:
             path: The video file.
-            threshold: Probability above which a snippet belongs to a moment, in 0..1.
+            threshold: Probability above which a snippet belongs to a moment, in 0..1. Default: the calibration's, else 0.5.
             truth: True moments (start, end), in seconds, where they are known. Default: unknown.
             progress: Called repeatedly with the seconds done, the seconds in total, and the speed as a multiple of real time.
                 The seconds done never exceed the total; in the last call both equal the length that was read.
 
         Raises DataError when the file cannot be read. A damaged file is read up to the damage, and a note reports it.
         """
-        from counterpoint.data.media import SnippetReader, frames_at
+        from counterpoint.data.media import SnippetReader
 
         started = time.perf_counter()
         with SnippetReader(path, self.visual, self.audio, snippet_seconds=self.snippet_seconds) as reader:
-            windows = Windows(self._score, self.window)
+            windows = Windows(self.score_rows, self.window)
             parts: list[Scores] = []
             done = 0
             for visual, audio in reader.features():
@@ -203,29 +235,52 @@ class Detector:
         length = reader.info.duration
         if progress:
             progress(length, length, length / max(1e-9, watched))
-        found = intervals(scores["score"], threshold, self.snippet_seconds, length)
-        highest = sorted(found, key=lambda i: -i.score)[:MAX_THUMBNAILS]
-        peaks = sorted(interval.peak for interval in highest)
-        pictures = frames_at(path, peaks, width=480, steady=reader.steady) if peaks else []
-        thumbnails = [
-            Thumbnail(peak, jpeg(picture)) for peak, picture in zip(peaks, pictures, strict=True) if picture is not None
-        ]
-        return Detection(
+        found = Detection(
             video=path,
             duration=length,
             snippet_seconds=self.snippet_seconds,
-            threshold=threshold,
-            intervals=found,
-            thumbnails=thumbnails,
+            threshold=0.5,
+            intervals=[],
+            thumbnails=[],
             truth=truth,
             has_audio=reader.info.has_audio,
             width=reader.info.width,
             height=reader.info.height,
             notes=reader.notes,
             speed=length / max(1e-9, watched),
-            run=str(self.run.path),
+            run=self.name,
+            fps=reader.info.fps,
+            steady=reader.steady,
             **scores,
         )
+        self.judge(found, threshold)
+        return found
+
+    def judge(self, found: Detection, threshold: float | None = None) -> None:
+        """Calibrate a detection's scores and find its moments and their pictures again, from its raw scores.
+
+        Args:
+            found: The detection; it is changed.
+            threshold: As in `detect`.
+        """
+        raw = found.score if found.raw is None else found.raw
+        found.raw = raw if self.calibration else None
+        found.score = self.calibration(raw) if self.calibration else raw
+        found.threshold = self.threshold if threshold is None else threshold
+        found.intervals = intervals(found.score, found.threshold, found.snippet_seconds, found.duration)
+        found.thumbnails = pictures_of(found.video, found.intervals, steady=found.steady)
+
+
+def pictures_of(path: Path, moments: list[Interval], *, steady: bool) -> list[Thumbnail]:
+    """Return the pictures at the peaks of a video's highest moments, at most 24, in order of time."""
+    from counterpoint.data.media import frames_at
+
+    highest = sorted(moments, key=lambda i: -i.score)[:MAX_THUMBNAILS]
+    peaks = sorted(interval.peak for interval in highest)
+    pictures = frames_at(path, peaks, width=480, steady=steady) if peaks else []
+    return [
+        Thumbnail(peak, jpeg(picture)) for peak, picture in zip(peaks, pictures, strict=True) if picture is not None
+    ]
 
 
 def jpeg(picture: NDArray[np.uint8]) -> bytes:
@@ -235,113 +290,3 @@ def jpeg(picture: NDArray[np.uint8]) -> bytes:
     out = io.BytesIO()
     Image.fromarray(picture).save(out, "JPEG", quality=80)
     return out.getvalue()
-
-
-class Listed(NamedTuple):
-    """The videos that the arguments of the command line name."""
-
-    videos: list[Path]
-    failures: list[tuple[Path | str, str]]  # names without a video, with the reason
-    left_out: list[tuple[Path, str]]  # files and entries of folders that are not videos, with the reason
-
-
-# Endings of video files. In a folder such files are processed or reported as failed; other files are opened to find their type.
-# fmt: off
-VIDEO_ENDINGS = frozenset([
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".m2v", ".m1v", ".vob",
-    ".flv", ".f4v", ".wmv", ".asf", ".3gp", ".3g2", ".ogv", ".ogm", ".mxf", ".h264", ".264", ".h265", ".265",
-    ".hevc", ".mjpeg", ".mjpg", ".dv", ".divx", ".rm", ".rmvb", ".y4m", ".ivf", ".nut", ".gif",
-])
-# fmt: on
-
-
-def find_videos(names: Sequence[Path | str]) -> Listed:
-    """List the video files among files and folders. Links in folders are followed.
-
-    Every entry of a folder is a video or is left out with a reason. A web address and a folder that cannot be read are
-    failures.
-    """
-    found = Listed([], [], [])
-    for name in names:
-        if re.match(r"[A-Za-z][A-Za-z0-9+.\-]+://", str(name)):
-            found.failures.append(
-                (str(name), "is a web address, which is not supported; download the file and name it")
-            )
-            continue
-        path = Path(name)
-        try:
-            if not path.is_dir():
-                found.videos.append(path)
-                continue
-            inside = walk(path)
-        except (CounterpointError, OSError, ValueError) as error:
-            found.failures.append((path, str(error).removeprefix(f"{path} ")))
-            continue
-        found.left_out.extend(inside.left_out)
-        before = len(found.videos)
-        for file in inside.files:
-            reason = None if file.suffix.lower() in VIDEO_ENDINGS else _no_video(file)
-            if reason is None:
-                found.videos.append(file)
-            else:
-                found.left_out.append((file, reason))
-        if len(found.videos) == before:
-            found.failures.append((path, f"a folder without a video file ({len(inside.files)} other files)"))
-    return found
-
-
-def _no_video(file: Path) -> str | None:
-    """Return the reason why a file with an unusual ending is not a video; None when it is one."""
-    from counterpoint.data.media.opened import Opened
-
-    try:
-        source = Opened(file)
-    except DataError as error:
-        return str(error).removeprefix(f"{file}: ")
-    with source.container:
-        kind = source.container.format.name
-    return "a still picture" if kind.startswith("image2") or kind.endswith("_pipe") else None
-
-
-def detect_files(
-    detector: Detector,
-    paths: Sequence[Path],
-    *,
-    threshold: float = 0.5,
-    truths: Mapping[Path, list[tuple[float, float]]] | None = None,
-    console: Console | None = None,
-) -> tuple[list[Detection], list[tuple[Path, str]]]:
-    """Detect moments in several files, with a progress bar. Return the detections, and (file, reason) of unreadable files.
-
-    Args:
-        detector: A trained run.
-        paths: Video files.
-        threshold: Probability above which a snippet belongs to a moment, in 0..1.
-        truths: True moments (start, end), in seconds, of files where they are known, for the page. Default: unknown.
-        console: Console of the bar. Default: standard error.
-    """
-    found: list[Detection] = []
-    failures: list[tuple[Path, str]] = []
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-        console=console or Console(stderr=True),
-    )
-    with bar:
-        for path in paths:
-            row = bar.add_task(escape(path.name), total=None, speed="")
-
-            def progress(done: float, total: float, speed: float, row: Any = row) -> None:
-                bar.update(row, completed=done, total=total or None, speed=f"{speed:.1f} x real time")
-
-            try:
-                found.append(
-                    detector.detect(path, threshold=threshold, truth=(truths or {}).get(path), progress=progress)
-                )
-            except (CounterpointError, OSError, MemoryError) as error:
-                failures.append((path, str(error).removeprefix(f"{path}: ") or type(error).__name__))
-                bar.update(row, speed="failed")
-    return found, failures

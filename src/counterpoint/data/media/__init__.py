@@ -5,6 +5,7 @@ correctly. Let each snippet have F frames and s seconds. Then sample n is the la
 Second 0 is the container's start, for pictures and sound alike (`clock`).
 """
 
+from counterpoint.data.media.cut import cut
 from counterpoint.data.media.opened import MediaInfo
 from counterpoint.data.media.random import frame_at, frames_at, measured_length, probe
 from counterpoint.data.media.snippets import Snippet, SnippetReader, sample_times
@@ -14,6 +15,7 @@ __all__ = [
     "MediaInfo",
     "Snippet",
     "SnippetReader",
+    "cut",
     "frame_at",
     "frames_at",
     "measured_length",

@@ -15,6 +15,8 @@ from counterpoint.errors import CounterpointError, DataError
 SEEKABLE = {"mov", "matroska", "avi", "asf", "wav", "w64", "aiff", "au", "caf", "flac", "ape", "wv", "tta", "nut"}
 # Longer lengths in a header are invalid: a hundred days.
 LONGEST_LENGTH = 1e7
+# Seconds without an answer after which a stream counts as lost, when it is opened and when it is read.
+ANSWER = (15.0, 10.0)
 
 
 def load_av() -> Any:
@@ -93,14 +95,49 @@ def _length(stream: Any) -> float:
     return int(parts[1]) * 3600 + int(parts[2]) * 60 + float(parts[3]) if parts else 0.0
 
 
-class Opened:
-    """An open video file with its picture and sound tracks and its clock. DataError for a file that cannot be opened."""
+def is_address(name: Path | str) -> bool:
+    """Return whether a name is an address of a stream, such as "rtsp://camera/1", and not a file."""
+    return isinstance(name, str) and re.match(r"[A-Za-z][A-Za-z0-9+.\-]+://", name) is not None
 
-    def __init__(self, path: Path) -> None:
+
+class Opened:
+    """An open video file or stream, with its picture and sound tracks and its clock.
+
+    Args:
+        path: A file, or the address of a stream as a string.
+
+    Raises DataError when it cannot be opened.
+    """
+
+    def __init__(self, path: Path | str) -> None:
         av = load_av()
         self.av, self.path = av, path
         # PyAV's exceptions on broken data: its own, and Python's for numbers out of range.
         self.broken = (av.FFmpegError, ValueError, OverflowError, UnicodeDecodeError, OSError)
+        options: dict[str, Any] = {}
+        if is_address(path):
+            hint = ""
+            options = {"timeout": ANSWER} | (
+                {"options": {"rtsp_transport": "tcp"}} if str(path).startswith("rtsp") else {}
+            )
+        else:
+            hint = self._checked(Path(path))
+            if str(path).lower().endswith((".m3u8", ".m3u")):  # a playlist may wait for its next part
+                options = {"timeout": ANSWER}
+        try:
+            self.container: Any = av.open(str(path), metadata_errors="ignore", **options)
+        except self.broken as error:
+            kind = "not a stream that can be read" if is_address(path) else "not a media file that can be read"
+            raise DataError(f"{path}: {kind}{hint}; {reason(error)}") from error
+        try:
+            self._choose_tracks()
+        except BaseException:
+            self.container.close()
+            raise
+
+    @staticmethod
+    def _checked(path: Path) -> str:
+        """Return a hint on the kind of a file, for an error. DataError when it is no file that can be opened."""
         hint = ""
         try:
             if re.match(r"[A-Za-z][A-Za-z0-9+.\-]+:/", str(path)) and not path.exists():
@@ -117,15 +154,7 @@ class Opened:
                     hint = " (its index is missing: is the download complete?)"
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be opened ({reason(error)})") from error
-        try:
-            self.container: Any = av.open(str(path), metadata_errors="ignore")
-        except self.broken as error:
-            raise DataError(f"{path}: not a media file that can be read{hint}; {reason(error)}") from error
-        try:
-            self._choose_tracks()
-        except BaseException:
-            self.container.close()
-            raise
+        return hint
 
     def _choose_tracks(self) -> None:
         disposition = self.av.stream.Disposition

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from counterpoint.data.media.clock import FrameTimes, demuxed, reason
-from counterpoint.data.media.opened import Opened
+from counterpoint.data.media.opened import Opened, is_address
 from counterpoint.data.media.pictures import Sampler, pixels
 from counterpoint.data.media.waves import SILENCE, SoundLine
 from counterpoint.errors import DataError
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 LONGEST_WAIT = 300.0
 # Maximum number of consecutive packets that cannot be decoded; then the rest of the file is left out.
 MOST_FAILURES = 1000
+# The same for live streams: how long sound may come behind its picture, and pictures behind their sound.
+LIVE_WAIT, LIVE_STALL = 10.0, 30.0
 # Remainders shorter than this (seconds) get no note.
 _NOTED = 0.1
 
@@ -63,6 +65,18 @@ def decoded(source: Opened, streams: list[Any], damage: list[str]) -> Iterator[t
             yield packet.stream, frame
 
 
+class Damage(list[str]):
+    """The reasons of parts that could not be decoded: the first ones, and the number of all."""
+
+    KEPT = 10
+    parts = 0
+
+    def append(self, reason: str) -> None:
+        self.parts += 1
+        if len(self) < self.KEPT:
+            super().append(reason)
+
+
 class SnippetReader:
     """A reader of one video file, once, from beginning to end, for a pair of backbones.
 
@@ -74,18 +88,28 @@ class SnippetReader:
     user: no sound, silence, damage, and all parts that are left out, in seconds.
 
     Args:
-        path: Path of the file.
+        path: Path of the file, or the address of a stream as a string.
         visual: Defines the number and size of a snippet's frames, and converts them to feature rows.
         audio: Defines rate and length of a snippet's sound, and converts it to feature rows.
         snippet_seconds: Length of a snippet in seconds, > 0.
+        live: Whether it is a live stream. Then late sound is left out after 10 s, not 300 s, and sound without pictures for 30 s
+            is an error. Memory is bounded for any length.
 
     Raises DataError when the file cannot be opened or has no picture.
     """
 
     def __init__(
-        self, path: Path | str, visual: VisualBackbone, audio: AudioBackbone, *, snippet_seconds: float
+        self,
+        path: Path | str,
+        visual: VisualBackbone,
+        audio: AudioBackbone,
+        *,
+        snippet_seconds: float,
+        live: bool = False,
     ) -> None:
-        self.path = Path(path)
+        self.path = path if is_address(path) else Path(path)
+        self.live = live
+        self.longest_wait = LIVE_WAIT if live else LONGEST_WAIT
         self.visual, self.audio = visual, audio
         self.seconds = snippet_seconds
         self.source = Opened(self.path)
@@ -120,7 +144,7 @@ class SnippetReader:
         waiting: deque[NDArray[np.uint8]] = deque()
         index = shown = 0
         ended = False
-        damage: list[str] = []
+        damage = Damage()
         last: Any = None
         watched = 0.0
         missed = 0.0  # seconds of sound that are too late in the file
@@ -130,7 +154,7 @@ class SnippetReader:
             while len(waiting) >= count:
                 stop = round((index + 1) * self.seconds * rate)
                 late = sound is not None and not ended and sound.end < stop
-                if late and len(waiting) / count * self.seconds < LONGEST_WAIT:
+                if late and len(waiting) / count * self.seconds < self.longest_wait:
                     return
                 frames = np.stack([waiting.popleft() for _ in range(count)])
                 wave = sound.window(stop, length) if sound is not None else np.zeros(length, np.float32)
@@ -155,6 +179,8 @@ class SnippetReader:
                     if time is not None and time <= given_up and sound.end / rate <= given_up:
                         missed += span
                     sound.add(frame, time)
+                    if self.live and sound.end / rate - watched > LIVE_STALL:
+                        raise DataError(f"{self.path}: sound for {LIVE_STALL:.0f} s, but no picture")
                 except (ValueError, OSError, ZeroDivisionError) as error:  # sound of an invalid shape
                     damage.append(reason(error))
             yield from ready()
@@ -191,7 +217,7 @@ class SnippetReader:
         return float(time - self.source.clock.origin)
 
     def _finish(
-        self, watched: float, tail: float, times: FrameTimes, sound: SoundLine | None, missed: float, damage: list[str]
+        self, watched: float, tail: float, times: FrameTimes, sound: SoundLine | None, missed: float, damage: Damage
     ) -> None:
         """Set the length to the part that was read, and add the notes for the user."""
         header, self.info.duration = self.info.duration, watched
@@ -217,13 +243,13 @@ class SnippetReader:
                 self.notes.append(f"{over:.1f} s of sound after the last picture are left out")
             if missed:
                 self.notes.append(
-                    f"{missed:.1f} s of sound lie more than {LONGEST_WAIT:.0f} s behind their pictures in the file: left out"
+                    f"{missed:.1f} s of sound lie more than {self.longest_wait:.0f} s behind their pictures in the file: left out"
                 )
         if tail > _NOTED:
             self.notes.append(f"the last {tail:.2f} s, less than half a snippet, are left out")
         if damage:
             where = f"; read {watched:.1f} of {header:.1f} s" if watched < 0.95 * header else ""
-            self.notes.append(f"damaged: {len(damage)} parts could not be decoded ({damage[0]}){where}")
+            self.notes.append(f"damaged: {damage.parts} parts could not be decoded ({damage[0]}){where}")
         elif (
             header
             and watched < 0.9 * header - 1

@@ -22,6 +22,7 @@ def write_video(
     fps: float = 24,
     sample_rate: int = 16000,
     bit_rate: int | None = None,
+    comment: str = "",
 ) -> None:
     """Write frames and sound as H.264 and AAC in .mp4, or in the container of the path's ending.
 
@@ -32,6 +33,7 @@ def write_video(
         fps: Frames per second.
         sample_rate: Samples per second of the sound.
         bit_rate: Average bits per second of the pictures. Default: constant quality, with the bit rate that it needs.
+        comment: Text that the file keeps as its comment.
 
     Where FFmpeg was built without H.264, MPEG-4 replaces it.
     """
@@ -46,6 +48,8 @@ def write_video(
         with av.open(str(half), "w", options=options) as container:
             video: Any = None
             audio = None
+            if comment:
+                container.metadata["comment"] = comment
             if wave is not None:
                 audio = container.add_stream(
                     "libopus" if webm else "aac", rate=48000 if webm else sample_rate, layout="mono"

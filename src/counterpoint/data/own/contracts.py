@@ -262,7 +262,8 @@ def target_data(reader: Reader, name: str, test: str, valid: str, notes: list[st
     if not (reader.good & column.has).any():
         raise DataError(f"{place}: no row has both its inputs and a number in the target '{reader.roles.target}'")
     parts = split_rows(reader, column.has, None, test, valid)
-    kind: TargetKind = {"image": "image", "vector": "series", "numbers": "table"}[role.kind]  # type: ignore[assignment]
+    kinds: dict[str, TargetKind] = {"image": "image", "vector": "series", "numbers": "table"}
+    kind = kinds[role.kind]
     if kind == "series":
         assert column.vectors is not None
         numbers = column.vectors.shape[1]

@@ -55,7 +55,8 @@ def fillers(rng: np.random.Generator, count: int) -> list[str]:
 def paths(rng: np.random.Generator, count: int) -> list[Path]:
     """Draw different paths of the tree, at most 2,400."""
     chosen = rng.permutation(int(np.prod(SIZES)))[:count]
-    return [tuple(map(int, path)) for path in np.stack(np.unravel_index(chosen, SIZES), 1)]  # type: ignore[misc]
+    domains, intents, slots, values = (part.tolist() for part in np.unravel_index(chosen, SIZES))
+    return list(zip(domains, intents, slots, values, strict=True))
 
 
 def frame(path: Path, scheme: int = 0) -> Frame:

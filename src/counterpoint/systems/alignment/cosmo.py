@@ -24,6 +24,7 @@ Against the released code:
   to, but compares the number of different label values with the batch. "ignored": only the diagonal is right.
 - Across processes, negatives come from all of them. The code's default is each process alone.
 - Long documents are cut between answers, and all parts serve. The code draws random windows.
+- Captions are measured by CIDEr-D (`cider`) and by the share that equals the reference (`caption_exact`), which the claim uses.
 - Not built: clips and their L_con, augmented pictures, the loss guard (off by default), and beams. Nor are pictures placed by
   CLIP's similarity: a document's marks place them. A random space before a caption would change nothing for the tokenizers that
   are made here.

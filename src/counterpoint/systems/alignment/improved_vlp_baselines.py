@@ -23,7 +23,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -284,7 +284,7 @@ class Rocket(MultiViewLearner):
         super().__init__(config, data, seed, images=IMAGE_VIEWS[config.image_views])
         self.pair = first_two(data.modalities)
         separate = config.separate_projector and config.augmentations > 0
-        dims = {name: int(self.encoders[name].dim) for name in self.pair}  # type: ignore[arg-type]
+        dims = {name: int(cast(Any, self.encoders[name]).dim) for name in self.pair}
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.local_log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.1))) if separate else None
         self.local_heads = nn.ModuleDict(

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -406,7 +406,7 @@ class EspMedSam(DenseLearner):
 
     def _decoded(self, maps: Tensor, modality: Tensor) -> Tensor:
         """Decode the mask of each picture's own query."""
-        position = fourier_positions(self.gaussian, *maps.shape[2:])  # type: ignore[arg-type]
+        position = fourier_positions(cast(Tensor, self.gaussian), maps.shape[2], maps.shape[3])
         rows = torch.arange(len(maps), device=maps.device)
         if self.config.queries != "alone":
             tokens = torch.stack(list(self.queries.values()), 1)

@@ -305,7 +305,7 @@ class PixPro(ViewsLearner):
         return conv_mlp(dim, self.config.hidden, self.config.projection)
 
     @property
-    def network(self) -> nn.ModuleDict:  # type: ignore[override]
+    def network(self) -> nn.ModuleDict:
         """The networks that the teacher copies."""
         found = {"encoder": self.encoder, "projector": self.projector}
         return nn.ModuleDict(found | ({"instance": self.instance["projector"]} if self.instance else {}))

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -222,11 +222,10 @@ class WSCoL(RegionsLearner):
     @property
     def taught(self) -> Student:
         """The teacher's network."""
-        found: Student = self.teacher.module  # type: ignore[assignment]
-        return found
+        return cast(Student, self.teacher.module)
 
     @property
-    def strong(self) -> bool:  # type: ignore[override]
+    def strong(self) -> bool:
         return bool(self.adapted)
 
     def end_step(self) -> None:

@@ -48,7 +48,7 @@ from counterpoint.encoders.injection import Subject
 from counterpoint.systems.base import System
 from counterpoint.tasks.diffusion import DiffusionConfig, DiffusionLearner
 
-FEW = 256**2  # pairs of pseudo-words up to which whole matrices are faster than the kernel
+FEW = 256**2  # pairs of codes or pseudo-words up to which whole matrices are faster than the kernel
 
 # --------------------------------------------------------------------------------------------------------------- equations
 
@@ -74,6 +74,9 @@ def cscl(
     need_alike("n dim", visual=visual, textual=textual)
     need_rows(visual=visual, textual=textual)
     need_positive(temperature=temperature)
+    if len(visual) ** 2 <= FEW and world()[1] == 1:
+        s = unit(visual, 1 / temperature) @ unit(textual).T
+        return ((s.logsumexp(0) + s.logsumexp(1)) / 2 - s.diagonal()).mean()
     return batch_pair_loss(scaled(unit(visual), temperature), unit(textual))
 
 
@@ -129,11 +132,11 @@ def macl(
         return (1 - found.detach().clamp(0, 1)).to(anchors.dtype)
 
     if len(anchors) * rows**2 <= FEW and world()[1] == 1:
-        a, whole = unit(anchors), slice(0, rows)
-        w = weight(whole, whole).clone().fill_diagonal_(0)
-        s = (a @ a.transpose(1, 2) / temperature).masked_fill(w <= 0, torch.finfo(a.dtype).min)
-        others = (s + torch.where(w > 0, w, 1).log()).logsumexp(2)
-        losses = F.softplus(others - (a * unit(positives)).sum(2) / temperature).mean(0)
+        (a, p), whole = unit(torch.stack((anchors, positives))), slice(0, rows)
+        # A finite number stands for log 0: a row without a negative has a gradient of 0.
+        log_w = weight(whole, whole).fill_diagonal_(0).log_().clamp_(min=torch.finfo(a.dtype).min / 2)
+        others = torch.baddbmm(log_w[None], a, a.transpose(1, 2), alpha=1 / temperature).logsumexp(2)
+        losses = F.softplus(others - (a * p).sum(2) / temperature).mean(0)
     else:
         losses = anchors.new_zeros(rows)
         for one, p in zip(anchors, positives, strict=True):

@@ -327,9 +327,10 @@ class Standardised(Part):
         if any(recipe.channels < 3 for recipe in pipeline.recipes):
             raise CounterpointError("bss needs a recipe of views that changes all three channels; set --recipe")
         self.styled = StyledViews(pipeline, config)
-        learner.views = self.styled  # type: ignore[assignment]
+        changed: Any = learner
+        changed.views = self.styled
         if hasattr(learner, "by_view"):
-            learner.by_view = config.by_column  # type: ignore[assignment]
+            changed.by_view = config.by_column
 
     def loss(self, compared: Compared, step: Step, below: Callable[[Compared], Losses]) -> Losses:
         if not self.config.by_column:

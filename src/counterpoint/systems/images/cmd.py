@@ -44,7 +44,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -317,7 +317,7 @@ class CMD(SelfDistilledLearner):
         return projector
 
     @property
-    def network(self) -> TwoLevels:  # type: ignore[override]
+    def network(self) -> TwoLevels:
         return TwoLevels(self.encoder, self.projector, self.region_projector)
 
     @property
@@ -367,7 +367,7 @@ class CMD(SelfDistilledLearner):
 
         @torch.no_grad()
         def features(images: Tensor) -> Tensor:
-            return feature_map(self.teacher.module.encoder, images.to(self.device))  # type: ignore[arg-type]
+            return feature_map(cast(TwoLevels, self.teacher.module).encoder, images.to(self.device))
 
         training = self.training
         found = region_figures(

@@ -41,6 +41,7 @@ from torch import Tensor, nn
 
 from counterpoint.core.reviews import score_gap, split_by_difficulty
 from counterpoint.data.chats import ChatData
+from counterpoint.encoders.chat_models import ChatModel
 from counterpoint.encoders.decoding import answers
 from counterpoint.engine.loading import RowBatches
 from counterpoint.engine.stages import Stage, Turn
@@ -51,7 +52,7 @@ from counterpoint.systems.base import System
 from counterpoint.tasks.chats import ChatsConfig
 from counterpoint.tasks.pooled_chats import PooledChatLearner
 from counterpoint.tasks.pools import Item, Scope, draw_alike, draw_seeds
-from counterpoint.tasks.rounds import Agreement, Assessor, Augmentor, Judge, Likelihood, Rewriter
+from counterpoint.tasks.rounds import Agreement, Assessor, Augmentor, Judge, Likelihood, Rewriter, check_reviews
 from counterpoint.tasks.taught_chats import TaughtChatsConfig, captioned, chat_model_of, finished_teacher
 
 SHOWN = 3  # difficult items of a round on the page
@@ -159,6 +160,9 @@ class CoMD(PooledChatLearner):
             raise DataError("no training chat is a caption, from which the projector learns; set --caption-epochs 0")
         if not hasattr(self, "assessor"):
             self.assessor = self._assessor()
+            if config.assessor == "judge" and config.epochs:
+                asked = [self.shown(survey, seed) for seed in self.seeds(survey)]
+                check_reviews(self._judge(), asked, config.new_tokens, config.written_tokens)
         if not hasattr(self, "augmentor"):
             rewriter = Rewriter(
                 partial(self.ask, temperature=config.writing_sampling, new_tokens=config.written_tokens),
@@ -175,8 +179,11 @@ class CoMD(PooledChatLearner):
         most, temperature = config.written_tokens, config.review_sampling
         if self.judging is None:
             return Judge(partial(self.ask, new_tokens=most, temperature=temperature))
-        judge = chat_model_of(self.judging.module)
-        return Judge(partial(answers, judge, new_tokens=most, temperature=temperature))
+        return Judge(partial(answers, self._judge(), new_tokens=most, temperature=temperature))
+
+    def _judge(self) -> ChatModel:
+        """Return the model that reviews."""
+        return self._answering() if self.judging is None else chat_model_of(self.judging.module)
 
     # --- stages
 

@@ -26,7 +26,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -48,12 +49,12 @@ from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.adapted_chats import AdaptedChatLearner
+from counterpoint.tasks.adapted_chats import AdaptedChatLearner, adapting_rows
 from counterpoint.tasks.chats import ChatsConfig, rows_of
 
 METHODS = ("lol", "icd", "dola", "fusion", "refocus", "instructed", "plain")
 SHOWN = 6  # choices on the page
-AMATEUR, BASE = "amateur", "__base__"
+AMATEUR = "amateur"
 
 
 # ------------------------------------------------------------------------------------------------------------- equations
@@ -128,7 +129,7 @@ class Contrasted:
     omega: float
     gamma: float
     beta: float
-    adapters: list[str] = field(default_factory=list)  # of each row of the batch
+    first: int | None = None  # row of the batch that the amateur computes, the last of its branches
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -143,7 +144,7 @@ class Contrasted:
 
     def branches(self, prompts: Sequence[Prompt], generator: torch.Generator) -> list[Branch]:
         guided = [instructed(prompt, self.instruction) for prompt in prompts]
-        self.adapters[:] = [AMATEUR if kind == "amateur" else BASE for kind in self.kinds for _ in prompts]
+        self.first = self.kinds.index("amateur") * len(prompts) if "amateur" in self.kinds else None
         return [Branch(guided if kind == "guided" else prompts) for kind in self.kinds]
 
     def combine(self, logits: Float[Tensor, "branches n vocabulary"], step: int) -> Float[Tensor, "n vocabulary"]:
@@ -309,9 +310,8 @@ class LOL(AdaptedChatLearner):
         if not isinstance(rule, Contrasted):
             with self.model.model.disable_adapter():
                 return super().answers(prompts, decoder=rule, draw=draw, **changed)
-        with rule.exit.watching(last=True):
-            # `branches` fills this list before the model is called.
-            return super().answers(prompts, decoder=rule, draw=draw, adapter_names=rule.adapters, **changed)
+        with rule.exit.watching(last=True), adapting_rows(self.model, AMATEUR, lambda: rule.first):
+            return super().answers(prompts, decoder=rule, draw=draw, **changed)
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         found = super().predict({name: value for name, value in batch.items() if name != "options"})
@@ -331,9 +331,9 @@ class LOL(AdaptedChatLearner):
             if kind == "guided":
                 messages = [instructed(Prompt(one), rule.instruction).messages for one in messages]
             given = {name: value.to(self.device) for name, value in rows_of(self.model.tokenizer, messages).items()}
-            names = [AMATEUR if kind == "amateur" else BASE] * len(messages)
-            with rule.exit.watching(last=False):
-                logits = self.model(given["ids"], given["mask"], adapter_names=names)
+            adapted = nullcontext() if kind == "amateur" else self.model.model.disable_adapter()
+            with rule.exit.watching(last=False), adapted:
+                logits = self.model(given["ids"], given["mask"])
             here = given["labels"][:, 1:] != IGNORED
             last.append(logits[:, :-1][here])
             for n, number in enumerate(rule.exit.layers):

@@ -187,10 +187,11 @@ class TwoBranches:
     chosen: list[str] = field(default_factory=list)
     seen: list[Prompt] = field(default_factory=list)
     unparsed: int = 0
-    blind: Tensor | None = None  # [n] True for prompts without pictures
+    blind: Tensor | None = None  # [n] True for prompts without pictures; None where all have some
 
     def branches(self, prompts: Sequence[Prompt], generator: torch.Generator) -> list[Branch]:
-        self.blind = torch.tensor([not prompt.pictures for prompt in prompts])
+        blind = [not prompt.pictures for prompt in prompts]
+        self.blind = torch.tensor(blind) if any(blind) else None
         if self.rule == "m3id":
             return [Branch(prompts), Branch([without_pictures(prompt) for prompt in prompts])]
         if self.rule == "vcd":
@@ -215,7 +216,8 @@ class TwoBranches:
 
     def combine(self, logits: Float[Tensor, "branches n vocabulary"], step: int) -> Float[Tensor, "n vocabulary"]:
         scores = combine_logits(logits[0], logits[1], self.rule, self.alpha, self.beta, step, self.decay)
-        assert self.blind is not None
+        if self.blind is None:
+            return scores
         return torch.where(self.blind.to(scores.device)[:, None], wide(logits[0]), scores)
 
 

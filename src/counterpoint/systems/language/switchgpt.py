@@ -49,7 +49,7 @@ from counterpoint.tasks.chats import ChatLearner, ChatsConfig, finished_chat, ro
 from counterpoint.tasks.switching import SwitchingLearner
 
 ADAPTER = "flags"
-ROUTERS = ("keywords", "words", "states")
+ROUTERS = ("keywords", "words", "states", "shots")
 
 
 @dataclass
@@ -87,7 +87,8 @@ class SwitchGPTConfig(ChatsConfig):
     """Put the adapter on the layers of the attention alone."""
     compare: tuple[str, ...] = ()
     """Routers to measure on the same requests: keywords (rules), words (logistic regression of word counts), states (of the model's
-    last state); `gain_over_NAME` is the difference in modality_accuracy."""
+    last state), shots (the untuned model after a demonstration of each modality, which names it by a word). `gain_over_NAME` is the
+    difference in modality_accuracy."""
 
     counts: ClassVar[tuple[str, ...]] = (*ChatsConfig.counts, "rank")
 
@@ -211,7 +212,9 @@ class SwitchGPT(SwitchingLearner):
         return np.array(sorted(n for *_, n in ranked[: self.config.examples or len(ranked)]), np.int64)
 
     def begin(self, survey: Survey) -> None:
-        """Take the weights of the run that `model` names, which may lack adapter and flags."""
+        """Check the demonstrations. Take the weights of the run that `model` names, which may lack adapter and flags."""
+        if "shots" in self.config.compare:
+            self.demonstrations(survey)
         if not self.config.model.startswith("run:"):
             return
         run = finished_chat(self.config.model)
@@ -284,7 +287,7 @@ RECIPE = {
     "tuning_epochs": 6,
     "tuning_lr": 0.04,
     "attention_only": False,
-    "compare": ROUTERS,
+    "compare": ROUTERS[:3],
 }
 SYSTEM = System(
     slug="switchgpt",

@@ -7,7 +7,8 @@ Measures, by the kind of a chat:
               pair_accuracy, where each picture has two questions, the share with two right answers (MME's accuracy+: Fu et al.,
               arXiv 2306.13394)
     caption   chair_s, share of captions that name an absent object; chair_i, share of named objects that are absent;
-              object_recall, share of the present objects that are named (CHAIR: Rohrbach et al., arXiv 1809.02156)
+              object_recall, share of the present objects that are named (CHAIR: Rohrbach et al., arXiv 1809.02156);
+              cider, CIDEr-D in 0..10 (`measures/captions.py`), where the chats have reference captions
     choice    choice_accuracy; where questions name several true answers, mc1, mc2 and mc3 (TruthfulQA: Lin et al., arXiv
               2109.07958), by the summed log-probabilities of the answers' tokens
     meta      modality_accuracy and others (`measures/modalities.py`)
@@ -28,6 +29,7 @@ from counterpoint.data.images import Indices
 from counterpoint.data.shown import png
 from counterpoint.encoders.decoding import Answer
 from counterpoint.errors import CounterpointError
+from counterpoint.tasks.measures.captions import cider_of
 from counterpoint.tasks.measures.modalities import modality_figure, modality_measures
 
 SHOWN = 8  # chats on a run's page
@@ -148,6 +150,7 @@ class ChatEvaluator:
         if rows := of.get("caption"):
             named = [mentioned(self.answers[n].text, self.objects) for n in rows]
             found |= caption_measures([chats[n].objects for n in rows], named)
+            found |= cider_of(self.split, {n: self.answers[n].text for n in rows})
         if rows := [n for n in of.get("choice", ()) if n in self.picked]:
             right = [chats[n].choices[self.picked[n]] in (chats[n].answer, *chats[n].truths) for n in rows]
             found["choice_accuracy"] = float(np.mean(right))

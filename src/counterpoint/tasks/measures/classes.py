@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,9 +124,46 @@ def knn_accuracy(
     labels, test_labels = labels[votes_too], test_labels[asked]
     if not len(labels) or not len(test_labels):
         return math.nan
-    bank, queries = (F.normalize(rows.float(), dim=1, eps=EPS) for rows in (features[votes_too], test_features[asked]))
     classes = int(torch.cat([labels, test_labels]).max()) + 1
-    keys, k, right = Keys(bank), min(k, len(bank)), 0.0
+    right = 0.0
+    for start, votes in _votes(features[votes_too], labels, test_features[asked], classes, k, temperature):
+        best = votes.amax(1, keepdim=True) * (1 - SLACK)
+        right += float(decided_shares(torch.where(votes >= best, 1.0, 0.0), test_labels[start : start + CHUNK]).sum())
+    return right / len(test_labels)
+
+
+def knn_votes(
+    features: Float[Tensor, "n dim"],
+    labels: Int[Tensor, " n"],
+    queries: Float[Tensor, "m dim"],
+    classes: int,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> Float[Tensor, "m classes"]:
+    """Compute the share of the votes that each class gets from a row's k nearest neighbours (see `knn_accuracy`).
+
+    Args:
+        features, labels: rows that vote and their classes, 0 to classes - 1.
+        queries: rows to classify.
+        classes: number of classes.
+        k, temperature: as in `knn_accuracy`.
+
+    >>> knn_votes(torch.eye(2), torch.tensor([0, 1]), torch.tensor([[1.0, 0.0]]), 2, k=1)
+    tensor([[1., 0.]], dtype=torch.float64)
+    """
+    parts = [
+        votes / votes.sum(1, keepdim=True) for _, votes in _votes(features, labels, queries, classes, k, temperature)
+    ]
+    return torch.cat(parts) if parts else torch.zeros(0, classes, dtype=torch.float64)
+
+
+def _votes(
+    features: Tensor, labels: Tensor, queries: Tensor, classes: int, k: int, temperature: float
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield the first position of each chunk of queries and its votes [chunk, classes]."""
+    bank, queries = (F.normalize(rows.float(), dim=1, eps=EPS) for rows in (features, queries))
+    keys, k = Keys(bank), min(k, len(bank))
     for start in range(0, len(queries), CHUNK):
         similarity = keys.products(queries[start : start + CHUNK])
         nearest, index = similarity.topk(k, dim=1)
@@ -140,9 +177,7 @@ def knn_accuracy(
             shared = nearest_weights(similarity[rows], k)
             shared *= ((similarity[rows].double() - nearest[rows, :1]) / temperature).clamp(max=0).exp()
             votes[rows] = weight.new_zeros(len(rows), classes).index_add_(1, labels, shared)
-        best = votes.amax(1, keepdim=True) * (1 - SLACK)
-        right += float(decided_shares(torch.where(votes >= best, 1.0, 0.0), test_labels[start : start + CHUNK]).sum())
-    return right / len(queries)
+        yield start, votes
 
 
 def purity(features: Float[Tensor, "n dim"], groups: Int[Tensor, " n"], *, k: int = 10) -> float:

@@ -1,6 +1,7 @@
 """Measure models that caption pictures and embed pictures and texts: answers, and retrieval in both directions.
 
     caption_exact        share of pairs whose decoded caption equals the reference
+    cider                CIDEr-D of these captions, in 0..10 (`measures/captions.py`)
     document_exact       share of documents whose last caption, decoded after the others, equals the reference
     image_to_text_r1     share of pictures whose nearest caption, among the split's different captions, is theirs
     text_to_image_r1     share of captions whose nearest picture is one of theirs
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from counterpoint.errors import CounterpointError
 from counterpoint.tasks.measures.answers import ChatEvaluator
+from counterpoint.tasks.measures.captions import cider_of
 from counterpoint.tasks.measures.retrieval import retrieval
 
 
@@ -51,6 +53,7 @@ class InterleavedEvaluator(ChatEvaluator):
         pairs = [ok for n, ok in right.items() if n in self.paired]
         others = [ok for n, ok in right.items() if n not in self.paired]
         found |= {"caption_exact": float(np.mean(pairs))} if pairs else {}
+        found |= cider_of(self.split, {n: answer.text for n, answer in self.answers.items() if n in self.paired})
         found |= {"document_exact": float(np.mean(others))} if others else {}
         return found | self.retrieval()
 

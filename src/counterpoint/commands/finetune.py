@@ -1,0 +1,31 @@
+"""`counterpoint finetune RUN --data SOURCE`: the command `train finetune --from RUN`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from counterpoint.commands import train
+from counterpoint.errors import CounterpointError
+
+
+def main() -> int:
+    """Train a classifier on the encoder of a finished run: whole, its last blocks, or the classifier alone.
+
+    Example: counterpoint finetune runs/first --data imagefolder:photos --tune last --blocks 2
+    """
+    raise AssertionError("`prepare` gives the command that runs")
+
+
+def prepare(argv: Sequence[str]) -> tuple[Any, list[str], str]:
+    """Return the command `train finetune` that starts from the named run, the words left to parse, and the program's name."""
+    words = list(argv)
+    if words and not words[0].startswith("-"):
+        command, rest, _ = train.prepare(["finetune", "--from", words[0], *words[1:]])
+    elif words and words[0] in ("--help", "-h"):
+        command, rest, _ = train.prepare(["finetune", *words])
+    else:
+        raise CounterpointError(
+            "which run? counterpoint finetune RUN --data SOURCE (see: counterpoint finetune --help)"
+        )
+    return command, rest, "counterpoint finetune RUN"

@@ -1,0 +1,121 @@
+"""`counterpoint predict RUN`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+from tyro.conf import Positional, arg
+
+from counterpoint.commands.common import Place, Text, complain, console, say, table, unset
+from counterpoint.errors import CounterpointError
+from counterpoint.files import check_writable
+
+Method = Optional[Literal["classifier", "prompts", "neighbours"]]  # noqa: UP045
+LISTED = 20  # predictions that the terminal shows
+
+
+def main(
+    run: Annotated[Positional[str], arg(metavar="RUN")],
+    pictures: Annotated[Positional[tuple[str, ...]], arg(metavar="PICTURE [PICTURE ...]")] = (),
+    *,
+    data: Annotated[Text, unset(metavar="SOURCE")] = None,
+    split: Annotated[str, arg(metavar="all|train|valid|test")] = "test",
+    method: Annotated[Method, unset()] = None,
+    classes: Annotated[Place, unset(metavar="FILE")] = None,
+    templates: Annotated[str, arg(metavar="TEXT|FILE")] = "a photo of a {}",
+    bank: Annotated[Text, unset(metavar="SOURCE")] = None,
+    top: int = 3,
+    k: Annotated[int, arg(aliases=["-k"])] = 20,
+    out: Annotated[Place, unset(aliases=["-o"], metavar="FILE")] = None,
+    html: Annotated[Place, unset(metavar="FILE")] = None,
+    json_: Annotated[bool, arg(name="json")] = False,
+) -> int:
+    """Predict the classes of pictures: by a run's classifier, by prompts, or by the nearest labelled pictures.
+
+    Give picture files and folders, or a data source. A file that cannot be read is reported, the others are classified, and the
+    exit code is 2.
+
+    Example: counterpoint predict runs/classifier photos/ -o found.csv --html found.html
+
+    Example: counterpoint predict runs/clip photos/ --classes classes.txt --templates "a photo of a {}|a drawing of a {}"
+
+    Example: counterpoint predict runs/simclr --data imagefolder:photos --method neighbours -k 10
+
+    Args:
+        run: A finished run. With a classifier: a labelled system, such as finetune. With prompts: a run that aligns pictures with
+            texts. With neighbours: any run that embeds pictures.
+        pictures: Picture files, and folders that are searched for them. Links to files are followed.
+        data: A data source whose pictures to classify, instead of files.
+        split: The split of the data source.
+        method: Default: prompts with --classes, neighbours with --bank; otherwise the first that the run can do.
+        classes: A text file with a class name on each line, for prompts. Default: the classes of the run's data.
+        templates: Prompts with {} for the class: one, several between "|", or a text file with one on each line.
+        bank: A data source whose labelled training pictures vote as neighbours. Default: the run's own data.
+        top: Number of classes to give for each picture, at least 1.
+        k: Number of neighbours that vote, at least 1.
+        out: The file to write: .csv, .json, .jsonl or .parquet. Default: none.
+        html: A page to write, with the least sure pictures and, where classes are known, the confusion. Default: none.
+        json_: Print JSON.
+    """
+    if bool(pictures) == (data is not None):
+        raise CounterpointError(
+            "counterpoint predict needs picture files or folders, or --data SOURCE; give one of the two"
+        )
+    for file in (out, html):
+        if file is not None:
+            check_writable(file)
+    from counterpoint.report.predicted import write_predicted_report
+    from counterpoint.use import predict as room
+
+    if out is not None and Path(out).suffix not in room.ENDINGS:
+        raise CounterpointError(f"{out} has no known ending; name a file that ends in {', '.join(room.ENDINGS)}")
+    predictor = room.Predictor.load(run, classes=classes, templates=templates, bank=bank, method=method, top=top, k=k)
+    faults: list[tuple[str, str]] = []
+    if data is not None:
+        asked = predictor.asked(data, split)
+    else:
+        files, others = room.find_pictures(pictures)
+        asked, faults = room.read_pictures(files, predictor.size)
+        if others:
+            complain(f"{len(others)} files of the folders are no pictures and were left out, such as {others[0]}")
+    for name, fault in faults:
+        complain(fault if name in fault else f"{name}: {fault}", "red")
+    if not asked.names:
+        raise CounterpointError("no picture could be read")
+    found = predictor.predict(asked, progress=not json_)
+    if out is not None:
+        room.write_predictions(found, out)
+    if html is not None:
+        score = room.SCORES[predictor.method]
+        write_predicted_report(
+            html, str(predictor.encoder.run.path), score, predictor.classes, found, asked.read, faults
+        )
+    if json_:
+        print(
+            json.dumps(
+                {"method": predictor.method, "failed": faults, "predictions": [asdict(one) for one in found]}, indent=2
+            )
+        )
+        return 2 if faults else 0
+    score = room.SCORES[predictor.method]
+    known = any(one.true is not None for one in found)
+    shown = table("picture", "class", score, "then", *(["in the data"] if known else []), right=(score,))
+    for one in found[:LISTED]:
+        then = ", ".join(f"{name} {value:.2f}" for name, value in one.others.items())
+        shown.add_row(one.item, one.label, f"{one.score:.3f}", then, *([one.true or ""] if known else []))
+    console().print(shown)
+    if len(found) > LISTED:
+        say(f"... and {len(found) - LISTED} more" + ("" if out else "; write all of them with -o FILE"))
+    counts = Counter(one.label for one in found).most_common(5)
+    say(f"{len(found)} pictures: " + ", ".join(f"{name} {count}" for name, count in counts))
+    if known:
+        right = [one.true == one.label for one in found if one.true is not None]
+        say(f"right: {sum(right)} of {len(right)} ({100 * sum(right) / len(right):.1f} %)")
+    for what, file in (("File", out), ("Page", html)):
+        if file is not None:
+            say(f"{what}: {file}")
+    return 2 if faults else 0

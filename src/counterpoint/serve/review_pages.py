@@ -1,0 +1,117 @@
+"""Show detections: each video's timeline with a keyboard for its moments, and exports of the decisions."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from counterpoint.report.detection import timeline
+from counterpoint.serve.labels import as_csv
+from counterpoint.serve.places import OutsideError
+from counterpoint.serve.review import COLUMNS, Found, moment
+from counterpoint.serve.showing import Site, changing, file_response, reading, shown
+
+
+def routes(site: Site) -> list[Route]:
+    """Make the routes of detections."""
+    return [
+        reading(site, "/detections", lambda request: listed(site, request)),
+        reading(site, "/video/{number:int}/{key:path}", lambda request: video(site, request)),
+        reading(site, "/export/{key:path}", lambda request: export(site, request)),
+        reading(site, "/detection/{number:int}/{key:path}", lambda request: one(site, request)),
+        changing(site, "/decide/{number:int}/{key:path}", lambda request, form: decide(site, request, form)),
+    ]
+
+
+def _asked(site: Site, request: Request) -> tuple[Found, int]:
+    found = site.reviews.get(str(request.path_params["key"]))
+    number = int(request.path_params["number"])
+    if number >= len(found.videos):
+        raise OutsideError(f"{found.path.name} has no video {number}")
+    return found, number
+
+
+def listed(site: Site, request: Request) -> Response:
+    """Show the files of detections, with each video and how many of its moments are decided."""
+    rows = []
+    for found in site.reviews.all():
+        decided = site.reviews.decisions(found)
+        videos = [
+            {
+                "name": video.video.name,
+                "duration": video.duration,
+                "moments": len(video.intervals),
+                "highest": max((i.score for i in video.intervals), default=None),
+                "decided": len(decided.get(str(video.video), {})),
+            }
+            for video in found.videos
+        ]
+        rows.append({"key": found.key, "name": found.path.name, "run": found.run, "videos": videos})
+    return shown(site, request, "detections.html", rows=rows)
+
+
+def one(site: Site, request: Request) -> Response:
+    """Show the timeline of one video, with the decisions on its moments."""
+    found, number = _asked(site, request)
+    made = found.videos[number]
+    source = f"/video/{number}/{found.key}" if site.reviews.video(found, number) else None
+    remark = (
+        ""
+        if source
+        else "The video is not in the folders of this server, or no browser plays it. The timeline works without it."
+    )
+    html = timeline(made, {"source": source, "embedded": False, "link": None, "remark": remark})
+    decided = site.reviews.decisions(found).get(str(made.video), {})
+    return shown(
+        site,
+        request,
+        "detection.html",
+        found=found,
+        number=number,
+        name=made.video.name,
+        html=html,
+        decided={moment(i): decided.get(moment(i), "") for i in made.intervals},
+    )
+
+
+def video(site: Site, request: Request) -> Response:
+    """Return the file of a video, whole or in ranges."""
+    found, number = _asked(site, request)
+    file = site.reviews.video(found, number)
+    if file is None:
+        raise OutsideError("the video is not in the folders of this server")
+    return file_response(*file)
+
+
+def decide(site: Site, request: Request, form: Any) -> Response:
+    """Keep a decision, and return all decisions on the video."""
+    found, number = _asked(site, request)
+    if not isinstance(form, dict):
+        form = dict(form)
+    return JSONResponse(site.reviews.decide(found, number, str(form.get("moment", "")), str(form.get("decision", ""))))
+
+
+def export(site: Site, request: Request) -> Response:
+    """Return all moments with their decisions, as CSV or JSON; `only=accept` leaves out the others."""
+    found = site.reviews.get(str(request.path_params["key"]))
+    only = request.query_params.get("only")
+    rows = [row for row in site.reviews.rows(found) if only in (None, row["decision"])]
+    if request.query_params.get("form") == "json":
+        text, kind, ending = json.dumps(rows, indent=1, ensure_ascii=False), "application/json", "json"
+    else:
+        text, kind, ending = as_csv(rows, COLUMNS), "text/csv", "csv"
+    return download(text, kind, f"{found.path.stem}-reviewed.{ending}")
+
+
+def download(text: str, kind: str, name: str) -> Response:
+    """Return a text as a file to keep. Characters of its name that a header cannot hold are replaced."""
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in name)
+    return Response(
+        text.encode("utf-8", "replace"),
+        media_type=kind,
+        headers={"content-disposition": f'attachment; filename="{safe}"'},
+    )

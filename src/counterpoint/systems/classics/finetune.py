@@ -1,0 +1,108 @@
+"""finetune: classify pictures with the encoder of any trained run, trained whole, in its last blocks, or not at all.
+
+Yosinski, Clune, Bengio, Lipson: "How transferable are features in deep neural networks?", NeurIPS 2014, arXiv 1411.1792.
+
+    counterpoint train finetune --from runs/x --data imagefolder:photos                  train encoder and classifier
+    counterpoint train finetune --from runs/x --data imagefolder:photos --tune last --blocks 2
+    counterpoint train finetune --from runs/x --data imagefolder:photos --tune head      a linear probe on augmented views
+    counterpoint train finetune --encoder timm:resnet18 --pretrained --data imagefolder:photos
+
+The paper copies the first layers of a trained network, and either keeps or trains them; the other layers begin at random. Here
+all layers are copied, which is today's practice, and a new linear classifier follows. Frozen blocks keep their running
+statistics. Without --from and --pretrained this is supervised training from random weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from counterpoint.encoders.blocks import blocks
+from counterpoint.engine.optim import optimisers
+from counterpoint.engine.stages import Turn
+from counterpoint.errors import CounterpointError, unknown
+from counterpoint.systems.base import System
+from counterpoint.tasks.labelled import LAPTOP, LabelledConfig, LabelledLearner, cross_entropy
+
+TUNE = ("all", "last", "head")
+
+
+@dataclass
+class FinetuneConfig(LabelledConfig):
+    """Settings of the fine-tuning. Defaults are common values for small sets of pictures."""
+
+    epochs: int = 30
+    batch_size: int = 64
+    recipe: str = "supervised"
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_epochs: int = 1
+    tune: Literal["all", "last", "head"] = "all"
+    """What trains: the encoder and the classifier, the encoder's last blocks and the classifier, or the classifier alone."""
+    blocks: int = 1
+    """Number of last blocks that train with --tune last."""
+    label_smoothing: float = 0.0
+    """Share of each target that is spread over all classes, 0 to 1."""
+
+    counts = (*LabelledConfig.counts, "blocks")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.need_share("label_smoothing")
+        if self.tune not in TUNE:
+            raise unknown("tune", self.tune, TUNE)
+
+    def check(self) -> None:
+        super().check()
+        if self.lora and self.tune != "all":
+            raise CounterpointError(f"--tune {self.tune} freezes layers, and --lora adapts them; give one of the two")
+
+
+class Finetune(LabelledLearner):
+    """An encoder with a linear classifier, whose first blocks may be frozen."""
+
+    def __init__(self, config: FinetuneConfig, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        self.frozen: list[nn.Module] = []
+        if config.tune == "all":
+            return
+        found = blocks(self.encoder)
+        if config.tune == "last" and config.blocks > len(found):
+            raise CounterpointError(
+                f"--blocks {config.blocks}: the encoder has {len(found)} blocks; give {len(found)} or fewer, or --tune all"
+            )
+        kept = len(found) - config.blocks if config.tune == "last" else len(found)
+        self.encoder.requires_grad_(False)
+        for module in (module for block in found[kept:] for module in block):
+            module.requires_grad_(True)
+        self.frozen = [module for block in found[:kept] for module in block]
+        self.train()
+
+    def train(self, mode: bool = True) -> Finetune:
+        super().train(mode)
+        for module in getattr(self, "frozen", []):
+            module.eval()  # running statistics stay, too
+        return self
+
+    def turns(self) -> list[Turn]:
+        config = self.config
+        modules: list[nn.Module] = [self.encoder, self.classifier] if config.tune != "head" else [self.classifier]
+        return [optimisers(config, modules, self.epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch)]
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        (view,), labels = batch["views"], batch["label"]
+        logits = self.classifier(self.encoder(view))
+        return {"loss": cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)}
+
+
+SYSTEM = System(
+    slug="finetune",
+    task="labelled",
+    config=FinetuneConfig,
+    learner=Finetune,
+    data="cifar10",
+    recipe=LAPTOP | {"recipe": "weak", "optimizer": "adamw", "lr": 2e-3, "weight_decay": 0.05, "epochs": 15},
+)

@@ -1,0 +1,421 @@
+"""Search a system's settings with Optuna: `counterpoint sweep`. Trials are judged on `valid`, the chosen one is measured on `test`.
+
+    DIR/study.journal    Optuna's record of all trials
+    DIR/trials/0007/     the run directory of the best trial (with `keep`, of every trial)
+    DIR/sweep.json       all trials, the best settings, the importance of each setting
+    DIR/index.html       the same as a page
+
+A second call with the same arguments continues the study.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import multiprocessing
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from filelock import FileLock, Timeout
+
+from counterpoint import catalog
+from counterpoint.engine.options import Loop
+from counterpoint.engine.run import Run, machine, versions
+from counterpoint.engine.services import Callback
+from counterpoint.errors import CounterpointError, Interrupted, unknown
+from counterpoint.experiment import Experiment, Say, silent
+from counterpoint.files import replacing
+from counterpoint.lab.ranges import Range
+from counterpoint.systems.settings import flat
+
+if TYPE_CHECKING:
+    import optuna
+
+Sampler = Literal["tpe", "random", "grid", "cmaes"]
+Pruner = Literal["median", "halving", "none"]
+JOURNAL, RECORD, PAGE, TRIALS = "study.journal", "sweep.json", "index.html", "trials"
+
+
+class Reporter(Callback):
+    """Report each evaluation on `valid` to Optuna, and end a trial that its pruner gives up."""
+
+    def __init__(self, trial: optuna.Trial, metric: str) -> None:
+        self.trial, self.metric, self.value = trial, metric, math.nan
+
+    def on_epoch(self, row: dict[str, float]) -> None:
+        value = row.get(f"valid/{self.metric}")
+        if value is None or not math.isfinite(value):
+            return
+        self.value = value
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a resumed trial has reported its first epochs before
+            self.trial.report(value, int(row["epoch"]))
+        if self.trial.should_prune():
+            import optuna
+
+            raise optuna.TrialPruned
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a process needs to run trials."""
+
+    slug: str
+    data: str
+    given: dict[str, Any]
+    over: tuple[Range, ...]
+    metric: str
+    lower: bool
+    seed: int
+    sampler: Sampler
+    pruner: Pruner
+    trials: int
+    keep: bool
+    out: Path
+    loop: Loop
+
+    @property
+    def study_name(self) -> str:
+        """The name of the study, which only the same sweep continues."""
+        return (
+            f"{self.slug} {self.data} {sorted(self.given.items())} {self.over} {self.metric} {self.seed} {self.sampler}"
+        )
+
+
+def sweep(
+    slug: str,
+    data: str | None,
+    over: Sequence[str],
+    *,
+    trials: int = 20,
+    given: Mapping[str, Any] | None = None,
+    metric: str | None = None,
+    sampler: Sampler = "tpe",
+    pruner: Pruner = "median",
+    seed: int = 0,
+    jobs: int = 1,
+    keep: bool = False,
+    out: Path | str | None = None,
+    loop: Loop | None = None,
+    say: Say = silent,
+) -> dict[str, Any]:
+    """Search the settings of a system for the best value of a measure on `valid`. Return the record (DIR/sweep.json).
+
+    Args:
+        slug: The system.
+        data: The data source. Default: the system's own.
+        over: Ranges, each NAME=LOW..HIGH, NAME=LOW..HIGH:log or NAME=A,B,C.
+        trials: Number of trials of the whole sweep, those of earlier calls included; at least 1.
+        given: Other settings, by name.
+        metric: The measure. Default: the headline of the system's task.
+        sampler: tpe, random, grid (five points of each interval) or cmaes (needs the package cmaes).
+        pruner: median ends a trial below the median of the others at the same epoch; halving gives more epochs to better trials;
+            none.
+        seed: Seed of sampler and trials. All trials have the same seed.
+        jobs: Number of processes that run trials; with several, the order of the results changes what the sampler tries.
+        keep: Keep the run of every trial. Default: of the best alone.
+        out: The folder. Default: sweeps/SLUG.
+        loop: Options of the training loop.
+        say: Receives messages, a line each.
+
+    A second call with the same arguments continues: it resumes an interrupted trial and runs those that are missing. Raises
+    CounterpointError for settings that do not fit, a measure that `valid` lacks, and a folder of another sweep.
+    """
+    for name, value, known in (("sampler", sampler, Sampler), ("pruner", pruner, Pruner)):
+        if value not in get_args(known):
+            raise unknown(name, value, get_args(known))
+    if trials < 1 or jobs < 1:
+        raise CounterpointError(f"trials and jobs must be at least 1, got {trials} and {jobs}")
+    ranges = tuple(Range.parse(text) for text in over)
+    if not ranges or len({one.name for one in ranges}) < len(ranges):
+        raise CounterpointError("a sweep needs at least one --over, and each setting once: --over lr=1e-4..1e-1:log")
+    _optuna()
+    for one in ranges:  # refused before the first trial
+        for value in one.ends():
+            Experiment.resolve(slug, data, overrides={**(given or {}), one.name: value})
+    experiment = Experiment.resolve(slug, data, overrides=given)
+    task = experiment.task()
+    place = Path(out) if out is not None else Path("sweeps") / slug.replace("+", "-")
+    plan = Plan(
+        slug,
+        experiment.data,
+        dict(given or {}),
+        ranges,
+        metric or str(task.headline),
+        bool(getattr(task, "lower", False)) if metric in (None, task.headline) else False,
+        seed,
+        sampler,
+        pruner,
+        trials,
+        keep,
+        place,
+        loop or Loop(),
+    )
+    place.mkdir(parents=True, exist_ok=True)
+    with locked(place):
+        return _continued(plan, jobs, say)
+
+
+@contextlib.contextmanager
+def locked(place: Path) -> Iterator[None]:
+    """Hold a folder for one sweep at a time. CounterpointError when another process holds it."""
+    lock = FileLock(place / ".lock", timeout=0)
+    try:
+        with lock:
+            yield
+    except Timeout:
+        raise CounterpointError(f"another process runs the sweep in {place}; wait for it, or use --jobs") from None
+
+
+def _continued(plan: Plan, jobs: int, say: Say) -> dict[str, Any]:
+    study = _opened(plan)
+    _take_up(study)
+    missing = plan.trials - sum(trial.state.is_finished() and trial.state.name != "FAIL" for trial in study.trials)
+    if plan.sampler == "grid":
+        missing = min(missing, math.prod(len(one.grid()) for one in plan.over))
+    if missing > 0:
+        say(f"{missing} trials of {plan.slug} on {plan.data}, judged by {plan.metric} on valid; in {plan.out}")
+        _run(plan, jobs, say)
+    return _recorded(plan, say)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise CounterpointError("counterpoint sweep needs Optuna: pip install 'counterpoint[sweep]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _opened(plan: Plan) -> optuna.Study:
+    """Open the study of a plan, or make it. CounterpointError when the folder has another one."""
+    optuna = _optuna()
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    plan.out.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        storage = JournalStorage(JournalFileBackend(str(plan.out / JOURNAL)))
+    others = [one.study_name for one in storage.get_all_studies()]
+    if others and plan.study_name not in others:
+        raise CounterpointError(
+            f"{plan.out} has a sweep with other settings; name another folder with --out, or remove this one"
+        )
+    makers: dict[str, Any] = {
+        "tpe": lambda: optuna.samplers.TPESampler(seed=plan.seed, n_startup_trials=min(10, max(2, plan.trials // 3))),
+        "random": lambda: optuna.samplers.RandomSampler(seed=plan.seed),
+        "grid": lambda: optuna.samplers.GridSampler({one.name: one.grid() for one in plan.over}, seed=plan.seed),
+        "cmaes": lambda: optuna.samplers.CmaEsSampler(seed=plan.seed),
+    }
+    pruners: dict[str, Any] = {
+        "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
+        "halving": optuna.pruners.SuccessiveHalvingPruner,
+        "none": optuna.pruners.NopPruner,
+    }
+    return optuna.create_study(
+        storage=storage,
+        study_name=plan.study_name,
+        load_if_exists=True,
+        direction="minimize" if plan.lower else "maximize",
+        sampler=makers[plan.sampler](),
+        pruner=pruners[plan.pruner](),
+    )
+
+
+def _take_up(study: optuna.Study) -> None:
+    """Put the trials that an earlier call left unfinished into the queue, with their values and their runs."""
+    from optuna.trial import TrialState
+
+    trials = study.get_trials()
+    last = {trial.user_attrs.get("run", f"{trial.number:04d}"): trial for trial in trials}  # a run's last trial
+    for run, trial in last.items():
+        if trial.state == TrialState.RUNNING:  # its process was killed
+            study.tell(trial.number, state=TrialState.FAIL)
+        elif trial.state != TrialState.FAIL or "interrupted" not in trial.user_attrs:
+            continue
+        study.enqueue_trial(trial.params, user_attrs={"run": run})
+
+
+def _run(plan: Plan, jobs: int, say: Say) -> None:
+    if jobs == 1:
+        _trials(plan, say)
+        return
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_trials, args=(plan, print, 1)) for _ in range(jobs)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if any(worker.exitcode for worker in workers):
+        raise CounterpointError(f"a process of the sweep ended with an error; the same command continues {plan.out}")
+
+
+def _trials(plan: Plan, say: Say, threads: int = 0) -> None:
+    """Run trials in this process until the sweep has as many as it wants."""
+    from optuna.study import MaxTrialsCallback
+    from optuna.trial import TrialState
+
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    study = _opened(plan)
+    enough = MaxTrialsCallback(plan.trials, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+    def objective(trial: optuna.Trial) -> float:
+        return _one(plan, study, trial, say)
+
+    study.optimize(objective, callbacks=[enough])
+
+
+def _one(plan: Plan, study: optuna.Study, trial: optuna.Trial, say: Say) -> float:
+    from counterpoint import training
+
+    drawn = {one.name: one.draw(trial) for one in plan.over}
+    name = str(trial.user_attrs.get("run", f"{trial.number:04d}"))
+    trial.set_user_attr("run", name)
+    said = ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in drawn.items()
+    )
+    reporter = Reporter(trial, plan.metric)
+    folder = plan.out / TRIALS / name
+    optuna = _optuna()
+    try:
+        if (folder / "config.yaml").is_file() and not Run.open(folder).complete and Run.open(folder).begun:
+            run = training.resume(folder, say=silent, callbacks=[reporter])
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+            config = Experiment.resolve(plan.slug, plan.data, overrides={**plan.given, **drawn}).config
+            run = training.train(
+                plan.slug,
+                config,
+                data=plan.data,
+                seed=plan.seed,
+                out=folder.parent,
+                name=name,
+                loop=plan.loop,
+                say=silent,
+                callbacks=[reporter],
+            )
+    except optuna.TrialPruned:
+        say(f"trial {trial.number}: {said}: ended early at {plan.metric} {reporter.value:.4f}")
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except Interrupted:
+        trial.set_user_attr("interrupted", True)
+        raise
+    except CounterpointError as error:
+        say(f"trial {trial.number}: {said}: {error}")
+        trial.set_user_attr("error", str(error))
+        shutil.rmtree(folder, ignore_errors=True)
+        raise optuna.TrialPruned from error
+    rows = [row for row in run.metrics() if f"valid/{plan.metric}" in row]
+    if not rows:
+        known = sorted({key.removeprefix("valid/") for row in run.metrics() for key in row if key.startswith("valid/")})
+        raise unknown("metric", plan.metric, known)
+    value = float(rows[-1][f"valid/{plan.metric}"])
+    test = {key: v for key, v in run.metrics()[-1].items() if key.startswith("test/")}
+    trial.set_user_attr("test", test)
+    say(f"trial {trial.number}: {said}: {plan.metric} {value:.4f}")
+    if not plan.keep:
+        _keep_best(plan, study, name, value)
+    return value
+
+
+def _keep_best(plan: Plan, study: optuna.Study, name: str, value: float) -> None:
+    """Remove the runs of all finished trials but the best one."""
+    from optuna.trial import TrialState
+
+    done = [t for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if t.value is not None]
+    ranked = {str(t.user_attrs.get("run")): float(t.value or 0.0) for t in done} | {name: value}
+    best = (min if plan.lower else max)(ranked, key=lambda key: ranked[key])
+    for other in ranked:
+        if other != best:
+            shutil.rmtree(plan.out / TRIALS / other, ignore_errors=True)
+
+
+def _recorded(plan: Plan, say: Say) -> dict[str, Any]:
+    """Write the record and the page of a sweep."""
+    from optuna.trial import TrialState
+
+    from counterpoint.report.swept import write_sweep_page
+
+    study = _opened(plan)
+    done = study.get_trials(states=(TrialState.COMPLETE,))
+    if not done:
+        errors = [str(t.user_attrs["error"]) for t in study.trials if "error" in t.user_attrs]
+        raise CounterpointError("no trial was completed" + (f": {errors[-1]}" if errors else ""))
+    rows = [
+        {
+            "trial": trial.number,
+            "state": trial.state.name.lower(),
+            "settings": {one.name: one.shown(trial.params[one.name]) for one in plan.over if one.name in trial.params},
+            "valid": trial.value,
+            "reported": {str(step): value for step, value in trial.intermediate_values.items()},
+            "seconds": trial.duration.total_seconds() if trial.duration else None,
+        }
+        for trial in study.trials
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+    ]
+    best = study.best_trial
+    settings = {one.name: one.shown(best.params[one.name]) for one in plan.over}
+    record: dict[str, Any] = {
+        "slug": plan.slug,
+        "title": catalog.get(plan.slug.partition("+")[0]).title,
+        "data": plan.data,
+        "metric": plan.metric,
+        "lower_is_better": plan.lower,
+        "over": [asdict(one) for one in plan.over],
+        "given": plan.given,
+        "seed": plan.seed,
+        "sampler": plan.sampler,
+        "pruner": plan.pruner,
+        "trials": rows,
+        "best": {
+            "trial": best.number,
+            "settings": settings,
+            "valid": best.value,
+            "test": best.user_attrs.get("test", {}),
+            "run": str(plan.out / TRIALS / str(best.user_attrs.get("run"))),
+        },
+        "importances": _importances(study, len(done)),
+        "command": command(plan, settings),
+        "versions": versions(),
+        "machine": machine(),
+    }
+    with replacing(plan.out / RECORD) as file:
+        file.write((json.dumps(record, indent=2, default=str) + "\n").encode())
+    write_sweep_page(plan.out / PAGE, record)
+    return record
+
+
+def _importances(study: optuna.Study, done: int) -> dict[str, float]:
+    """Return each setting's share in the variance of the measure (fANOVA); empty for fewer than four trials."""
+    optuna = _optuna()
+    if done < 4:
+        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+            return {k: float(v) for k, v in optuna.importance.get_param_importances(study, evaluator=evaluator).items()}
+        except (RuntimeError, ValueError):  # all values are equal
+            return {}
+
+
+def command(plan: Plan, settings: Mapping[str, Any]) -> str:
+    """Return the command that trains with the chosen settings."""
+    import shlex
+
+    chosen = {**plan.given, **settings}
+    config = Experiment.resolve(plan.slug, plan.data, overrides=chosen).config
+    values = {name: flat(config).get(name, value) for name, value in chosen.items()}
+    options = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in values.items()]
+    return f"counterpoint train {plan.slug} --data {shlex.quote(plan.data)} --seed {plan.seed} {' '.join(options)}"

@@ -1,0 +1,82 @@
+"""Detections: their list, the timeline, decisions and exports."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+
+from counterpoint.serve.review import detection, moment
+
+from .conftest import detection as made_detection
+from .conftest import served
+
+
+def test_a_detection_restores_what_its_json_has():
+    row = made_detection("a.mp4")
+    again = detection(row, "runs/x").as_dict()
+    assert {k: again[k] for k in row if k != "speed"} == {k: v for k, v in row.items() if k != "speed"}
+
+
+def test_detections_are_listed_and_shown(page):
+    html = page.get("/detections").text
+    assert "0 of 3" in html
+    assert "leaving" not in html  # a link that leads out
+    assert html.count("/detection/") == 2
+    shown = page.get("/detection/0/0/film.json").text
+    assert 'src="/video/0/0/film.json"' in shown
+    assert shown.count('<tr data-seek="') == 3
+    assert "a warning" in shown
+    assert "next video" in shown
+    other = page.get("/detection/1/0/film.json").text
+    assert "<video" not in other
+    assert "not in the folders" in other
+
+
+def test_a_video_is_served_in_ranges(page, project):
+    content = (project / "film.webm").read_bytes()
+    part = page.get("/video/0/0/film.json", headers={"range": "bytes=100-199"})
+    assert (part.status_code, part.content) == (206, content[100:200])
+    assert part.headers["content-type"] == "video/webm"
+    assert page.get("/video/0/0/film.json").content == content
+
+
+def test_decisions_are_kept_beside_the_detection_and_exported(copied):
+    page = served(copied)
+    send = {"headers": {"x-form-token": page.form}}
+    where = "/decide/0/0/film.json"
+    assert page.post(where, json={"moment": "0.50-1.50", "decision": "accept"}, **send).json() == {
+        "0.50-1.50": "accept"
+    }
+    page.post(where, json={"moment": "2.50-3.00", "decision": "reject"}, **send)
+    page.post(where, json={"moment": "4.50-5.00", "decision": "accept"}, **send)
+    page.post(where, json={"moment": "4.50-5.00", "decision": ""}, **send)
+    kept = json.loads((copied / "film.review.json").read_text())
+    assert kept["videos"]["film.webm"] == {"0.50-1.50": "accept", "2.50-3.00": "reject"}
+    for wrong in ({"moment": "0.00-9.00", "decision": "accept"}, {"moment": "0.50-1.50", "decision": "maybe"}, {}):
+        assert page.post(where, json=wrong, **send).status_code == 404
+    rows = list(csv.DictReader(io.StringIO(page.get("/export/0/film.json").text)))
+    assert [row["decision"] for row in rows[:3]] == ["accept", "reject", "undecided"]
+    assert [(row["video"], row["start"], row["score"]) for row in rows[:1]] == [("film.webm", "0.5", "0.9")]
+    accepted = page.get("/export/0/film.json?form=json&only=accept").json()
+    assert [(row["start"], row["end"]) for row in accepted] == [(0.5, 1.5)]
+    html = page.get("/detection/0/0/film.json").text
+    decided = json.loads(re.search(r"data-decided>(.*?)</script>", html)[1])
+    assert decided == {"0.50-1.50": "accept", "2.50-3.00": "reject", "4.50-5.00": ""}
+    assert "2 of 3" in page.get("/detections").text
+    # A detection that was written again keeps the decisions on its moments.
+    text = (copied / "film.json").read_text()
+    (copied / "film.json").write_text(text.replace('"speed": 20.0', '"speed": 10.0'))
+    assert served(copied).get("/export/0/film.json").text.count("accept") == 1
+
+
+def test_a_damaged_file_of_decisions_is_named(copied):
+    (copied / "film.review.json").write_text("[]")
+    answer = served(copied).get("/detection/0/0/film.json")
+    assert (answer.status_code, "film.review.json is damaged" in answer.text) == (400, True)
+
+
+def test_moments_are_named_by_their_times():
+    row = detection(made_detection("a"), "")
+    assert [moment(i) for i in row.intervals] == ["0.50-1.50", "2.50-3.00", "4.50-5.00"]

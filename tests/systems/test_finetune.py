@@ -1,0 +1,107 @@
+"""The classic finetune: what trains and what stays, blocks of networks, starts from runs, errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from counterpoint import training
+from counterpoint.cli import main
+from counterpoint.encoders.blocks import blocks
+from counterpoint.encoders.images import build_image_encoder
+from counterpoint.errors import CounterpointError
+from counterpoint.experiment import Experiment, load_learner
+from counterpoint.systems.classics import finetune
+from counterpoint.tasks.labelled import cross_entropy
+
+DATA = "digits?train=64"
+SMALL = {"encoder": "resnet-s", "epochs": 1, "batch_size": 32, "recipe": "none"}
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train SimCLR; the tests start from its encoder."""
+    config = Experiment.resolve(
+        "simclr", DATA, overrides=SMALL | {"recipe": "digits-plain", "encoder": "resnet-s"}
+    ).config
+    out = tmp_path_factory.mktemp("runs")
+    return training.train("simclr", config, data=DATA, out=out, name="parent", say=lambda _: None).path
+
+
+@pytest.mark.parametrize(
+    ("tune", "kept"), [("head", {0, 1, 2, 3}), ("last", {0, 1}), ("all", set())], ids=["head", "last two", "all"]
+)
+def test_only_the_chosen_blocks_change(tune: str, kept: set[int], parent: Path, tmp_path: Path) -> None:
+    config = Experiment.resolve(
+        "finetune", DATA, overrides=SMALL | {"start": str(parent), "tune": tune, "blocks": 2, "lr": 0.1}
+    ).config
+    run = training.train("finetune", config, data=DATA, out=tmp_path, name="child", say=lambda _: None)
+    before, after = load_learner(parent).encoder, load_learner(run).encoder
+    pairs = zip(blocks(before), blocks(after), strict=True)
+    same = {
+        number
+        for number, (old, new) in enumerate(pairs)
+        if all(
+            torch.equal(a, b)  # running statistics included
+            for one, other in zip(old, new, strict=True)
+            for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+        )
+    }
+    assert same == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("resnet-s", 4), ("conv-s", 3), ("vit-xs", 5), ("timm:resnet10t", 5), ("torchvision:resnet18", 9)],
+)
+def test_blocks_cover_the_network_once(name: str, count: int) -> None:
+    network = build_image_encoder(name, 32)
+    found = blocks(network)
+    inside = [id(p) for block in found for module in block for p in module.parameters()]
+    outside = {"cls_token", "pos_embed"}
+    assert len(found) == count
+    assert len(inside) == len(set(inside))
+    assert {name.split(".")[-1] for name, p in network.named_parameters() if id(p) not in set(inside)} <= outside
+
+
+def test_a_step_takes_the_smoothed_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def seen(logits: torch.Tensor, labels: torch.Tensor, *, label_smoothing: float) -> torch.Tensor:
+        given.append(label_smoothing)
+        return cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+    monkeypatch.setattr(finetune, "cross_entropy", seen)
+    Experiment.resolve("finetune", DATA, overrides=SMALL | {"label_smoothing": 0.2}).run(0)
+    assert set(given) == {0.2}
+
+
+def test_smoothing_spreads_a_share_of_the_target_over_all_classes() -> None:
+    logits, labels = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2, 1, 1, 0])
+    target = 0.7 * F.one_hot(labels, 3) + 0.3 / 3
+    expected = -(target * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(cross_entropy(logits, labels, label_smoothing=0.3), expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"tune": "last", "blocks": 9}, "the encoder has 4 blocks"),
+        ({"tune": "some"}, "unknown tune 'some'"),
+        ({"blocks": 0}, "blocks must be at least 1"),
+        ({"label_smoothing": 1.5}, "label_smoothing must lie in 0..1"),
+        ({"tune": "head", "lora": 2, "start": "x"}, "--lora adapts"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(CounterpointError, match=said):
+        Experiment.resolve("finetune", DATA, overrides=SMALL | settings).run(0)
+
+
+def test_the_command_line_starts_from_a_run(parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "finetune", "--from", str(parent), "--data", DATA, "--tune", "head", "--out", str(tmp_path)]
+    assert main([*words, "--epochs", "1", "--batch-size", "32", "--name", "a"]) == 0
+    assert "accuracy" in capsys.readouterr().out

@@ -1,0 +1,254 @@
+"""Folders of detections: resuming, the files beside each result, and clips, all read back."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import opentimelineio as otio
+import pytest
+from PIL import Image
+
+from counterpoint import cli
+from counterpoint.data.media import cut, probe, write_video
+from counterpoint.engine.run import Run
+from counterpoint.errors import DataError
+from counterpoint.tasks.moments import Detection, Interval
+from counterpoint.use import cut_lists
+from counterpoint.use.contact_sheets import write_contact_sheet
+from counterpoint.use.detect import Detector
+from counterpoint.use.detections import Kept, detect_files
+
+LENGTH, FPS = 6.0, 24
+
+
+def pictures(seconds=LENGTH, fps=FPS):
+    """Make pictures whose brightness tells the time: 40 a second."""
+    for n in range(round(seconds * fps)):
+        yield np.full((48, 64, 3), min(255, round(40 * n / fps)), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    path = tmp_path_factory.mktemp("film") / "the film.mp4"
+    tone = 0.3 * np.sin(np.arange(round(LENGTH * 16000)) / 5).astype(np.float32)
+    write_video(path, pictures(), tone, fps=FPS)
+    return path
+
+
+def detection(video, moments, **changes):
+    score = np.linspace(0, 1, round(LENGTH / 0.5), dtype=np.float32)
+    fields = {"duration": LENGTH, "snippet_seconds": 0.5, "score": score, "audio": score, "visual": score}
+    fields |= {"threshold": 0.5, "thumbnails": [], "truth": None, "has_audio": True, "width": 64, "height": 48}
+    fields |= {"notes": [], "speed": 9.0, "run": "runs/x", "fps": FPS, "intervals": moments}
+    return Detection(video=video, **fields | changes)
+
+
+MOMENTS = [Interval(1.0, 2.5, 1.25, 0.91), Interval(4.0, LENGTH, 5.0, 0.8)]
+
+
+# --- cut lists --------------------------------------------------------------------------------------------------------
+
+
+def test_a_time_line_is_read_back_by_its_library(film, tmp_path):
+    file = cut_lists.write_otio(detection(film, MOMENTS), tmp_path / "a.otio")
+    line = otio.adapters.read_from_file(str(file))
+    video, audio = line.tracks
+    assert (video.kind, audio.kind) == ("Video", "Audio")
+    assert [c.source_range.start_time.to_seconds() for c in video] == [1.0, 4.0]
+    assert [c.source_range.duration.to_seconds() for c in video] == [1.5, 2.0]
+    assert video[0].media_reference.target_url == film.as_uri()
+    assert video[0].markers[0].marked_range.start_time.to_seconds() == 1.25
+    assert video[1].metadata["counterpoint"]["score"] == 0.8
+    assert line.duration().to_seconds() == 3.5
+
+
+def test_an_edit_decision_list_is_read_back(film, tmp_path):
+    file, note = cut_lists.write_edl(detection(film, MOMENTS), tmp_path / "a.edl")
+    assert note is None
+    assert "00:00:04:00 00:00:06:00 00:00:01:12 00:00:03:12" in file.read_text()
+    (track,) = otio.adapters.read_from_file(str(file), rate=FPS).tracks
+    assert [c.source_range.start_time.to_seconds() for c in track] == [1.0, 4.0]
+    assert all(c.name == film.name for c in track)
+
+
+def test_an_edit_decision_list_holds_999_events(film, tmp_path):
+    many = [Interval(n / 300, (n + 0.5) / 300, n / 300, 0.5 + n / 9999) for n in range(1001)]
+    file, note = cut_lists.write_edl(detection(film, many), tmp_path / "many.edl")
+    assert note == "many.edl holds the 999 highest of 1001 moments: the form has no more"
+    assert "\n999  " in file.read_text()
+    assert "\n1000 " not in file.read_text()
+
+
+def test_lists_without_a_moment_are_files_too(film, tmp_path):
+    file, _ = cut_lists.write_edl(detection(film, []), tmp_path / "a.edl")
+    assert file.read_text().startswith("TITLE: Moments of the film.mp4\n")
+    assert [list(t) for t in otio.adapters.read_from_file(str(file), rate=FPS).tracks] in ([], [[]])
+    line = otio.adapters.read_from_file(str(cut_lists.write_otio(detection(film, []), tmp_path / "a.otio")))
+    assert [list(track) for track in line.tracks] == [[], []]
+    assert cut_lists.write_vtt(detection(film, []), tmp_path / "a.vtt").read_text().startswith("WEBVTT\n")
+
+
+def test_cues_and_tables(film, tmp_path):
+    text = cut_lists.write_vtt(
+        detection(film, [Interval(3599.9996, 3601.25, 3600.5, 0.7)]), tmp_path / "a.vtt"
+    ).read_text()
+    assert text.startswith("WEBVTT\n\nNOTE found by runs/x\n\n1\n01:00:00.000 --> 01:00:01.250\nviolence 0.70")
+    low = detection(Path("low,est.mp4"), [], score=np.full(4, 0.1, np.float32))
+    videos, moments = cut_lists.write_tables([low, detection(film, MOMENTS)], tmp_path)
+    rows = list(csv.DictReader(videos.open()))
+    assert [(r["rank"], r["video"], r["moments"]) for r in rows] == [("1", str(film), "2"), ("2", "low,est.mp4", "0")]
+    assert [r["end"] for r in csv.DictReader(moments.open())] == ["2.500", "6.000"]
+
+
+def test_a_contact_sheet_shows_the_moments_in_order(film, tmp_path):
+    sheet = Image.open(write_contact_sheet(detection(film, MOMENTS), tmp_path / "s.png")).convert("L")
+    assert sheet.width == 6 * 246 + 6
+    shown = [sheet.getpixel((6 + 246 * n + 120, y)) for y in (130, 130 + 206) for n in range(6)]
+    assert shown == sorted(shown)
+    assert shown[0] == pytest.approx(40 * 1.125, abs=8)
+    assert write_contact_sheet(detection(film, []), tmp_path / "none.png") is None
+
+
+# --- clips ------------------------------------------------------------------------------------------------------------
+
+
+def brightness(path, at):
+    with av.open(str(path)) as file:
+        frames = [(f.time, f.to_ndarray(format="gray").mean()) for f in file.decode(video=0)]
+    first = frames[0][0]
+    return min(frames, key=lambda f: abs(f[0] - first - at))[1]
+
+
+def test_a_clip_is_copied_where_a_key_picture_is_near(film, tmp_path):
+    clip, how = cut(film, 0.5, 2.5, tmp_path / "clips" / "one", comment="found by runs/x")
+    assert how == "copied, begins 0.5 s early at a key picture"
+    assert clip.name == "one.mp4"
+    found = probe(clip)
+    assert found.duration == pytest.approx(2.5, abs=0.15)
+    assert (found.has_audio, found.video_codec) == (True, "h264")
+    assert brightness(clip, 2.0) == pytest.approx(80, abs=6)
+    assert [p.name for p in clip.parent.iterdir()] == ["one.mp4"]
+    with av.open(str(clip)) as file:
+        assert file.metadata["comment"] == "found by runs/x"
+
+
+def test_a_clip_is_encoded_again_where_it_cannot_be_copied(film, tmp_path):
+    """The only key picture is at the beginning."""
+    clip, how = cut(film, 3.0, 4.5, tmp_path / "two", comment="found by runs/x")
+    assert how == "encoded again"
+    found = probe(clip)
+    assert found.duration == pytest.approx(1.5, abs=0.1)
+    assert (found.has_audio, found.width, found.height) == (True, 64, 48)
+    assert brightness(clip, 0.0) == pytest.approx(120, abs=6)
+    assert brightness(clip, 1.4) == pytest.approx(176, abs=6)
+    with av.open(str(clip)) as file:
+        assert file.metadata["comment"] == "found by runs/x"
+
+
+def test_codecs_that_mp4_does_not_take_are_copied_into_matroska(tmp_path):
+    write_video(tmp_path / "a.webm", pictures(2), None, fps=FPS)
+    with av.open(str(tmp_path / "old.avi"), "w") as file:
+        stream = file.add_stream("mjpeg", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for picture in pictures(2):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode(None))
+    clip, how = cut(tmp_path / "old.avi", 0.5, 1.5, tmp_path / "three", steady=True)
+    assert (clip.suffix, how) == (".mkv", "copied")
+    assert probe(clip).duration == pytest.approx(1.0, abs=0.1)
+    with pytest.raises(DataError, match=r"gone\.mp4: no such file"):
+        cut(tmp_path / "gone.mp4", 0, 1, tmp_path / "four")
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def detector(run_of_clips):
+    return Detector(Run.open(run_of_clips))
+
+
+@pytest.fixture
+def folder(film, tmp_path):
+    """Make a folder of two videos, one of them through a link, and one broken file."""
+    (tmp_path / "in").mkdir()
+    shutil.copy(film, tmp_path / "in" / "a.mp4")
+    os.utime(tmp_path / "in" / "a.mp4", (1e9, 1e9))
+    (tmp_path / "in" / "linked").symlink_to(film.parent)
+    (tmp_path / "in" / "broken.mp4").write_text("no video")
+    return tmp_path / "in"
+
+
+def test_a_finished_file_is_not_read_again(detector, folder, tmp_path, monkeypatch):
+    videos = [folder / "a.mp4", folder / "linked" / "the film.mp4"]
+    watched = []
+    real = detector.detect
+    monkeypatch.setattr(detector, "detect", lambda path, **o: watched.append(path) or real(path, **o))
+    out = tmp_path / "out"
+    first, _ = detect_files(detector, videos[:1], threshold=1e-5, kept=Kept(out, detector, 1e-5))
+    both, _ = detect_files(detector, videos, threshold=1e-5, kept=Kept(out, detector, 1e-5))
+    assert watched == videos
+    np.testing.assert_allclose(both[0].score, first[0].score, atol=1e-6)
+    assert both[0].intervals
+    assert [t.jpeg for t in both[0].thumbnails] == [t.jpeg for t in first[0].thumbnails]
+    # Another threshold needs no second reading; a changed file, other weights and a damaged result do.
+    (again, _), _ = detect_files(detector, videos, threshold=0.999, kept=Kept(out, detector, 0.999))
+    assert (again.threshold, again.intervals, len(watched)) == (0.999, [], 2)
+    os.utime(videos[0], (2e9, 2e9))
+    detect_files(detector, videos, threshold=0.999, kept=Kept(out, detector, 0.999))
+    assert watched[2:] == videos[:1]
+    result = Kept(out, detector).folder(videos[1]) / "detection.json"
+    result.write_text(result.read_text()[:-20])
+    detect_files(detector, videos, threshold=0.999, kept=Kept(out, detector, 0.999))
+    assert watched[3:] == videos[1:]
+    monkeypatch.setattr(detector, "weights", "others")
+    detect_files(detector, videos, threshold=0.999, kept=Kept(out, detector, 0.999))
+    assert watched[4:] == videos
+
+
+def test_the_command_writes_a_folder(run_of_clips, folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["detect", str(folder), "--run", str(run_of_clips), "--threshold", "0.0001", "--out", str(out)]
+    assert cli.main([*words, "--clips", str(tmp_path / "clips")]) == 2  # one file is broken
+    said = capsys.readouterr()
+    assert "broken.mp4: not a media file" in said.err
+    assert "encoded again" in said.out or "copied" in said.out
+    assert f"Results: {out}" in said.out
+    index = json.loads((out / "detections.json").read_text())
+    assert [row["rank"] for row in index["videos"]] == [1, 2]
+    assert index["videos"][0]["highest"] >= index["videos"][1]["highest"]
+    assert index["failed"][0][0].endswith("broken.mp4")
+    for row in index["videos"]:
+        place = out / row["folder"]
+        result = json.loads((place / "detection.json").read_text())
+        assert result["files"] == ["moments.vtt", "moments.edl", "moments.otio", "contact-sheet.png"]
+        assert all((place / name).stat().st_size for name in result["files"])
+        assert len(result["score"]) == 9
+        for picture in result["pictures"]:
+            Image.open(place / picture["file"]).verify()
+    page = (out / "detection.html").read_text()
+    assert "moments.edl" in page
+    assert not list(tmp_path.rglob(".*"))  # nothing half-written is left
+    clips = sorted((tmp_path / "clips").iterdir())
+    assert len(clips) == sum(row["moments"] for row in index["videos"])
+    before = [p.stat().st_mtime_ns for p in clips]
+    assert cli.main([*words, "--clips", str(tmp_path / "clips")]) == 2
+    assert [p.stat().st_mtime_ns for p in clips] == before
+
+
+def test_ctrl_c_names_the_way_to_continue(run_of_clips, folder, tmp_path, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Detector, "detect", interrupt)
+    words = ["detect", str(folder), "--run", str(run_of_clips), "--html", str(tmp_path / "a.html")]
+    assert cli.main(words) == 130
+    assert "stopped; with --out DIR, finished files are kept" in capsys.readouterr().err
+    assert cli.main([*words, "--out", str(tmp_path / "out")]) == 130
+    assert "type the same command again to continue" in capsys.readouterr().err
