@@ -57,6 +57,7 @@ ALARMS = 10.0  # false alarms in an hour of the valid clips: the goal of the thr
 
 
 def split_of(made: Sequence[Made]) -> list[TestVideo]:
+    """Return clips as videos with their truth."""
     return [TestVideo(name, v[None], a, label, marks) for name, label, v, a, marks in made]
 
 
@@ -64,10 +65,10 @@ def figures(detector: Any, source: BagData, made: dict[str, list[Made]], struck_
     """Measure on held-out clips at the kept threshold: AP, false alarms an hour, and answers to recorded sounds."""
     from counterpoint.tasks.bags import frame_ap
     from counterpoint.tasks.calibration import Watched, counts, logit
-    from counterpoint.use.calibrate import _watched
+    from counterpoint.use.calibrate import score_video
 
     def watched(rows_: Sequence[Made]) -> list[Watched]:
-        return [_watched(detector, source, video) for video in split_of(rows_)]
+        return [score_video(detector, source, video) for video in split_of(rows_)]
 
     found: dict[str, Any] = {}
     for kind in ("test-0", "filmed"):
@@ -172,8 +173,8 @@ def publish(run: Any, source: BagData, made: Any, beaten: Any, began: float) -> 
     from counterpoint.use.detect import Detector
 
     detector = Detector(run)
-    videos = [calibrate._watched(detector, source, video) for video in source.valid]
-    fitted = calibrate._calibration(detector, videos, "drawn clips", "platt", None, ALARMS)
+    videos = [calibrate.score_video(detector, source, video) for video in source.valid]
+    fitted = calibrate.make_calibration(detector, videos, "drawn clips", "platt", None, ALARMS)
     run.save_calibration(fitted.as_dict())
     detector = Detector(Run.open(run.path))
     found = figures(detector, source, made, beaten)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,3 +78,26 @@ def test_it_has_a_name(tmp_path, monkeypatch, capsys):
     write_video("a.mp4", [np.full((64, 96, 3), 9, np.uint8)] * 32, None)
     assert cli.main(["detect", "a.mp4", "--run", "arcade-small"]) == 0
     assert SAID in capsys.readouterr().out
+
+
+def test_the_guide_has_the_card_s_figures():
+    text = (Path(__file__).parents[2] / "docs/guides/detection.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    figures = card()["figures"]
+    told = {
+        "arcade": "100 arcade clips |",
+        "over held-out photographs": "over other photographs",
+        "calm, held-out photographs and voices": "calm clips",
+        "recorded boom": "a blast",
+        "recorded punch": "a punch",
+        "recorded car_door": "a car door",
+        "recorded whiff": "a whoosh",
+        "recorded house_lo": "house music",
+    }
+    assert set(told) == set(figures)
+    for name, words in told.items():
+        (row,) = (line for line in rows if words in line)
+        assert all(str(value) in row for key, value in figures[name].items() if key != "clips" or "calm" not in name), (
+            row
+        )
+    assert f"Its threshold, {card()['threshold']}," in text

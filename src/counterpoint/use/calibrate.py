@@ -62,10 +62,10 @@ def calibrate(
     source = _source(detector, data)
     for note in source.notes:
         say(f"note: {note}")
-    videos = [_watched(detector, source, video) for video in source.valid]
+    videos = [score_video(detector, source, video) for video in source.valid]
     room.check_videos(videos)
     method = room.chosen_method(videos) if method == "auto" else method
-    made = _calibration(detector, videos, data, method, recall, alarms_per_hour)
+    made = make_calibration(detector, videos, data, method, recall, alarms_per_hour)
     run.save_calibration(made.as_dict())
     return made, write_calibration_report(run.path / CALIBRATED, str(run.path), made)
 
@@ -93,8 +93,14 @@ def _spelled(spec: Mapping[str, Any]) -> str:
     return f"{spec['name']}@{weights}" if weights and weights != "DEFAULT" else str(spec["name"])
 
 
-def _watched(detector: Detector, source: BagData, video: TestVideo) -> Watched:
-    """Score a video in windows, as detection does; the mean of its crops. A snippet is violent where its middle is."""
+def score_video(detector: Detector, source: BagData, video: TestVideo) -> Watched:
+    """Score a labelled video in windows, as detection does. A snippet is violent where its middle is.
+
+    Args:
+        detector: A trained run.
+        source: The data of the video, for the length of a snippet.
+        video: The video; of several crops, the mean of their scores is taken.
+    """
     curves = []
     for crop in video.visual:
         windows = Windows(detector.score_rows, detector.window)
@@ -104,10 +110,18 @@ def _watched(detector: Detector, source: BagData, video: TestVideo) -> Watched:
     return Watched(video.name, np.mean(curves, 0, np.float64), middle.astype(bool), source.snippet_seconds)
 
 
-def _calibration(
+def make_calibration(
     detector: Detector, videos: list[Watched], data: str, method: str, recall: float | None, alarms: float | None
 ) -> Calibration:
-    """Fit the map, choose the threshold, and measure both."""
+    """Fit the map, choose the threshold, and measure both with intervals.
+
+    Args:
+        detector: The run.
+        videos: Labelled videos; see `check_videos`.
+        data: Name of the data, for the record.
+        method: "isotonic" or "platt".
+        recall, alarms: The goal: a recall, or false alarms an hour; the other is None.
+    """
     x, y = room.fitted(videos, method)
     mapped = Calibration(method, x, y, 0.5, detector.weights)
     counts = room.counts(videos, [mapped(video.score) for video in videos])
