@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 FLOWER := .venv-flower
 
-.PHONY: demo test test-slow test-flower check new try claims lint types prose docs bench bench-check catalogue lock clean
+.PHONY: demo test test-slow test-flower check new try claims lint types prose docs bench bench-check catalogue tour lock clean
 
 demo: $(STAMP)  ## learn from labelled game clips, find violent moments in a video, write a page
 	$(BIN)/python -m counterpoint.demo
@@ -104,6 +104,9 @@ bench-check: $(STAMP)  ## compare the records that `make bench` wrote with those
 
 catalogue: $(STAMP)  ## the table of systems in SYSTEMS.md, from the catalogue
 	$(BIN)/python -m counterpoint.catalog SYSTEMS.md
+
+tour: $(STAMP)  ## every system for one epoch, and a page with a picture of each, into tour/; goes on where it stopped
+	$(BIN)/python tools/tour.py
 
 lock: $(STAMP)  ## constraints.txt: every version that is installed here
 	$(BIN)/python tools/lock.py

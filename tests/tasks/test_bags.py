@@ -1,6 +1,7 @@
 """The bags task: length rule, average precision, batches, and what it refuses."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import counterpoint.functional as fn
 from counterpoint.data.bags import Bag, BagData, TestVideo
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.errors import DataError
-from counterpoint.tasks.bags import BagsConfig, BagsTask
+from counterpoint.tasks.bags import BagsConfig, BagsTask, FrameAP
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "macil-sd.npz")
 
@@ -113,3 +114,19 @@ def test_spoiled_features_are_named(what, said):
 def test_empty_sets_are_refused():
     with pytest.raises(DataError, match="needs training and test"):
         BagsTask(bags(train=[]), BagsConfig())
+
+
+def test_a_final_evaluation_draws_the_scores_of_a_video_that_is_violent_for_a_part_of_its_time():
+    found = FrameAP(SimpleNamespace(frames_per_snippet=2, snippet_seconds=0.5))
+    for name, truth in (("calm", [0, 0, 0, 0]), ("partly", [0, 0, 1, 1])):
+        logits = torch.tensor([[-2.0, 2.0], [-2.0, 4.0]])
+        found.update({"visual": torch.zeros(2, 2, 3), "truth": np.array(truth), "name": name}, {"av": logits})
+    found.compute()
+    assert "Scores over time" not in found.figures
+    found.compute(final=True)
+    drawn = found.figures["Scores over time"]
+    assert drawn["series"]["truth"] == ([0.0, 0.5], [0.0, 1.0])
+    times, scores = drawn["series"]["av"]
+    assert times == [0.0, 0.5]
+    assert scores == pytest.approx(logits.sigmoid().mean(0).tolist())  # of both crops
+    assert "partly" in drawn["caption"]

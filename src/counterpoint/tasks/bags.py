@@ -242,12 +242,13 @@ class FrameAP:
     """
 
     def __init__(self, data: BagData) -> None:
-        self.repeat = data.frames_per_snippet
+        self.repeat, self.seconds = data.frames_per_snippet, data.snippet_seconds
         self.reset()
 
     def reset(self) -> None:
         self.logits: dict[str, list[Tensor]] = {}
         self.truth: list[NDArray[Any]] = []
+        self.names: list[str] = []
         self.lengths: list[int] = []
         self.notes: list[str] = []
         self.figures: dict[str, Any] = {}
@@ -257,6 +258,7 @@ class FrameAP:
         for head, logits in outputs.items():
             self.logits.setdefault(head, []).append(logits.detach().double().cpu())
         self.truth.append(batch["truth"])
+        self.names.append(str(batch.get("name", "")))
         self.lengths.append(length)
 
     def compute(self, *, final: bool = False) -> dict[str, float]:
@@ -274,7 +276,7 @@ class FrameAP:
             f"{head}: only {different} of {total} scores differ; {head}_ap rewards ties, so use {head}_ap_step"
             for head, different, total in ties
         ]
-        self.figures = {}
+        self.figures = self._timeline() if final else {}
         if ties:
             self.figures["Scores that tie"] = {
                 "kind": "table",
@@ -284,6 +286,27 @@ class FrameAP:
                 "does not.",
             }
         return found
+
+    def _timeline(self) -> dict[str, Any]:
+        """Draw the scores of every head, and the truth, over the first video that is violent for a part of its time."""
+        truths = [np.asarray(truth) != 0 for truth in self.truth]
+        at = next((number for number, truth in enumerate(truths) if 0 < truth.mean() < 1), None)
+        if at is None:
+            return {}
+        times = (np.arange(self.lengths[at]) * (self.seconds or 1.0)).tolist()
+        shown = {head: parts[at].sigmoid().mean(0).flatten() for head, parts in self.logits.items()}
+        series = {head: (times, values.tolist()) for head, values in shown.items() if len(values) == len(times)}
+        truth = truths[at][:: self.repeat][: len(times)]
+        series["truth"] = (times[: len(truth)], truth.astype(float).tolist())
+        return {
+            "Scores over time": {
+                "kind": "curves",
+                "title": "score",
+                "xlabel": "seconds" if self.seconds else "snippets",
+                "series": series,
+                "caption": f"Scores of the snippets of {self.names[at] or 'a test video'}, a mean over its crops, and its truth.",
+            }
+        }
 
     def chance(self) -> dict[str, float]:
         """Return the chance level of every AP: the share of positive frames."""
