@@ -4,8 +4,8 @@
     python tools/tour.py simclr clip           these systems alone
     python tools/tour.py --all --jobs 1        the classics, too
 
-Each system runs as `counterpoint train SLUG`, with its recipe for its own data, and with one epoch for each of its stages. Finished
-runs are kept, so the same command continues. The exit code is 1 where a system failed; the page says why.
+Each system runs as `counterpoint train SLUG`, with its recipe for its own data. Each of its stages has one epoch. Finished runs are
+kept, so the same command continues. The exit code is 1 where a system failed; the page says why.
 """
 
 from __future__ import annotations

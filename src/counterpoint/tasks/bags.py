@@ -288,7 +288,7 @@ class FrameAP:
         return found
 
     def _timeline(self) -> dict[str, Any]:
-        """Draw the scores of every head, and the truth, over the first video that is violent for a part of its time."""
+        """Draw the scores of every head, and the truth, of the first video that is violent in part."""
         truths = [np.asarray(truth) != 0 for truth in self.truth]
         at = next((number for number, truth in enumerate(truths) if 0 < truth.mean() < 1), None)
         if at is None:
