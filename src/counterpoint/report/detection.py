@@ -80,7 +80,7 @@ def detection_sections(
         video = _video(detection.video, folder, budget)
         budget -= len(video["source"] or "") * 3 // 4 if video["embedded"] else 0
         heading = detection.video.name if len(detections) > 1 else f"Timeline of {detection.video.name}"
-        page.section(heading, _timeline(detection, video), anchor=anchor)
+        page.section(heading, timeline(detection, video), anchor=anchor)
     if detections:
         page.script("timeline.js")
     if failures:
@@ -135,7 +135,7 @@ def _link(path: Path, folder: Path) -> str:
     return "./" + quote(os.fsencode(relative.replace(os.sep, "/")), safe="/")
 
 
-def _timeline(detection: Detection, video: dict[str, Any]) -> Markup:
+def timeline(detection: Detection, video: dict[str, Any]) -> Markup:
     name = detection.video.name
     duration = detection.duration if detection.duration > 0 else len(detection.score) * detection.snippet_seconds
     duration = max(duration, 1e-3)
@@ -202,17 +202,6 @@ def _timeline(detection: Detection, video: dict[str, Any]) -> Markup:
         )
     )
     return Markup(html)
-
-
-def timeline(detection: Detection, *, source: str | None = None, remark: str = "") -> Markup:
-    """Render the timeline of one video for a page of another program; the page includes timeline.js.
-
-    Args:
-        detection: The detection.
-        source: The address of the video, for the player. Default: no player.
-        remark: A remark below the notes, such as why there is no player.
-    """
-    return _timeline(detection, {"source": source, "embedded": False, "link": None, "remark": remark})
 
 
 def _told(detection: Detection) -> str:

@@ -1,7 +1,7 @@
 """Read detections that `counterpoint detect --json` printed, and keep a reviewer's decisions beside them.
 
-`detect VIDEO ... --json > film.json` makes a file for all videos. A file for one video is read, too, such as detection.json in the
-folders videos/NAME of a folder of results, with its pictures.
+`detect VIDEO ... --json > film.json` makes a file for all videos. A file for one video is read, too, with its pictures. In a
+folder of results, it is videos/NAME/detection.json.
 
 The decisions on film.json are in film.review.json: for each video and each moment "accept" or "reject". A moment is named by its
 start and end in seconds with two decimals. So decisions stay right when the detection is written again.

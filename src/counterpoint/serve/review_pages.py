@@ -73,7 +73,8 @@ def one(site: Site, request: Request) -> Response:
         if source
         else "The video is not in the folders of this server, or no browser plays it. The timeline works without it."
     )
-    html = timeline(replace(made, thumbnails=site.reviews.pictures(found, number)), source=source, remark=remark)
+    pictured = replace(made, thumbnails=site.reviews.pictures(found, number))
+    html = timeline(pictured, {"source": source, "embedded": False, "link": None, "remark": remark})
     decided = site.reviews.decisions(found).get(str(made.video), {})
     return shown(
         site,
