@@ -149,6 +149,8 @@ def test_a_training_starts_and_stops_and_can_be_resumed(copied, monkeypatch):
         assert ">stopped<" in page.get("/runs?q=live").text  # at once, although it wrote a moment ago
         assert page.post("/resume", data={"form_token": page.form, "run": "0/runs/first"}).status_code == 400
         assert (run / "last.ckpt").is_file()
+        assert 'action="/resume"' in page.get("/run/0/runs/live").text
+        assert 'action="/resume"' not in page.get("/run/0/runs/second").text  # it has no checkpoint
         words = []
         monkeypatch.setattr(page.site.jobs, "start", lambda *given: words.append(given) or job)
         assert page.post("/resume", data={"form_token": page.form, "run": "0/runs/live"}).status_code == 303

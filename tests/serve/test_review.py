@@ -80,3 +80,27 @@ def test_a_damaged_file_of_decisions_is_named(copied):
 def test_moments_are_named_by_their_times():
     row = detection(made_detection("a"), "")
     assert [moment(i) for i in row.intervals] == ["0.50-1.50", "2.50-3.00", "4.50-5.00"]
+
+
+def test_folders_of_results_are_reviewed_too(copied):
+    for name in ("a", "b"):
+        folder = copied / "found" / "videos" / f"{name}-1"
+        (folder / "peaks").mkdir(parents=True)
+        (folder / "peaks" / "0.75.jpg").write_bytes(b"jpeg of " + name.encode())
+        pictures = [{"time": 0.75, "file": "peaks/0.75.jpg"}, {"time": 2.75, "file": "../../../../../secret.txt"}]
+        made = {"format": 1, **made_detection(f"{name}.mp4"), "run": "runs/m", "pictures": pictures}
+        (folder / "detection.json").write_text(json.dumps(made))
+    (copied / "found" / "detections.json").write_text(json.dumps({"format": 1, "videos": [{"video": "a.mp4"}]}))
+    page = served(copied)
+    html = page.get("/detections").text
+    assert html.count("<h2>found</h2>") == 1  # both videos in one table
+    key = "0/found/videos/b-1/detection.json"
+    shown = page.get(f"/detection/0/{key}").text
+    assert shown.count("data:image/jpeg;base64,anBlZyBvZiBi") == 1
+    send = {"headers": {"x-form-token": page.form}}
+    assert page.post(f"/decide/0/{key}", json={"moment": "0.50-1.50", "decision": "accept"}, **send).status_code == 200
+    assert (copied / "found/videos/b-1/detection.review.json").is_file()
+    rows = page.get("/export/0/found?form=json").json()
+    assert sorted({row["video"] for row in rows}) == ["a.mp4", "b.mp4"]
+    assert [row["decision"] for row in rows].count("accept") == 1
+    assert page.get("/export/0/fou").status_code == 404

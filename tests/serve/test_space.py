@@ -140,3 +140,17 @@ def test_the_last_label_of_an_item_counts(tmp_path):
     add_labels(file, [item], "")
     assert read_labels(file) == {}
     assert as_csv([{"label": "@x", "item": -1}], ["label", "item"]) == "label,item\n'@x,-1\n"
+
+
+def test_embeddings_of_another_width_are_damaged(copied):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(copied / "items.parquet")
+    wide = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(24 * 5, np.float32)), 5)
+    number = table.column_names.index("image_embedding")
+    changed = table.set_column(number, "image_embedding", wide).replace_schema_metadata(table.schema.metadata)
+    pq.write_table(changed, copied / "items.parquet")
+    page = served(copied)
+    answer = page.post("/search", data={"form_token": page.form, "words": "red", "modality": "image"})
+    assert (answer.status_code, "is damaged: its image has 5 numbers" in answer.text) == (400, True)

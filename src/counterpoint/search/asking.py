@@ -117,6 +117,11 @@ def find(
         raise unknown("modality", target, found.modalities)
     _check_whole(encoder, asked, target)
     vector = encoder.joined({name: encoder.rows(name, [value]) for name, value in asked.items()})[0]
+    if len(vector) != found.vectors[target].shape[1]:
+        raise DataError(
+            f"{found.path} is damaged: its {target} has {found.vectors[target].shape[1]} numbers an item, the run's has "
+            f"{len(vector)}; make it again: counterpoint embed {encoder.run.path} -o {found.path}"
+        )
     masked = encoder.task == "sequences" and encoder.config.mask_seen and target == "item"
     known = {name for items in asked.values() for name in items} if masked and "item" not in asked else set()
     return target, _hits(found, target, vector, k, known)

@@ -254,8 +254,29 @@ def _recall(
 
 
 def _graph(found: Embeddings, modality: str) -> Graph | None:
-    """Return the usable graph of this content; None without one. DataError when its file is damaged."""
+    """Return the usable graph of this content; None without one. DataError when its file is damaged.
+
+    A graph is read once for each `found`, until one of its files changes.
+    """
     file = graph_file(found.path, modality)
+    stamp = [_changed(file), _changed(_report_file(file))]
+    name = f"graph of {modality}"
+    if name not in found.memo or found.memo[name][0] != stamp:
+        found.memo[name] = stamp, _read_graph(found, modality, file)
+    kept: Graph | None = found.memo[name][1]
+    return kept
+
+
+def _changed(file: Path) -> tuple[int, int] | None:
+    """Return the time of change and the size of a file; None where it is missing."""
+    try:
+        about = file.stat()
+    except OSError:
+        return None
+    return about.st_mtime_ns, about.st_size
+
+
+def _read_graph(found: Embeddings, modality: str, file: Path) -> Graph | None:
     try:
         report = GraphReport(**json.loads(_report_file(file).read_text()))
         if not report.reach or not file.is_file() or report.stamp != found.stamp(modality):

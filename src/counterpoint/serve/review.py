@@ -1,8 +1,10 @@
 """Read detections that `counterpoint detect --json` printed, and keep a reviewer's decisions beside them.
 
-`detect VIDEO ... --json > film.json` makes the detection. The decisions are in film.review.json: for each video and each moment
-"accept" or "reject". A moment is named by its start and end in seconds with two decimals. So decisions stay right when the
-detection is written again.
+`detect VIDEO ... --json > film.json` makes a file for all videos. A file for one video is read, too, with its pictures. In a
+folder of results, it is videos/NAME/detection.json.
+
+The decisions on film.json are in film.review.json: for each video and each moment "accept" or "reject". A moment is named by its
+start and end in seconds with two decimals. So decisions stay right when the detection is written again.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ from counterpoint.errors import DataError
 from counterpoint.files import replacing
 from counterpoint.serve.places import OutsideError, Places
 from counterpoint.serve.walking import Walk
-from counterpoint.tasks.moments import Detection, Interval
+from counterpoint.tasks.moments import Detection, Interval, Thumbnail
 
 SUFFIX = ".review.json"
 DECISIONS = ("accept", "reject")
 BEGINNING = 65_536  # bytes in which the file must name its videos
+PICTURE = 2**20  # maximum bytes of a picture at a peak
 COLUMNS = ("video", "start", "end", "peak", "score", "decision")
 TYPES = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/mp4", ".webm": "video/webm", ".ogv": "video/ogg"}
 
@@ -38,6 +41,16 @@ class Found:
     run: str
     warnings: list[str]
     videos: list[Detection]
+    pictures: list[tuple[float, str]] = field(
+        default_factory=list
+    )  # time, and file relative to its folder; of a single video
+    single: bool = False  # whether it is the file of one video
+
+    @property
+    def group(self) -> Path | None:
+        """The folder of results that holds this file as videos/NAME/detection.json; None for another place."""
+        above = self.path.parent.parent
+        return above.parent if self.single and above.name == "videos" else None
 
     @property
     def moments(self) -> int:
@@ -77,17 +90,36 @@ class Reviews:
                 return found
         raise OutsideError(f"'{key}' is no detection; make one: counterpoint detect VIDEO --json > FILE.json")
 
+    def below(self, key: str) -> list[Found]:
+        """Return the file of detections with this key, or all files below the folder with this key. OutsideError for none."""
+        found = [one for one in self.all() if one.key == key or one.key.startswith(f"{key}/")]
+        return found if key and found else [self.get(key)]
+
     def _opened(self, file: str) -> Found | None:
-        if '"videos"' not in self.places.read(file, BEGINNING):
+        beginning = self.places.read(file, BEGINNING)
+        if '"videos"' not in beginning and '"intervals"' not in beginning:
             return None
         try:
             made = json.loads(self.places.read(file))
-            videos = [detection(row, str(made.get("run", ""))) for row in made["videos"]]
+            rows = made.get("videos", [made])
+            videos = [detection(row, str(made.get("run", ""))) for row in rows]
+            pictures = [(float(row["time"]), str(row["file"])) for row in made.get("pictures", ())]
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
-        return Found(
-            self.places.key(file), Path(file), str(made.get("run", "")), list(made.get("warnings", ())), videos
-        )
+        warnings = [str(line) for line in made.get("warnings", ())]
+        single = "videos" not in made
+        return Found(self.places.key(file), Path(file), str(made.get("run", "")), warnings, videos, pictures, single)
+
+    def pictures(self, found: Found, number: int) -> list[Thumbnail]:
+        """Read the pictures at the peaks of a video, where its file has them in its own folder."""
+        kept = []
+        for time, name in found.pictures if number == 0 else ():
+            file = found.path.parent / name
+            if file.suffix == ".jpg" and self.places.holds(file):
+                real = self.places.inside(file)
+                if real.is_relative_to(found.path.parent) and real.stat().st_size <= PICTURE:
+                    kept.append(Thumbnail(time, real.read_bytes()))
+        return kept
 
     def video(self, found: Found, number: int) -> tuple[Path, str] | None:
         """Return the file of a video and its media type; None where it is not in the folders, or no browser plays it."""

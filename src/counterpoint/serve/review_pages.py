@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -37,20 +39,27 @@ def _asked(site: Site, request: Request) -> tuple[Found, int]:
 
 def listed(site: Site, request: Request) -> Response:
     """Show the files of detections, with each video and how many of its moments are decided."""
-    rows = []
+    groups: dict[str, dict[str, Any]] = {}
     for found in site.reviews.all():
         decided = site.reviews.decisions(found)
-        videos = [
-            {
+        folder = found.group
+        key = found.key if folder is None else site.places.key(folder)
+        group = groups.setdefault(
+            key, {"key": key, "name": (folder or found.path).name, "run": found.run, "videos": []}
+        )
+        for number, video in enumerate(found.videos):
+            row = {
+                "link": f"{number}/{found.key}",
                 "name": video.video.name,
                 "duration": video.duration,
                 "moments": len(video.intervals),
                 "highest": max((i.score for i in video.intervals), default=None),
                 "decided": len(decided.get(str(video.video), {})),
             }
-            for video in found.videos
-        ]
-        rows.append({"key": found.key, "name": found.path.name, "run": found.run, "videos": videos})
+            group["videos"].append(row)
+    rows = list(groups.values())
+    for group in rows:
+        group["videos"].sort(key=lambda row: -(row["highest"] or 0))
     return shown(site, request, "detections.html", rows=rows)
 
 
@@ -64,7 +73,8 @@ def one(site: Site, request: Request) -> Response:
         if source
         else "The video is not in the folders of this server, or no browser plays it. The timeline works without it."
     )
-    html = timeline(made, {"source": source, "embedded": False, "link": None, "remark": remark})
+    pictured = replace(made, thumbnails=site.reviews.pictures(found, number))
+    html = timeline(pictured, {"source": source, "embedded": False, "link": None, "remark": remark})
     decided = site.reviews.decisions(found).get(str(made.video), {})
     return shown(
         site,
@@ -96,15 +106,16 @@ def decide(site: Site, request: Request, form: Any) -> Response:
 
 
 def export(site: Site, request: Request) -> Response:
-    """Return all moments with their decisions, as CSV or JSON; `only=accept` leaves out the others."""
-    found = site.reviews.get(str(request.path_params["key"]))
+    """Return all moments of a file, or of a folder of results, as CSV or JSON; `only=accept` leaves out the others."""
+    key = str(request.path_params["key"])
+    chosen = site.reviews.below(key)
     only = request.query_params.get("only")
-    rows = [row for row in site.reviews.rows(found) if only in (None, row["decision"])]
+    rows = [row for found in chosen for row in site.reviews.rows(found) if only in (None, row["decision"])]
     if request.query_params.get("form") == "json":
         text, kind, ending = json.dumps(rows, indent=1, ensure_ascii=False), "application/json", "json"
     else:
         text, kind, ending = as_csv(rows, COLUMNS), "text/csv", "csv"
-    return download(text, kind, f"{found.path.stem}-reviewed.{ending}")
+    return download(text, kind, f"{Path(key).stem}-reviewed.{ending}")
 
 
 def download(text: str, kind: str, name: str) -> Response:

@@ -112,6 +112,7 @@ def one(site: Site, request: Request) -> Response:
         sections=sections,
         job=job,
         done=summary.complete,
+        can_resume=summary.state == "stopped" and summary.resumable and run.path.parent == site.jobs.out,
     )
 
 

@@ -14,12 +14,16 @@ for (const form of document.querySelectorAll("form[data-choose]")) {
 for (const chooser of document.querySelectorAll("select[data-submit]")) chooser.addEventListener("change", () => chooser.form.requestSubmit());
 for (const form of document.querySelectorAll("form[data-busy]")) {
   const button = form.querySelector("button"), label = button.textContent;
+  let clock = 0;
   form.addEventListener("submit", () => {
+    const begun = Date.now();
     button.textContent = form.dataset.busy;
     button.disabled = true;
+    clock = setInterval(() => (button.textContent = `${form.dataset.busy} ${Math.round((Date.now() - begun) / 1000)} s`), 1000);
   });
   // A page that comes back from the browser's history is as it was left.
   addEventListener("pageshow", () => {
+    clearInterval(clock);
     button.textContent = label;
     button.disabled = false;
   });

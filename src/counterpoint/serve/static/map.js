@@ -208,7 +208,11 @@ for (const root of document.querySelectorAll(".map")) {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
   new ResizeObserver(() => draw()).observe(canvas);
   (async () => {
+    // A million embeddings take seconds to read: show that time passes.
+    const begun = Date.now(), first = status.textContent;
+    const clock = setInterval(() => (status.textContent = `${first} ${Math.round((Date.now() - begun) / 1000)} s`), 1000);
     const answer = await fetch(root.dataset.points, { headers: { accept: "application/json" } }).catch(() => null);
+    clearInterval(clock);
     if (!answer || !answer.ok) {
       status.textContent = answer ? await answer.text() : "The server is away; reload the page.";
       return;
