@@ -86,6 +86,7 @@ def test_settings_are_read_as_yaml_reads_them():
         settings("a=[")
 
 
+@pytest.mark.slow
 def test_a_job_runs_is_found_by_a_new_server_and_ends(copied):
     page = served(copied)
     job = page.site.jobs.start("list", ["systems"], copied / "runs" / "list")
@@ -126,6 +127,7 @@ def test_a_process_that_took_the_number_of_an_ended_one_is_not_stopped(copied, m
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs Linux's /proc")
+@pytest.mark.slow
 def test_a_training_starts_and_stops_and_can_be_resumed(copied, monkeypatch):
     page = served(copied)
     form = {"form_token": page.form, "system": "simclr", "data": "digits", "name": "live", "epochs": "400"}
