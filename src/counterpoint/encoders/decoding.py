@@ -121,7 +121,7 @@ class Combined:
         return self.done
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def answers(
     model: ChatModel,
     prompts: Sequence[Prompt],
