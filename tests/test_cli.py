@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from functools import wraps
 from importlib import import_module
@@ -205,7 +206,9 @@ def test_a_reader_that_leaves_early_is_no_error():
 def test_doctor_lists_what_is_installed(capsys):
     code, out, _ = run(capsys, "doctor")
     assert code == 0
-    for word in ("torch", "python", "threads", "[video]", "[search]", "cache"):
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [f"[{name}]" for name in project["optional-dependencies"] if name != "all"]
+    for word in ("torch", "python", "threads", *extras, "cache"):
         assert word in out
 
 
