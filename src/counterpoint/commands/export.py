@@ -41,10 +41,13 @@ def main(
     pictures = [made for made in files if made.path.suffix == ".png"]
     for made in files:
         if made.inputs:
-            said = f"   inputs {', '.join(made.inputs)}; largest difference {made.difference:.1e}"
+            on = f"random inputs and {made.real} items of the data" if made.real else "random inputs"
+            said = f"   inputs {', '.join(made.inputs)}; largest difference {made.difference:.1e} on {on}"
             say(f"{made.modality}: {made.path}{said}")
         elif made not in pictures:
             say(f"{made.modality}: {made.path}")
+    for note in dict.fromkeys(made.note for made in files if made.note):
+        say(f"note: {note}")
     if pictures:
         say(f"{len(pictures)} pictures: {pictures[0].path} to {pictures[-1].path.name}")
     return 0

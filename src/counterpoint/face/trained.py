@@ -23,7 +23,7 @@ from counterpoint.face import finding
 from counterpoint.search.encoder import BATCH, Encoder
 from counterpoint.training import Measured
 from counterpoint.use import hub
-from counterpoint.use.export import Exported, export, export_adapters
+from counterpoint.use.export import ITEMS, Exported, export, export_adapters
 from counterpoint.use.restorer import Restorer
 from counterpoint.use.segmenter import Segmenter
 
@@ -203,6 +203,7 @@ class Trained(ModelHubMixin):
         *,
         format: str | None = None,
         modality: str | None = None,
+        items: int = ITEMS,
     ) -> list[Exported]:
         """Write the encoder of each modality for other programs, and check it (see `counterpoint.use.export.export`).
 
@@ -214,8 +215,9 @@ class Trained(ModelHubMixin):
             format: onnx, torch for torch.export, set, or peft for the adapters alone, into a folder. Default: from the ending
                 of `out`.
             modality: Export only this modality. Default: all.
+            items: Number of items of the run's data to check on, beside random inputs; >= 0.
 
-        Returns a record for each file: path, inputs, and the largest difference that the check found.
+        Returns a record for each file: path, inputs, the largest difference that the check found, and its number of real items.
         """
         with plainly():
             if format == "set" or (format is None and Path(out).suffix in distilled.ENDINGS):
@@ -230,7 +232,7 @@ class Trained(ModelHubMixin):
             task = self.run.config.get("task")
             own: Any = {"restored": Restorer, "dense": Segmenter}.get(str(task))
             encoder: Any = self.encoder if own is None else own.load(self.run, self.learner)
-            return export(encoder, out, format=format, modality=modality)
+            return export(encoder, out, format=format, modality=modality, items=items)
 
     # --- the hub (ModelHubMixin: save_pretrained, from_pretrained, push_to_hub)
 
