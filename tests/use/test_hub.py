@@ -14,7 +14,7 @@ import torch
 import counterpoint as cp
 from counterpoint import cli
 from counterpoint.errors import RunError
-from counterpoint.use import hub
+from counterpoint.use import hub, model_cards
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (48, 12, 12, 3), np.uint8)
 
@@ -55,9 +55,33 @@ def test_the_model_card_has_claim_data_and_figures(run):
     assert "arXiv 2002.05709" in card
     from types import SimpleNamespace
 
-    claimed = SimpleNamespace(slug="symile", config={"data": "xor"}, metrics=lambda required: [], chance=dict)
-    assert "The paper's claim, as Counterpoint tests it: Where a modality" in hub.card(claimed)
-    assert "None are recorded." in hub.card(claimed)
+    claimed = SimpleNamespace(
+        slug="symile", config={"data": "xor"}, metrics=lambda required: [], chance=dict, environment=dict
+    )
+    made = model_cards.card(claimed)
+    assert "The paper's claim, as Counterpoint tests it: Where a modality" in made
+    assert "own record of this claim, on the claim's data: holds." in made
+    assert "None are recorded." in made
+
+
+def test_the_card_has_licence_settings_versions_and_intervals_over_seeds(run, tmp_path):
+    card = str(run.generate_model_card())
+    assert "Licence: yours." in card
+    assert "| encoder | conv-s |" in card
+    assert f"torch {torch.__version__.partition('+')[0]}" in card
+    assert "One run with one seed: the figures have no interval." in card
+    for seed in (0, 1, 2):  # copies of the run, with other seeds and figures
+        shutil.copytree(run.path, tmp_path / f"seed{seed}")
+        config = (tmp_path / f"seed{seed}" / "config.yaml").read_text(encoding="utf-8")
+        assert "\nseed: 0\n" in config
+        (tmp_path / f"seed{seed}" / "config.yaml").write_text(config.replace("\nseed: 0\n", f"\nseed: {seed}\n"))
+        other = cp.load(tmp_path / f"seed{seed}").run
+        other.write_metrics([{**row, "test/knn_accuracy": 0.5 + 0.1 * seed} for row in other.metrics()])
+    one = cp.load(tmp_path / "seed0")
+    assert "| 0.6000 (0.3516 to 0.8484) |" in str(one.generate_model_card())  # 0.6 +- 4.3027 * 0.1 / sqrt(3)
+    one.save_pretrained(tmp_path / "model")
+    assert "(0.3516 to 0.8484)" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "over 3 runs" in str(cp.load(tmp_path / "model").generate_model_card())
 
 
 def test_a_saved_folder_is_loaded_and_encodes_the_same(run, tmp_path):
@@ -165,7 +189,7 @@ def test_a_run_without_weights_is_not_published(run, tmp_path):
     shutil.copytree(run.path, tmp_path / "run")
     (tmp_path / "run" / "model.safetensors").unlink()
     with pytest.raises(RunError, match="is not finished"):
-        hub.write(hub.Run.open(tmp_path / "run"), tmp_path / "model")
+        hub.write(hub.Run.open(tmp_path / "run"), tmp_path / "model", {})
 
 
 def test_the_command_line_exports_a_published_folder(run, tmp_path, capsys):

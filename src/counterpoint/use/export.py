@@ -122,7 +122,7 @@ def export(
             )
         format = ENDINGS[out.suffix]
     if format not in ("onnx", "torch"):
-        raise unknown("format", format, ["onnx", "torch"])
+        raise unknown("format", format, ["onnx", "torch", "hf", "timm", "sentence-transformers", "set", "peft"])
     if modality is not None and modality not in encoder.kinds:
         raise unknown("modality", modality, encoder.kinds)
     if format == "onnx":

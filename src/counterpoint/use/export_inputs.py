@@ -64,13 +64,31 @@ def random_inputs(encoder: Encoder, name: str, count: int, seed: int = 0) -> tup
 def real_items(encoder: Any, names: Sequence[str], count: int) -> tuple[dict[str, Checked], str]:
     """Return items of a run's data as inputs of the exported file, with the run's own embeddings of them.
 
+    Args: see `real_values`. Returns inputs and embeddings by name, and a note for the user.
+    """
+    values, note = real_values(encoder, names, count)
+    found: dict[str, Checked] = {}
+    for name, items in values.items():
+        if not isinstance(encoder, Encoder):
+            with torch.no_grad():
+                found[name] = (pixels_of(items),), encoder(pixels_of(items))
+            continue
+        inputs: Any = pixels_of(items) if encoder.kinds[name] == "image" else encoder.transform(name, items)
+        rows = torch.from_numpy(encoder.rows(name, items))
+        found[name] = (tuple(inputs) if isinstance(inputs, tuple) else (inputs,)), rows
+    return found, note
+
+
+def real_values(encoder: Any, names: Sequence[str], count: int) -> tuple[dict[str, Any], str]:
+    """Return items of a run's data as `Encoder.rows` takes them.
+
     Args:
         encoder: A loaded run.
         names: Names of the modalities.
         count: Largest number of items for each modality, at least 0. Items of the test split come first.
 
-    Returns inputs and embeddings by name, and a note for the user. The note is "" where every modality has items. It gives the
-    reason where data are missing, or where the run's task has no items of this kind.
+    Returns items by name, and a note for the user. The note is "" where every modality has items. It gives the reason where data
+    are missing, or where the run's task has no items of this kind.
     """
     if not count:
         return {}, "checked on random inputs only, as asked"
@@ -79,11 +97,9 @@ def real_items(encoder: Any, names: Sequence[str], count: int) -> tuple[dict[str
     try:
         source = Experiment.of_run(encoder.run).source()
         if not isinstance(encoder, Encoder):
-            pixels = _pixels(source.test.images(np.arange(min(len(source.test), count))))
-            with torch.no_grad():
-                return {names[0]: ((pixels,), encoder(pixels))}, ""
+            return {names[0]: source.test.images(np.arange(min(len(source.test), count)))}, ""
         items = Items.of(source, encoder, "all")
-        found = {name: made for name in names if (made := _of_split(encoder, items, name, count)) is not None}
+        found = {name: made for name in names if (made := _of_split(items, name, count)) is not None}
     except (CounterpointError, OSError, ImportError) as error:
         said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return {}, f"checked on random inputs only, as the run's data cannot be read: {said[:200]}"
@@ -91,22 +107,16 @@ def real_items(encoder: Any, names: Sequence[str], count: int) -> tuple[dict[str
     return found, f"the data have no items of {', '.join(missing)} to check on" if missing else ""
 
 
-def _of_split(encoder: Encoder, items: Items, name: str, count: int) -> Checked | None:
-    """Return items of one modality from the first split that has some: test, valid, train or another one."""
+def _of_split(items: Items, name: str, count: int) -> Any:
+    """Return items of one modality from the first split that has some (test, valid, train or another one), or None."""
     for split in sorted(items.splits, key=lambda split: ("test", "valid", "train", split).index(split)):
         rows = np.arange(min(len(items.splits[split]), LOOKED))
         rows = rows[items.present(split, name, rows)][:count]
-        if not len(rows):
-            continue
-        values = items.column(split, name, rows)
-        if encoder.kinds[name] == "image":
-            inputs: Any = _pixels(values)
-        else:
-            inputs = encoder.transform(name, values)
-        return tuple(inputs) if isinstance(inputs, tuple) else (inputs,), torch.from_numpy(encoder.rows(name, values))
+        if len(rows):
+            return items.column(split, name, rows)
     return None
 
 
-def _pixels(images: Any) -> Tensor:
+def pixels_of(images: Any) -> Tensor:
     """Return pictures [n, height, width, 3] as the uint8 tensor [n, 3, height, width]."""
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).contiguous()

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from counterpoint import catalog
-from counterpoint.data.memory import is_memory, said
 from counterpoint.engine.run import WEIGHTS, Run
 from counterpoint.errors import RunError
 from counterpoint.files import replacing
@@ -85,8 +83,13 @@ def is_published(path: Path) -> bool:
     return (path / CONFIG).is_file() and not (path / "config.yaml").is_file()
 
 
-def write(run: Run, folder: Path) -> None:
+def write(run: Run, folder: Path, over_seeds: Mapping[str, Any]) -> None:
     """Write config.json and model.safetensors of a complete run.
+
+    Args:
+        run: The run.
+        folder: The folder, which is made.
+        over_seeds: Its figures over several seeds, for the card (see `model_cards.over_seeds`); {}: there are none.
 
     Raises RunError when the run has no weights, OSError when the folder cannot be written.
     """
@@ -102,6 +105,7 @@ def write(run: Run, folder: Path) -> None:
         "metrics": rows[-1] if rows else {},
         "chance": run.chance(),
         "environment": run.environment(),
+        **({"over_seeds": dict(over_seeds)} if over_seeds else {}),
     }
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / CONFIG) as file:
@@ -131,67 +135,6 @@ def _nameless(spec: str) -> str:
     head, mark, options = spec.partition("?")
     name, colon, place = head.partition(":")
     return f"{name}{colon}{Path(place).name if colon else ''}{mark}{options}"
-
-
-def _data(spec: str) -> str:
-    if is_memory(spec):
-        return f"An object in memory: {said(spec)}"
-    return f"`{spec}`{' (without its folder)' if ':' in spec else ''}"
-
-
-def card(run: Run) -> str:
-    """Return the model card: the system, its claim, the data, the metrics with chance levels, and the code to load it."""
-    config = public(run.config)
-    entry = catalog.get(run.slug)
-    rows, levels = run.metrics(required=False), run.chance()
-    found = {k.removeprefix("test/"): v for k, v in (rows[-1] if rows else {}).items() if k.startswith("test/")}
-    tags = [LIBRARY, run.slug, entry.task, "contrastive-learning", "model_hub_mixin"]
-    lines = [
-        "---",
-        f"library_name: {LIBRARY}",
-        "tags:",
-        *(f"- {tag}" for tag in tags),
-        "---",
-        "",
-        f"# {run.slug}",
-        "",
-        f"{entry.title}{f' (arXiv {entry.arxiv})' if entry.arxiv else ''}, trained with Counterpoint.",
-    ]
-    if entry.claim:
-        lines += ["", f"The paper's claim, as Counterpoint tests it: {entry.claim}"]
-    lines += [
-        "",
-        "## Data",
-        "",
-        f"{_data(str(config.get('data', 'unknown')))}, seed {config.get('seed', 'unknown')}.",
-        "",
-        "## Figures on the test split",
-        "",
-    ]
-    if found:
-        lines += ["| measure | value | chance level |", "|---|---|---|"]
-        lines += [f"| {k} | {v:.4f} | {f'{levels[k]:.4f}' if k in levels else ''} |" for k, v in found.items()]
-    else:
-        lines.append("None are recorded.")
-    use = {
-        "bags": "scores = run.learner.timeline(audio, visual)",
-        "dense": "logits = run.learner.segment(pictures)  # normalised; [n, classes, height, width]",
-        "restored": "large = run.learner.restore(small)  # [n, 3, height, width] in 0..1, of any size",
-    }
-    encode = {"aligned": "z = run.encode(texts=['...'])  # or images=, sounds=, vectors=: whatever it was trained on"}
-    lines += [
-        "",
-        "## Use",
-        "",
-        "```python",
-        "import counterpoint as cp",
-        "",
-        'run = cp.load("hf:USER/NAME")  # or the path of this folder',
-        use.get(entry.task) or encode.get(entry.task, "z = run.encode(images=['picture.png'])"),
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
 
 
 def downloaded(model: str, **options: Any) -> Path:
