@@ -13,7 +13,7 @@ import torch
 
 import counterpoint as cp
 from counterpoint import cli
-from counterpoint.errors import RunError
+from counterpoint.errors import CounterpointError, RunError
 from counterpoint.use import hub, model_cards
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (48, 12, 12, 3), np.uint8)
@@ -158,11 +158,27 @@ def test_a_hub_that_cannot_be_reached_is_named(monkeypatch, tmp_path):
     import huggingface_hub
 
     def offline(*words, **options):
-        raise OSError("no connection to the hub")
+        raise LookupError("no connection to the hub")  # not an OSError: the HTTP client has its own kinds
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(RunError, match="hf:user/name cannot be downloaded: no connection"):
         hub.downloaded("user/name")
+
+
+@pytest.mark.parametrize("name", ["", "user", "./gone", "/gone/run", "a/b/c"])
+def test_a_name_that_is_no_model_and_no_folder_is_refused_without_the_hub(name, monkeypatch):
+    monkeypatch.setattr(hub, "downloaded", None)
+    with pytest.raises(RunError, match=f"hf:{name} is no folder, and no model of a hub; write hf:USER/NAME"):
+        cp.load(f"hf:{name}")
+
+
+def test_a_folder_of_this_machine_is_loaded_by_the_hub_s_prefix(run, tmp_path):
+    run.save_pretrained(tmp_path / "model")
+    for place in (tmp_path / "model", run.path):
+        again = cp.load(f"hf:{place}")
+        np.testing.assert_array_equal(again.encode(images=PICTURES[:2]), run.encode(images=PICTURES[:2]))
+    with pytest.raises(CounterpointError, match="is in the layout of a hub and is not written to; name a file"):
+        cp.load(f"hf:{tmp_path / 'model'}").export(to="torch")
 
 
 @pytest.mark.parametrize(

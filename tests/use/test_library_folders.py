@@ -78,7 +78,8 @@ def test_transformers_loads_both_encoders_with_processor_and_tokenizer(pairs: cp
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "library_name: transformers" in card
     assert "AutoTokenizer.from_pretrained" in card
-    assert str(tmp_path) not in "".join(file.read_text() for file in folder.glob("*.json"))
+    assert "| text_encoder | hf:bert |" in card
+    assert "/tmp" not in card + "".join(file.read_text(encoding="utf-8") for file in folder.glob("*.json"))
 
 
 def test_sentence_transformers_gives_the_run_s_own_embeddings(pairs: cp.Trained, tmp_path: Path) -> None:
@@ -154,6 +155,19 @@ def test_the_command_has_a_default_place_and_writes_a_card(
     assert "## Settings" in card
     assert cli.main(["export", str(plain.path)]) == 2
     assert "name a format (to) or a file such as encoder.onnx (out)" in capsys.readouterr().err
+
+
+def test_the_encoder_of_a_larger_model_is_refused_by_the_model_s_name() -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra language")
+    from counterpoint.encoders.text import PretrainedText
+
+    sizes: Any = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 9}
+    network = PretrainedText(transformers.T5Model(transformers.T5Config(**sizes)).get_encoder())
+    for to in ("hf", "sentence-transformers"):
+        assert (
+            library_parts.refusal(network, to)
+            == "its encoder is a part of T5Model, which transformers loads only whole"
+        )
 
 
 def test_names_of_formats(plain: cp.Trained, tmp_path: Path) -> None:

@@ -259,6 +259,10 @@ class Trained(ModelHubMixin):
             )
         if format not in known:
             raise unknown("format", format, known)
+        if isinstance(self.run, hub.Published):
+            raise CounterpointError(
+                f"{self.path} is in the layout of a hub and is not written to; name a file or a folder (out)"
+            )
         place = self.path / "exported"
         place.mkdir(exist_ok=True)
         return place / f"encoder{endings[format]}" if format in endings else place / format

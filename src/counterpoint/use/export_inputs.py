@@ -90,6 +90,8 @@ def real_values(encoder: Any, names: Sequence[str], count: int) -> tuple[dict[st
     Returns items by name, and a note for the user. The note is "" where every modality has items. It gives the reason where data
     are missing, or where the run's task has no items of this kind.
     """
+    if count < 0:
+        raise CounterpointError(f"items must be at least 0, got {count}")
     if not count:
         return {}, "checked on random inputs only, as asked"
     if not isinstance(encoder, Encoder) and "scenes" in encoder.kinds.values():

@@ -7,6 +7,7 @@ names of the machine that trained the run are left out.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,22 @@ def _nameless(spec: str) -> str:
     return f"{name}{colon}{Path(place).name if colon else ''}{mark}{options}"
 
 
+def found(name: str, **options: Any) -> Path:
+    """Return the folder behind "hf:NAME": a folder of this machine where it exists, else a downloaded one.
+
+    Args:
+        name: A model of the hub, "user/name", or a folder.
+        options: See `downloaded`.
+
+    Raises RunError for a name that is neither, and see `downloaded`.
+    """
+    if name and Path(name).is_dir():
+        return Path(name)
+    if name.startswith(("/", ".", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise RunError(f"hf:{name} is no folder, and no model of a hub; write hf:USER/NAME, or the folder's path")
+    return downloaded(name, **options)
+
+
 def downloaded(model: str, **options: Any) -> Path:
     """Download the files of a model from the hub, or find them in its cache. Return their folder.
 
@@ -150,6 +167,9 @@ def downloaded(model: str, **options: Any) -> Path:
 
     try:
         return Path(snapshot_download(model, allow_patterns=list(FILES), **options))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the library's and its HTTP client's own kinds
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"hf:{model} cannot be downloaded: {said[:200]}") from error
+        raise RunError(
+            f"hf:{model} cannot be downloaded: {said[:200].rstrip('.')}. Check the name and the network, or download the folder "
+            "elsewhere and load its path"
+        ) from error

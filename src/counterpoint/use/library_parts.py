@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -31,6 +32,8 @@ def refusal(network: Any, to: str) -> str:
             return ""
         return f"its encoder {type(network).__name__} is no architecture of timm (timm:NAME, vit-s or vit-xs)"
     texts = isinstance(network, PretrainedText)
+    if isinstance(network, (PretrainedText, PretrainedAudio, Wrapped)) and (whole := _part_of(model)):
+        return f"its encoder is a part of {whole}, which transformers loads only whole"
     if to == "sentence-transformers":
         return "" if texts else "its encoder is no text model of transformers (hf:NAME or minilm)"
     if (texts or isinstance(network, (Wrapped, PretrainedAudio))) and _of_transformers(model):
@@ -41,6 +44,17 @@ def refusal(network: Any, to: str) -> str:
 def _of_transformers(model: Any) -> bool:
     """Return whether a network is a model of transformers. Do not import the library for others."""
     return any(base.__module__ == "transformers.modeling_utils" for base in type(model).__mro__)
+
+
+def _part_of(model: Any) -> str:
+    """Return the name of AutoModel's class for a network's configuration, where the network is only a part of it; else ""."""
+    if not _of_transformers(model):
+        return ""
+    from transformers import MODEL_MAPPING
+
+    known = MODEL_MAPPING.get(type(model.config), ())
+    classes = known if isinstance(known, (tuple, list)) else (known,)
+    return "" if not classes or isinstance(model, tuple(classes)) else str(classes[0].__name__)
 
 
 def _plain(model: Any) -> bool:
@@ -225,22 +239,30 @@ def write_sentences(network: Any, head: nn.Linear | None, folder: Path, encoder:
         name: The modality.
     """
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
 
+    modules = _modules()
     tower = folder.with_name(f"{folder.name}.tower")
     tower.mkdir()
     write_hf(network, tower, encoder, name)
-    modules: list[Any] = [
-        Transformer(str(tower), max_seq_length=encoder.transform.context),
-        Pooling(int(network.dim), pooling_mode=POOLING[network.pooling]),
+    chain: list[Any] = [
+        modules.Transformer(str(tower), max_seq_length=encoder.transform.context),
+        modules.Pooling(int(network.dim), pooling_mode=POOLING[network.pooling]),
     ]
     if head is not None:
-        dense = Dense(
+        dense = modules.Dense(
             head.in_features, head.out_features, bias=head.bias is not None, activation_function=nn.Identity()
         )
         dense.linear.load_state_dict(head.state_dict())
-        modules.append(dense)
-    SentenceTransformer(modules=[*modules, Normalize()], device="cpu").save(str(folder), create_model_card=False)
+        chain.append(dense)
+    SentenceTransformer(modules=[*chain, modules.Normalize()], device="cpu").save(str(folder), create_model_card=False)
+
+
+def _modules() -> Any:
+    """Import the modules of sentence-transformers, which version 6 moved."""
+    try:
+        return importlib.import_module("sentence_transformers.sentence_transformer.modules")
+    except ImportError:
+        return importlib.import_module("sentence_transformers.models")
 
 
 def load_sentences(folder: Path) -> Callable[[Any], Tensor]:
@@ -304,7 +326,7 @@ def usage(to: str, network: Any, spec: Mapping[str, Any], *, projected: bool, wh
         ]
     if projected:
         lines.append(
-            '# the run\'s embeddings: features @ load_file("projection.safetensors")["weight"].T, as unit rows'
+            '# the run\'s embeddings: features @ safetensors.torch.load_file("projection.safetensors")["weight"].T, as unit rows'
         )
     elif whole:
         lines.append("# the run's embeddings: the features as unit rows")

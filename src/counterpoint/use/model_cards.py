@@ -112,9 +112,13 @@ def _settings(run: Run) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    """Return a value of a setting for a table, without the folders of a path."""
-    text = str(value)
-    return Path(text).name if text.startswith(("/", "~")) else text.replace("|", "\\|")
+    """Return a value of a setting for a table. Of a path, also one behind "hf:" or "run:", keep the last part.
+
+    >>> _short("hf:/home/me/models/bert"), _short("hf:user/bert"), _short(0.1)
+    ('hf:bert', 'hf:user/bert', '0.1')
+    """
+    head, colon, place = str(value).rpartition(":")
+    return (head + colon + (Path(place).name if place.startswith(("/", "~", ".")) else place)).replace("|", "\\|")
 
 
 def over_seeds(run: Run) -> dict[str, Any]:
