@@ -52,9 +52,9 @@ def _part_of(model: Any) -> str:
         return ""
     from transformers import MODEL_MAPPING
 
-    known = MODEL_MAPPING.get(type(model.config), ())
-    classes = known if isinstance(known, (tuple, list)) else (known,)
-    return "" if not classes or isinstance(model, tuple(classes)) else str(classes[0].__name__)
+    known: Any = MODEL_MAPPING.get(type(model.config), ())
+    classes: Any = tuple(known) if isinstance(known, (tuple, list)) else (known,)
+    return "" if not classes or isinstance(model, classes) else str(classes[0].__name__)
 
 
 def _plain(model: Any) -> bool:
