@@ -53,7 +53,8 @@ def test_the_examples_run_in_their_order(folder, capsys):
     assert z.shape == (2, run.config.embedding)
     assert names["both"]["caption"].shape == (2, run.config.embedding)
     assert hits[0].files["image"].startswith(str(folder / "photos"))
-    assert len(list(folder.glob("encoder.*.*"))) == 2
+    assert len([*folder.glob("encoder.*.onnx"), *folder.glob("encoder.*.pt2")]) == 2
+    assert (folder / "encoder.MODEL_CARD.md").is_file()
     assert (folder / "encoder.json").is_file()
     assert names["features"].shape == (2, 512)
     np.testing.assert_array_equal(names["again"].encode(images=["photos/0.png"]), run.encode(images=["photos/0.png"]))

@@ -9,6 +9,7 @@ torch.
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 import tomllib
 from dataclasses import asdict, dataclass, replace
@@ -75,6 +76,13 @@ def get(slug: str) -> Entry:
         functions=tuple(dict.fromkeys(f for part in parts for f in entries()[part].functions)),
         claim="",
     )
+
+
+def verdicts() -> dict[str, str]:
+    """Return the verdict of each recorded claim, by system. `counterpoint claims` writes the file from the records."""
+    file = resources.files("counterpoint").joinpath("claims/verdicts.json")
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {slug: str(verdict) for slug, verdict in found.items()}
 
 
 def modules(slug: str) -> list[str]:

@@ -12,8 +12,10 @@ import torch
 
 import counterpoint as cp
 from counterpoint import cli
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import CounterpointError, DataError
+from counterpoint.search.encoder import Encoder
 from counterpoint.use import export as room
+from counterpoint.use import export_inputs as inputs
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -161,6 +163,27 @@ def test_a_missing_package_is_named_with_its_extra(aligned, tmp_path, monkeypatc
         aligned.export(tmp_path / "clip.onnx")
 
 
+def test_real_items_are_compared_with_the_run_and_missing_data_are_a_note(aligned, tmp_path, monkeypatch):
+    found, note = inputs.real_items(aligned.encoder, ["text", "imu"], 3)
+    assert note == ""
+    (tokens, mask), rows = found["text"]
+    assert tokens.shape == mask.shape
+    assert len(rows) == len(tokens) == 3
+
+    def gone(self, data=None):
+        raise DataError("photos: no such folder")
+
+    monkeypatch.setattr(inputs.Experiment, "source", gone)
+    found, note = inputs.real_items(aligned.encoder, ["imu"], 3)
+    assert found == {}
+    assert note == "checked on random inputs only, as the run's data cannot be read: photos: no such folder"
+    monkeypatch.undo()
+    honest = Encoder.rows
+    monkeypatch.setattr(Encoder, "rows", lambda *given: honest(*given) + 0.5)
+    with pytest.raises(CounterpointError, match="differs from the run"):
+        aligned.export(tmp_path / "b.pt2", modality="imu")
+
+
 def test_the_learner_stays_as_it_was(aligned, tmp_path):
     aligned.export(tmp_path / "clip.pt2", modality="imu")
     assert not aligned.learner.training
@@ -172,7 +195,9 @@ def test_the_learner_stays_as_it_was(aligned, tmp_path):
 def test_the_command_writes_the_files(aligned, tmp_path, capsys):
     words = ["export", str(aligned.path), "--format", "torch", "-o", str(tmp_path / "a.pt2"), "--modality", "imu"]
     assert cli.main(words) == 0
-    assert "inputs vector; largest difference" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "inputs vector; largest difference" in said
+    assert "on random inputs and 8 items of the data" in said
     assert (tmp_path / "a.imu.pt2").is_file()
     assert cli.main(["export", str(aligned.path), "-o", str(tmp_path / "a.bin")]) == 2
     assert "has no known ending" in capsys.readouterr().err

@@ -13,8 +13,8 @@ import torch
 
 import counterpoint as cp
 from counterpoint import cli
-from counterpoint.errors import RunError
-from counterpoint.use import hub
+from counterpoint.errors import CounterpointError, RunError
+from counterpoint.use import hub, model_cards
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (48, 12, 12, 3), np.uint8)
 
@@ -55,9 +55,33 @@ def test_the_model_card_has_claim_data_and_figures(run):
     assert "arXiv 2002.05709" in card
     from types import SimpleNamespace
 
-    claimed = SimpleNamespace(slug="symile", config={"data": "xor"}, metrics=lambda required: [], chance=dict)
-    assert "The paper's claim, as Counterpoint tests it: Where a modality" in hub.card(claimed)
-    assert "None are recorded." in hub.card(claimed)
+    claimed = SimpleNamespace(
+        slug="symile", config={"data": "xor"}, metrics=lambda required: [], chance=dict, environment=dict
+    )
+    made = model_cards.card(claimed)
+    assert "The paper's claim, as Counterpoint tests it: Where a modality" in made
+    assert "own record of this claim, on the claim's data: holds." in made
+    assert "None are recorded." in made
+
+
+def test_the_card_has_licence_settings_versions_and_intervals_over_seeds(run, tmp_path):
+    card = str(run.generate_model_card())
+    assert "Licence: yours." in card
+    assert "| encoder | conv-s |" in card
+    assert f"torch {torch.__version__.partition('+')[0]}" in card
+    assert "One run with one seed: the figures have no interval." in card
+    for seed in (0, 1, 2):  # copies of the run, with other seeds and figures
+        shutil.copytree(run.path, tmp_path / f"seed{seed}")
+        config = (tmp_path / f"seed{seed}" / "config.yaml").read_text(encoding="utf-8")
+        assert "\nseed: 0\n" in config
+        (tmp_path / f"seed{seed}" / "config.yaml").write_text(config.replace("\nseed: 0\n", f"\nseed: {seed}\n"))
+        other = cp.load(tmp_path / f"seed{seed}").run
+        other.write_metrics([{**row, "test/knn_accuracy": 0.5 + 0.1 * seed} for row in other.metrics()])
+    one = cp.load(tmp_path / "seed0")
+    assert "| 0.6000 (0.3516 to 0.8484) |" in str(one.generate_model_card())  # 0.6 +- 4.3027 * 0.1 / sqrt(3)
+    one.save_pretrained(tmp_path / "model")
+    assert "(0.3516 to 0.8484)" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "over 3 runs" in str(cp.load(tmp_path / "model").generate_model_card())
 
 
 def test_a_saved_folder_is_loaded_and_encodes_the_same(run, tmp_path):
@@ -134,11 +158,27 @@ def test_a_hub_that_cannot_be_reached_is_named(monkeypatch, tmp_path):
     import huggingface_hub
 
     def offline(*words, **options):
-        raise OSError("no connection to the hub")
+        raise LookupError("no connection to the hub")  # not an OSError: the HTTP client has its own kinds
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(RunError, match="hf:user/name cannot be downloaded: no connection"):
         hub.downloaded("user/name")
+
+
+@pytest.mark.parametrize("name", ["", "user", "./gone", "/gone/run", "a/b/c"])
+def test_a_name_that_is_no_model_and_no_folder_is_refused_without_the_hub(name, monkeypatch):
+    monkeypatch.setattr(hub, "downloaded", None)
+    with pytest.raises(RunError, match=f"hf:{name} is no folder, and no model of a hub; write hf:USER/NAME"):
+        cp.load(f"hf:{name}")
+
+
+def test_a_folder_of_this_machine_is_loaded_by_the_hub_s_prefix(run, tmp_path):
+    run.save_pretrained(tmp_path / "model")
+    for place in (tmp_path / "model", run.path):
+        again = cp.load(f"hf:{place}")
+        np.testing.assert_array_equal(again.encode(images=PICTURES[:2]), run.encode(images=PICTURES[:2]))
+    with pytest.raises(CounterpointError, match="is in the layout of a hub and is not written to; name a file"):
+        cp.load(f"hf:{tmp_path / 'model'}").export(to="torch")
 
 
 @pytest.mark.parametrize(
@@ -165,7 +205,7 @@ def test_a_run_without_weights_is_not_published(run, tmp_path):
     shutil.copytree(run.path, tmp_path / "run")
     (tmp_path / "run" / "model.safetensors").unlink()
     with pytest.raises(RunError, match="is not finished"):
-        hub.write(hub.Run.open(tmp_path / "run"), tmp_path / "model")
+        hub.write(hub.Run.open(tmp_path / "run"), tmp_path / "model", {})
 
 
 def test_the_command_line_exports_a_published_folder(run, tmp_path, capsys):

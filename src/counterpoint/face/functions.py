@@ -183,7 +183,8 @@ def load(source: Path | str | Trained, *, data: Any = None, revision: str | None
         return source
     with plainly():
         if str(source).startswith("hf:"):
-            found = Trained.from_pretrained(str(source).removeprefix("hf:"), revision=revision)
+            folder = hub.found(str(source).removeprefix("hf:"), revision=revision)
+            found = Trained(hub.Published.open(folder) if hub.is_published(folder) else finished(folder))
         elif hub.is_published(Path(source)):
             found = Trained(hub.Published.open(source))
         else:

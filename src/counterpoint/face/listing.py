@@ -5,11 +5,9 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
-import json
 import textwrap
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from importlib import resources
 from typing import Any
 
 from counterpoint import catalog
@@ -84,7 +82,7 @@ def systems(pattern: str = "*", *, task: str = "", area: str = "", state: str = 
         known = sorted({getattr(row, name) for row in rows})
         if wanted and wanted not in known:
             raise unknown(name, wanted, known)
-    told = verdicts()
+    told = catalog.verdicts()
     found = Listing()
     for row in rows:
         if not any(fnmatchcase(text.lower(), pattern.lower()) for text in (row.slug, row.title)):
@@ -96,13 +94,6 @@ def systems(pattern: str = "*", *, task: str = "", area: str = "", state: str = 
         verdict = told.get(row.slug, "")
         found.append(Listed(row.slug, row.title, verdict, row.state, row.area, row.task, row.arxiv, row.claim))
     return found
-
-
-def verdicts() -> dict[str, str]:
-    """Return the verdict of each recorded claim, by system. `counterpoint claims` writes the file from the records."""
-    file = resources.files("counterpoint").joinpath("claims/verdicts.json")
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {slug: str(verdict) for slug, verdict in found.items()}
 
 
 class Settings(dict[str, Any]):

@@ -22,8 +22,8 @@ from counterpoint.experiment import Experiment, load_learner
 from counterpoint.face import finding
 from counterpoint.search.encoder import BATCH, Encoder
 from counterpoint.training import Measured
-from counterpoint.use import hub
-from counterpoint.use.export import Exported, export, export_adapters
+from counterpoint.use import hub, library_folders, model_cards
+from counterpoint.use.export import ENDINGS, ITEMS, Exported, export, export_adapters
 from counterpoint.use.restorer import Restorer
 from counterpoint.use.segmenter import Segmenter
 
@@ -199,25 +199,38 @@ class Trained(ModelHubMixin):
 
     def export(
         self,
-        out: Path | str,
+        out: Path | str | None = None,
         *,
+        to: str | None = None,
         format: str | None = None,
         modality: str | None = None,
+        items: int = ITEMS,
     ) -> list[Exported]:
-        """Write the encoder of each modality for other programs, and check it (see `counterpoint.use.export.export`).
+        """Write the encoder of each modality for other programs, check it, and write a model card beside it.
 
         Of a run that restores or segments pictures, write its network. Of a run that distilled a set, the set can be written.
 
         Args:
             out: The file, such as "encoder.onnx" or "encoder.pt2". With several modalities each file name includes the modality.
                 A set of synthetic images goes into a file that ends in .npz or .safetensors, or into a folder of PNG files.
-            format: onnx, torch for torch.export, set, or peft for the adapters alone, into a folder. Default: from the ending
-                of `out`.
+                The formats hf, timm, sentence-transformers and peft take a folder. Default: in the folder `exported` of the run.
+            to: The format: onnx; torch for torch.export; hf, timm or sentence-transformers for a folder that this library loads
+                (see `counterpoint.use.library_folders`); set; or peft for the adapters alone. Default: from the ending of `out`.
+            format: An older name of `to`.
             modality: Export only this modality. Default: all.
+            items: Number of items of the run's data to check on, beside random inputs; >= 0.
 
-        Returns a record for each file: path, inputs, and the largest difference that the check found.
+        Returns a record for each file or folder: path, inputs, the largest difference that the check found, and its number of
+        real items. Raises CounterpointError for a format that an encoder cannot take.
+
+        >>> run.export(to="sentence-transformers")            # doctest: +SKIP
         """
         with plainly():
+            if to is not None and format is not None and to != format:
+                raise CounterpointError(f"to={to!r} and format={format!r} name two formats; give one")
+            format = to or format
+            if out is None:
+                out = self._place(format)
             if format == "set" or (format is None and Path(out).suffix in distilled.ENDINGS):
                 learner: Any = self.learner
                 if not hasattr(learner, "distilled"):
@@ -225,17 +238,39 @@ class Trained(ModelHubMixin):
                     raise CounterpointError(f"{said}, which learns no set of images")
                 files = distilled.write_set(learner.distilled(), learner.shown(), out)
                 return [Exported(path, "set", (), 0.0) for path in files]
+            if format in library_folders.TO:
+                return library_folders.export_folder(self.encoder, out, to=format, modality=modality, items=items)
             if format == "peft":
                 return export_adapters(self.learner, out)
             task = self.run.config.get("task")
             own: Any = {"restored": Restorer, "dense": Segmenter}.get(str(task))
             encoder: Any = self.encoder if own is None else own.load(self.run, self.learner)
-            return export(encoder, out, format=format, modality=modality)
+            made = export(encoder, out, format=format, modality=modality, items=items)
+            model_cards.write_card(self.run, Path(out).with_suffix(".MODEL_CARD.md"))
+            return made
+
+    def _place(self, format: str | None) -> Path:
+        """Return the default file or folder of a format. CounterpointError for an unknown format and for none."""
+        endings = {form: end for end, form in ENDINGS.items()}
+        known = [*endings, *library_folders.TO, "set", "peft"]
+        if format is None:
+            raise CounterpointError(
+                f"name a format (to) or a file such as encoder.onnx (out); formats: {', '.join(known)}"
+            )
+        if format not in known:
+            raise unknown("format", format, known)
+        if isinstance(self.run, hub.Published):
+            raise CounterpointError(
+                f"{self.path} is in the layout of a hub and is not written to; name a file or a folder (out)"
+            )
+        place = self.path / "exported"
+        place.mkdir(exist_ok=True)
+        return place / f"encoder{endings[format]}" if format in endings else place / format
 
     # --- the hub (ModelHubMixin: save_pretrained, from_pretrained, push_to_hub)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        hub.write(self.run, save_directory)
+        hub.write(self.run, save_directory, model_cards.over_seeds(self.run))
 
     @classmethod
     def _from_pretrained(
@@ -256,8 +291,8 @@ class Trained(ModelHubMixin):
         return cls(hub.Published.open(folder))
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Return the model card: system, claim, data, metrics."""
-        return ModelCard(hub.card(self.run))
+        """Return the model card: system, claim, data with licence, metrics, settings, versions."""
+        return ModelCard(model_cards.card(self.run))
 
 
 def _as(rows: NDArray[np.float32], output: str) -> Rows:

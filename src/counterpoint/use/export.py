@@ -39,9 +39,11 @@ from counterpoint.encoders.adapters import adapters_merged, write_adapters
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.files import check_writable, replacing
 from counterpoint.search.encoder import Encoder
+from counterpoint.use.export_inputs import Checked, random_inputs, real_items
 from counterpoint.views.images import normalise
 
 ENDINGS = {".onnx": "onnx", ".pt2": "torch"}
+ITEMS = 8  # items of the run's data that the check takes
 LARGEST = 1e-4  # maximum difference from the run's own embedding, relative to its largest value
 INPUTS = {
     "image": ("pixels",),
@@ -69,6 +71,10 @@ class Exported:
     """Names of the inputs, in order."""
     difference: float
     """The largest difference from the run's own embeddings that the check found, relative to their largest value."""
+    real: int = 0
+    """Number of items of the run's data that the check took, beside random inputs."""
+    note: str = ""
+    """What the check left out, and the reason."""
 
 
 class Tower(nn.Module):
@@ -92,15 +98,18 @@ class Tower(nn.Module):
 
 
 def export(
-    encoder: Encoder, out: Path | str, *, format: str | None = None, modality: str | None = None
+    encoder: Encoder, out: Path | str, *, format: str | None = None, modality: str | None = None, items: int = ITEMS
 ) -> list[Exported]:
-    """Write the encoder of each modality of a run. Check each file on random inputs of several sizes in float32.
+    """Write the encoder of each modality of a run. Check each file on random inputs of several sizes, and on real items.
+
+    The check computes in float32. The real items are those of the run's data, where the data can still be read.
 
     Args:
         encoder: A loaded run.
         out: The file. With several modalities, each file has the modality's name before its ending.
         format: onnx or torch. Default: from the ending of `out`, .onnx or .pt2.
         modality: The only modality to export. Default: all.
+        items: Number of items of the run's data to check on, >= 0.
 
     Returns a record for each file. Raises CounterpointError, and leaves no file, in three cases. Packages of the extra `export`
     are missing. A network cannot be traced. The outputs differ by more than 1e-4.
@@ -113,7 +122,7 @@ def export(
             )
         format = ENDINGS[out.suffix]
     if format not in ("onnx", "torch"):
-        raise unknown("format", format, ["onnx", "torch"])
+        raise unknown("format", format, ["onnx", "torch", "hf", "timm", "sentence-transformers", "set", "peft"])
     if modality is not None and modality not in encoder.kinds:
         raise unknown("modality", modality, encoder.kinds)
     if format == "onnx":
@@ -126,7 +135,8 @@ def export(
     device, training = encoder.learner.device, encoder.learner.training
     encoder.learner.cpu().eval()
     try:
-        found = {name: _export(encoder, name, part, format) for name, part in parts.items()}
+        real, note = real_items(encoder, names, items)
+        found = {name: _export(encoder, name, part, format, real.get(name)) for name, part in parts.items()}
         for name, part in parts.items():
             part.replace(paths[name])
     finally:
@@ -143,7 +153,11 @@ def export(
         facts["items"] = list(listed)
     with replacing(out.with_suffix(".json")) as file:
         file.write(json.dumps(facts, ensure_ascii=False).encode())
-    return [Exported(paths[name], name, INPUTS[encoder.kinds[name]], found[name]) for name in names]
+    counts = {name: len(rows) for name, (_, rows) in real.items()}
+    return [
+        Exported(paths[name], name, INPUTS[encoder.kinds[name]], found[name], counts.get(name, 0), note)
+        for name in names
+    ]
 
 
 def export_adapters(learner: Any, out: Path | str) -> list[Exported]:
@@ -175,8 +189,11 @@ def check_packages() -> None:
         )
 
 
-def _export(encoder: Encoder, name: str, path: Path, format: str) -> float:
-    """Write one modality, read the file and compare. Return the largest difference. CounterpointError when it is too large."""
+def _export(encoder: Encoder, name: str, path: Path, format: str, real: Checked | None) -> float:
+    """Write one modality, read the file and compare, also on `real` items of the run's data. Return the largest difference.
+
+    Raises CounterpointError when it is too large.
+    """
     tower = Tower(encoder, name).eval()
     inputs = random_inputs(encoder, name, 3)
     with _quietly(), torch.no_grad():
@@ -187,7 +204,10 @@ def _export(encoder: Encoder, name: str, path: Path, format: str) -> float:
         else:
             _to_onnx(program, inputs, encoder.kinds[name], path)
     program = opened(path, format)
-    difference = max(_difference(encoder, name, tower, program, count) for count in (1, 3, 5))
+    checks = [random_inputs(encoder, name, count) for count in (1, 3, 5)]
+    with _quietly(), torch.no_grad():
+        pairs = [(inputs, tower(*inputs)) for inputs in checks] + ([real] if real else [])
+        difference = max(_difference(name, program, inputs, wanted) for inputs, wanted in pairs)
     if not difference <= LARGEST:
         raise CounterpointError(
             f"the exported encoder of {name} differs from the run: its embeddings differ by {difference:.1e} of the largest "
@@ -228,64 +248,23 @@ def _to_onnx(program: Any, inputs: Sequence[Tensor], kind: str, path: Path) -> N
     )
 
 
-def random_inputs(encoder: Encoder, name: str, count: int, seed: int = 0) -> tuple[Tensor, ...]:
-    """Return random inputs of a modality in the form that the file takes.
-
-    Args:
-        encoder: A loaded run.
-        name: Name of the modality.
-        count: Number of items, at least 1. More items have longer texts.
-        seed: Seed of the generator.
-    """
-    spec, draw = encoder.transform.modalities[name], torch.Generator().manual_seed(seed + count)
-    if spec["kind"] == "image":
-        return (torch.randint(256, (count, 3, spec["size"], spec["size"]), generator=draw, dtype=torch.uint8),)
-    if spec["kind"] == "picture":
-        return (torch.randint(256, (count, 3, 16 + count, 17 + 2 * count), generator=draw, dtype=torch.uint8),)
-    if spec["kind"] in ("scene", "scenes"):
-        several = len(spec["modalities"])
-        shape = (count, *((several,) if several > 1 else ()), 3, spec["size"], spec["size"])
-        pixels = torch.randint(256, shape, generator=draw, dtype=torch.uint8)
-        there = torch.rand(count, several, generator=draw) < 0.5
-        there[:, count % several] = True
-        return (pixels, there) if several > 1 else (pixels,)
-    if spec["kind"] == "audio":
-        return (torch.rand(count, spec["samples"], generator=draw) * 2 - 1,)
-    if spec["kind"] == "vector":
-        return (torch.randn(count, spec["dim"], generator=draw),)
-    items = len(encoder.transform.items)
-    if spec["kind"] == "item":
-        return (torch.randint(items, (count,), generator=draw),)
-    if spec["kind"] in ("history", "set"):
-        length = min(spec["length"], 4 + count)
-        ids = torch.randint(1, items + 1, (count, length), generator=draw)
-        lengths = torch.randint(1, length + 1, (count, 1), generator=draw)
-        lengths[0] = length
-        return (ids.masked_fill(torch.arange(length) >= lengths, 0),)
-    length = min(encoder.transform.context, 4 + count)
-    tokens = torch.randint(encoder.transform.tokenizers[name].vocabulary, (count, length), generator=draw)
-    mask = torch.arange(length) < torch.randint(2, length + 1, (count, 1), generator=draw)
-    mask[0] = True
-    return tokens, mask
+def _difference(name: str, program: Callable[..., Tensor], inputs: Sequence[Tensor], wanted: Tensor) -> float:
+    """Return the largest difference of a file's embeddings from the wanted ones, relative to the largest value."""
+    try:
+        found = program(*inputs)
+    except Exception as error:  # torch and onnxruntime raise their own types, for example for a size that tracing fixed
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CounterpointError(
+            f"the exported encoder of {name} fails on {len(inputs[0])} items: {said[:300]}; no file was written"
+        ) from error
+    return difference_of(found, wanted)
 
 
-def _difference(encoder: Encoder, name: str, tower: Tower, program: Callable[..., Tensor], count: int) -> float:
-    """Return the largest difference of a file's embeddings from the run's own, relative to the largest value."""
-    inputs = random_inputs(encoder, name, count)
-    with _quietly(), torch.no_grad():
-        wanted = tower(*inputs).double()
-        try:
-            found = program(*inputs).double()
-        except (
-            Exception
-        ) as error:  # torch and onnxruntime raise their own types, for example for a size that tracing fixed
-            said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise CounterpointError(
-                f"the exported encoder of {name} fails on {count} items: {said[:300]}; no file was written"
-            ) from error
+def difference_of(found: Tensor, wanted: Tensor) -> float:
+    """Return the largest difference of two arrays, relative to the largest value wanted; infinity for other shapes."""
     if found.shape != wanted.shape:
         return float("inf")
-    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
+    return float((found.double() - wanted.double()).abs().max() / wanted.double().abs().max().clamp(min=1e-12))
 
 
 def opened(path: Path, format: str) -> Callable[..., Tensor]:

@@ -7,12 +7,11 @@ names of the machine that trained the run are left out.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from counterpoint import catalog
-from counterpoint.data.memory import is_memory, said
 from counterpoint.engine.run import WEIGHTS, Run
 from counterpoint.errors import RunError
 from counterpoint.files import replacing
@@ -85,8 +84,13 @@ def is_published(path: Path) -> bool:
     return (path / CONFIG).is_file() and not (path / "config.yaml").is_file()
 
 
-def write(run: Run, folder: Path) -> None:
+def write(run: Run, folder: Path, over_seeds: Mapping[str, Any]) -> None:
     """Write config.json and model.safetensors of a complete run.
+
+    Args:
+        run: The run.
+        folder: The folder, which is made.
+        over_seeds: Its figures over several seeds, for the card (see `model_cards.over_seeds`); {}: there are none.
 
     Raises RunError when the run has no weights, OSError when the folder cannot be written.
     """
@@ -102,6 +106,7 @@ def write(run: Run, folder: Path) -> None:
         "metrics": rows[-1] if rows else {},
         "chance": run.chance(),
         "environment": run.environment(),
+        **({"over_seeds": dict(over_seeds)} if over_seeds else {}),
     }
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / CONFIG) as file:
@@ -133,65 +138,20 @@ def _nameless(spec: str) -> str:
     return f"{name}{colon}{Path(place).name if colon else ''}{mark}{options}"
 
 
-def _data(spec: str) -> str:
-    if is_memory(spec):
-        return f"An object in memory: {said(spec)}"
-    return f"`{spec}`{' (without its folder)' if ':' in spec else ''}"
+def found(name: str, **options: Any) -> Path:
+    """Return the folder behind "hf:NAME": a folder of this machine where it exists, else a downloaded one.
 
+    Args:
+        name: A model of the hub, "user/name", or a folder.
+        options: See `downloaded`.
 
-def card(run: Run) -> str:
-    """Return the model card: the system, its claim, the data, the metrics with chance levels, and the code to load it."""
-    config = public(run.config)
-    entry = catalog.get(run.slug)
-    rows, levels = run.metrics(required=False), run.chance()
-    found = {k.removeprefix("test/"): v for k, v in (rows[-1] if rows else {}).items() if k.startswith("test/")}
-    tags = [LIBRARY, run.slug, entry.task, "contrastive-learning", "model_hub_mixin"]
-    lines = [
-        "---",
-        f"library_name: {LIBRARY}",
-        "tags:",
-        *(f"- {tag}" for tag in tags),
-        "---",
-        "",
-        f"# {run.slug}",
-        "",
-        f"{entry.title}{f' (arXiv {entry.arxiv})' if entry.arxiv else ''}, trained with Counterpoint.",
-    ]
-    if entry.claim:
-        lines += ["", f"The paper's claim, as Counterpoint tests it: {entry.claim}"]
-    lines += [
-        "",
-        "## Data",
-        "",
-        f"{_data(str(config.get('data', 'unknown')))}, seed {config.get('seed', 'unknown')}.",
-        "",
-        "## Figures on the test split",
-        "",
-    ]
-    if found:
-        lines += ["| measure | value | chance level |", "|---|---|---|"]
-        lines += [f"| {k} | {v:.4f} | {f'{levels[k]:.4f}' if k in levels else ''} |" for k, v in found.items()]
-    else:
-        lines.append("None are recorded.")
-    use = {
-        "bags": "scores = run.learner.timeline(audio, visual)",
-        "dense": "logits = run.learner.segment(pictures)  # normalised; [n, classes, height, width]",
-        "restored": "large = run.learner.restore(small)  # [n, 3, height, width] in 0..1, of any size",
-    }
-    encode = {"aligned": "z = run.encode(texts=['...'])  # or images=, sounds=, vectors=: whatever it was trained on"}
-    lines += [
-        "",
-        "## Use",
-        "",
-        "```python",
-        "import counterpoint as cp",
-        "",
-        'run = cp.load("hf:USER/NAME")  # or the path of this folder',
-        use.get(entry.task) or encode.get(entry.task, "z = run.encode(images=['picture.png'])"),
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
+    Raises RunError for a name that is neither, and see `downloaded`.
+    """
+    if name and Path(name).is_dir():
+        return Path(name)
+    if name.startswith(("/", ".", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise RunError(f"hf:{name} is no folder, and no model of a hub; write hf:USER/NAME, or the folder's path")
+    return downloaded(name, **options)
 
 
 def downloaded(model: str, **options: Any) -> Path:
@@ -207,6 +167,9 @@ def downloaded(model: str, **options: Any) -> Path:
 
     try:
         return Path(snapshot_download(model, allow_patterns=list(FILES), **options))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the library's and its HTTP client's own kinds
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"hf:{model} cannot be downloaded: {said[:200]}") from error
+        raise RunError(
+            f"hf:{model} cannot be downloaded: {said[:200].rstrip('.')}. Check the name and the network, or download the folder "
+            "elsewhere and load its path"
+        ) from error
