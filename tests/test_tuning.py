@@ -33,11 +33,20 @@ OVER = ["lr=1e-4..1e-1:log", "tune=head,all"]
         ("lr=0..1:log", "above 0 with :log"),
         ("lr=1..2:square", "the only scale"),
         ("lr=a..b", "no interval of two numbers"),
+        ("lr=0.1..1e999", "must be finite"),
+        ("encoder=[x", "cannot be read"),
+        ("batch_size=128,,256", "a choice is empty"),
     ],
 )
 def test_ranges_of_another_form_are_refused(text: str, said: str) -> None:
     with pytest.raises(CounterpointError, match=said):
         Range.parse(text)
+
+
+def test_choices_with_an_exponent_are_numbers_and_choices_of_another_type_are_refused(tmp_path: Path) -> None:
+    assert Range.parse("lr=1e-3,2E-2,conv-s").choices == (0.001, 0.02, "conv-s")
+    with pytest.raises(CounterpointError, match="lr=hot, or another setting, has a value of another type"):
+        sweep("finetune", DATA, ["lr=hot,0.1"], given=GIVEN, out=tmp_path / "s")
 
 
 def test_a_grid_goes_from_end_to_end() -> None:

@@ -137,7 +137,13 @@ def sweep(
     _optuna()
     for one in ranges:  # refused before the first trial
         for value in one.ends():
-            Experiment.resolve(slug, data, overrides={**(given or {}), one.name: value})
+            try:
+                Experiment.resolve(slug, data, overrides={**(given or {}), one.name: value})
+            except (TypeError, ValueError) as error:  # a value of a type that the system's own check does not expect
+                raise CounterpointError(
+                    f"{one.name}={value}, or another setting, has a value of another type ({error}); "
+                    f"see counterpoint train {slug} --help"
+                ) from error
     experiment = Experiment.resolve(slug, data, overrides=given)
     task = experiment.task()
     place = Path(out) if out is not None else Path("sweeps") / slug.replace("+", "-")

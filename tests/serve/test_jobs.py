@@ -54,6 +54,7 @@ def test_a_form_becomes_a_list_of_arguments(page):
         ({"data": "digit"}, "unknown data source"),
         ({"epochs": "many"}, "epochs is a whole number"),
         ({"epochs": "2.5"}, "epochs is a whole number"),
+        ({"epochs": "[1"}, "cannot be read"),
         ({"settings": "temperature=hot"}, "temperature is a number"),
         ({"settings": "ring=3"}, "ring is true or false"),
         ({"settings": "temperature=-1"}, "temperature must be"),
