@@ -75,11 +75,14 @@ def _in_python(config: Mapping[str, Any]) -> str:
     return "\n".join([*head, *call, *lines, ")"])
 
 
+OPTIONS = {"start": "from"}  # settings whose option has another name
+
+
 def options(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Format settings as options of `train`, quoted for a shell. A part's settings begin with its name: --mochi.hardest 64."""
     lines: list[str] = []
     for name, value in settings.items():
-        option = f"{prefix}{str(name).replace('_', '-')}"
+        option = f"{prefix}{OPTIONS.get(str(name), str(name)).replace('_', '-')}"
         if isinstance(value, Mapping):  # "parts" holds the parts by name
             lines += options(value, "" if name == "parts" and not prefix else f"{option}.")
         elif isinstance(value, bool):
