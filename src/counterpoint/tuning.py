@@ -433,5 +433,8 @@ def command(plan: Plan, settings: Mapping[str, Any]) -> str:
     config = Experiment.resolve(plan.slug, plan.data, overrides=chosen).config
     values = {name: flat(config).get(name, value) for name, value in chosen.items()}
     return " ".join(
-        [f"counterpoint train {plan.slug} --data {shlex.quote(plan.data)} --seed {plan.seed}", *options(values)]
+        [
+            f"counterpoint train {plan.slug} --data {shlex.quote(plan.data)} --seed {plan.seed}",
+            *options(values, plan.slug),
+        ]
     )

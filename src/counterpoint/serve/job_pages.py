@@ -101,7 +101,7 @@ def command(site: Site, form: Mapping[str, Any]) -> tuple[str, list[str]]:
         )
     check_new(site.jobs.out, name)
     words = ["train", slug, "--data", experiment.data, "--seed", seed, "--out", str(site.jobs.out), "--name", name]
-    return name, [*words, *shlex.split(" ".join(options(overrides)))]
+    return name, [*words, *shlex.split(" ".join(options(overrides, slug)))]
 
 
 def settings(text: str) -> dict[str, Any]:
