@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,11 +34,20 @@ OVER = ["lr=1e-4..1e-1:log", "tune=head,all"]
         ("lr=0..1:log", "above 0 with :log"),
         ("lr=1..2:square", "the only scale"),
         ("lr=a..b", "no interval of two numbers"),
+        ("lr=0.1..1e999", "must be finite"),
+        ("encoder=[x", "cannot be read"),
+        ("batch_size=128,,256", "a choice is empty"),
     ],
 )
 def test_ranges_of_another_form_are_refused(text: str, said: str) -> None:
     with pytest.raises(CounterpointError, match=said):
         Range.parse(text)
+
+
+def test_choices_with_an_exponent_are_numbers_and_choices_of_another_type_are_refused(tmp_path: Path) -> None:
+    assert Range.parse("lr=1e-3,2E-2,conv-s").choices == (0.001, 0.02, "conv-s")
+    with pytest.raises(CounterpointError, match="lr=hot, or another setting, has a value of another type"):
+        sweep("finetune", DATA, ["lr=hot,0.1"], given=GIVEN, out=tmp_path / "s")
 
 
 def test_a_grid_goes_from_end_to_end() -> None:
@@ -117,7 +127,28 @@ def test_a_measure_where_less_is_better_is_minimised(tmp_path: Path) -> None:
     assert record["best"]["valid"] == min(row["valid"] for row in record["trials"])
 
 
-def test_what_does_not_fit_is_refused_before_the_first_trial(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "said"), [("ring", True, "--ring"), ("pretrained", False, "--no-pretrained")]
+)
+def test_the_command_of_a_sweep_switches_settings_as_train_takes_them(name: str, value: bool, said: str) -> None:
+    plan = SimpleNamespace(given={"epochs": 2}, slug="simclr", data=DATA, seed=3)
+    assert tuning.command(plan, {name: value}).endswith(f"--seed 3 --epochs 2 {said}")  # type: ignore[arg-type]
+
+
+def test_diverged_trials_count_once_and_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = GIVEN | {"epochs": 1}
+    with pytest.raises(CounterpointError, match="no trial was completed: the loss is nan") as raised:
+        sweep("finetune", DATA, ["lr=1e36,1e37"], trials=1, given=given, out=tmp_path / "s")
+    assert "replay" not in str(raised.value)  # the run is removed
+    monkeypatch.setattr(Run, "metrics", lambda self, **_: [{"epoch": 0, "valid/accuracy": math.nan}])
+    with pytest.raises(CounterpointError, match="no trial was completed: accuracy is nan"):
+        sweep("finetune", DATA, OVER, trials=2, given=given, out=tmp_path / "t")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_what_does_not_fit_is_refused_before_the_first_trial(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CounterpointError, match="finetune has no setting rate"):
         sweep("finetune", DATA, ["rate=1..2"], out=tmp_path / "s")
     with pytest.raises(CounterpointError, match="lr must be > 0"):
@@ -128,6 +159,7 @@ def test_what_does_not_fit_is_refused_before_the_first_trial(tmp_path: Path) -> 
         sweep("finetune", DATA, OVER, sampler="best", out=tmp_path / "s")  # type: ignore[arg-type]
     with pytest.raises(CounterpointError, match="unknown metric 'beauty'"):
         sweep("finetune", DATA, OVER, trials=1, given=GIVEN, metric="beauty", out=tmp_path / "t")
+    assert "Traceback" not in capfd.readouterr().err
     assert not (tmp_path / "s").exists()
     with tuning.locked(tmp_path), pytest.raises(CounterpointError, match="another process runs the sweep"):
         sweep("finetune", DATA, OVER, trials=1, given=GIVEN, out=tmp_path)

@@ -137,7 +137,13 @@ def sweep(
     _optuna()
     for one in ranges:  # refused before the first trial
         for value in one.ends():
-            Experiment.resolve(slug, data, overrides={**(given or {}), one.name: value})
+            try:
+                Experiment.resolve(slug, data, overrides={**(given or {}), one.name: value})
+            except (TypeError, ValueError) as error:  # a value of a type that the system's own check does not expect
+                raise CounterpointError(
+                    f"{one.name}={value}, or another setting, has a value of another type ({error}); "
+                    f"see counterpoint train {slug} --help"
+                ) from error
     experiment = Experiment.resolve(slug, data, overrides=given)
     task = experiment.task()
     place = Path(out) if out is not None else Path("sweeps") / slug.replace("+", "-")
@@ -189,7 +195,7 @@ def _optuna() -> Any:
         import optuna
     except ImportError:
         raise CounterpointError("counterpoint sweep needs Optuna: pip install 'counterpoint[sweep]'") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings are tracebacks of errors that we print ourselves
     return optuna
 
 
@@ -312,8 +318,9 @@ def _one(plan: Plan, study: optuna.Study, trial: optuna.Trial, say: Say) -> floa
         trial.set_user_attr("interrupted", True)
         raise
     except CounterpointError as error:
-        say(f"trial {trial.number}: {said}: {error}")
-        trial.set_user_attr("error", str(error))
+        reason = str(error).partition("\n")[0]  # the next line names the run, which is removed
+        say(f"trial {trial.number}: {said}: {reason}")
+        trial.set_user_attr("error", reason)
         shutil.rmtree(folder, ignore_errors=True)
         raise optuna.TrialPruned from error
     rows = [row for row in run.metrics() if f"valid/{plan.metric}" in row]
@@ -321,6 +328,12 @@ def _one(plan: Plan, study: optuna.Study, trial: optuna.Trial, say: Say) -> floa
         known = sorted({key.removeprefix("valid/") for row in run.metrics() for key in row if key.startswith("valid/")})
         raise unknown("metric", plan.metric, known)
     value = float(rows[-1][f"valid/{plan.metric}"])
+    if not math.isfinite(value):  # Optuna would count no trial, and never reach the number wanted
+        reason = f"{plan.metric} is {value} on valid"
+        say(f"trial {trial.number}: {said}: {reason}")
+        trial.set_user_attr("error", reason)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise optuna.TrialPruned
     test = {key: v for key, v in run.metrics()[-1].items() if key.startswith("test/")}
     trial.set_user_attr("test", test)
     say(f"trial {trial.number}: {said}: {plan.metric} {value:.4f}")
@@ -414,8 +427,14 @@ def command(plan: Plan, settings: Mapping[str, Any]) -> str:
     """Return the command that trains with the chosen settings."""
     import shlex
 
+    from counterpoint.report.run import options
+
     chosen = {**plan.given, **settings}
     config = Experiment.resolve(plan.slug, plan.data, overrides=chosen).config
     values = {name: flat(config).get(name, value) for name, value in chosen.items()}
-    options = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in values.items()]
-    return f"counterpoint train {plan.slug} --data {shlex.quote(plan.data)} --seed {plan.seed} {' '.join(options)}"
+    return " ".join(
+        [
+            f"counterpoint train {plan.slug} --data {shlex.quote(plan.data)} --seed {plan.seed}",
+            *options(values, plan.slug),
+        ]
+    )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from counterpoint import catalog
 from counterpoint.engine.run import Run
 from counterpoint.errors import RunError
 from counterpoint.report import figures
@@ -169,6 +172,23 @@ def test_the_command_quotes_what_a_shell_would_split():
     assert "--a-b" in words
     assert "--c 1 2" in line
     assert "--d 'e f'" in line
+
+
+@pytest.mark.parametrize("slug", ["simclr", "teminal", "supremix", "gopro", "clhe", "moco-v2+mochi"])
+def test_the_command_of_a_run_is_one_that_train_takes(slug):
+    import tyro
+
+    from counterpoint.commands import train
+    from counterpoint.systems.settings import stored
+
+    system = catalog.load_system(slug)
+    for start in ("", "runs/first"):
+        config = system.config()
+        if hasattr(config, "start"):
+            config = replace(config, start=start)
+        line = reproduce({"slug": slug, "data": system.data, "seed": 0, "config": stored(config)})
+        made, rest, _ = train.prepare(shlex.split(line.replace("\\\n", " "))[2:])
+        assert tyro.cli(made, args=rest).settings() == config
 
 
 def test_curves_of_unlike_size_do_not_share_a_frame():

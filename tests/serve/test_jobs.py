@@ -52,8 +52,10 @@ def test_a_form_becomes_a_list_of_arguments(page):
         ({"system": "simcr"}, "did you mean"),
         ({"system": ""}, "unknown system"),
         ({"data": "digit"}, "unknown data source"),
+        ({"data": "digits?train=\0"}, "a zero byte"),
         ({"epochs": "many"}, "epochs is a whole number"),
         ({"epochs": "2.5"}, "epochs is a whole number"),
+        ({"epochs": "[1"}, "cannot be read"),
         ({"settings": "temperature=hot"}, "temperature is a number"),
         ({"settings": "ring=3"}, "ring is true or false"),
         ({"settings": "temperature=-1"}, "temperature must be"),
@@ -78,6 +80,12 @@ def test_wrong_forms_come_back_with_the_reason(page, change, expected):
     assert re.search(expected, reason[1])
     assert f'value="{form["name"]}"' in answer.text  # what was typed is still there
     assert page.site.jobs.all() == []
+
+
+@pytest.mark.parametrize("path", ["/train", "/resume", "/search"])
+def test_json_that_is_no_object_is_refused(page, path):
+    answer = page.post(path, json=[1], headers={"x-form-token": page.form})
+    assert (answer.status_code, answer.text) == (400, "Send a JSON object.")
 
 
 def test_settings_are_read_as_yaml_reads_them():

@@ -7,6 +7,8 @@ import io
 import json
 import re
 
+import pytest
+
 from counterpoint.serve.review import detection, moment
 
 from .conftest import detection as made_detection
@@ -75,6 +77,14 @@ def test_a_damaged_file_of_decisions_is_named(copied):
     (copied / "film.review.json").write_text("[]")
     answer = served(copied).get("/detection/0/0/film.json")
     assert (answer.status_code, "film.review.json is damaged" in answer.text) == (400, True)
+
+
+@pytest.mark.parametrize("text", ['{"videos": [], "warnings": null}', '{"videos": ' + "[" * 100_000, '["intervals"]'])
+def test_other_files_with_the_words_of_a_detection_do_no_harm(tmp_path, text):
+    (tmp_path / "other.json").write_text(text)
+    (tmp_path / "film.json").write_text(json.dumps(made_detection("film.mp4")))
+    answer = served(tmp_path).get("/detections")
+    assert (answer.status_code, answer.text.count("/detection/0/0/film.json")) == (200, 1)
 
 
 def test_moments_are_named_by_their_times():

@@ -73,9 +73,12 @@ def test_damaged_runs_are_named_and_do_no_harm(tmp_path):
     for name, text in {"a": "slug: [", "b": "- a list", "c": "!!python/object/apply:os.system [true]"}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(text)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "config.yaml").write_text("slug: clip")
+    (tmp_path / "d" / "metrics.csv").write_text("epoch,a\n0," + "1" * 200_000 + "\n")  # longer than a field may be
     page = served(tmp_path)
     html = page.get("/runs").text
-    assert html.count("damaged:") == 3
+    assert html.count("damaged:") == 4
     assert "could not determine a constructor" in html  # YAML that would run code is refused
     answer = page.get("/run/0/a")
     assert (answer.status_code, "not readable YAML" in answer.text) == (400, True)

@@ -212,6 +212,23 @@ def test_a_finished_file_is_not_read_again(detector, folder, tmp_path, monkeypat
     assert watched[4:] == videos
 
 
+def test_a_file_that_grows_while_it_is_read_is_read_again(detector, folder, tmp_path, monkeypatch):
+    real, watched = detector.detect, []
+
+    def growing(path, **options):
+        watched.append(path)
+        found = real(path, **options)
+        if len(watched) == 1:
+            with path.open("ab") as file:
+                file.write(b"more")
+        return found
+
+    monkeypatch.setattr(detector, "detect", growing)
+    for _ in range(3):
+        detect_files(detector, [folder / "a.mp4"], kept=Kept(tmp_path / "out", detector))
+    assert len(watched) == 2
+
+
 def test_the_command_writes_a_folder(run_of_clips, folder, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["detect", str(folder), "--run", str(run_of_clips), "--threshold", "0.0001", "--out", str(out)]

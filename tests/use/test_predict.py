@@ -84,8 +84,9 @@ def test_votes_are_weighted_by_the_cosine() -> None:
 
 def test_prompts_give_the_class_whose_mean_text_is_nearest(pairs: Path, tmp_path: Path) -> None:
     file = tmp_path / "classes.txt"
-    file.write_text("zero\nseven\nfour\n")
+    file.write_text("zero\nseven\nfour\n", encoding="utf-8-sig")  # with the mark that editors on Windows write
     predictor = Predictor.load(pairs, classes=file, templates="a {}|the {}")
+    assert predictor.classes == ["zero", "seven", "four"]
     source = data.load(PAIRS)
     pixels = source.test.column("image", np.arange(4))
     found = predictor.predict(list(pixels))
@@ -148,6 +149,8 @@ def test_what_cannot_be_done_is_refused_by_name(classifier: Path, pairs: Path, t
         Predictor.load(classifier).asked("digits?size=24")
     with pytest.raises(DataError, match="no such file or folder"):
         find_pictures([tmp_path / "nowhere"])
+    (tmp_path / ".trash").mkdir()
+    (tmp_path / ".trash" / "a.png").touch()
     with pytest.raises(DataError, match="no picture"):
         find_pictures([tmp_path])
     with pytest.raises(CounterpointError, match="no known ending"):

@@ -69,12 +69,12 @@ def signed(low: float | None, high: float | None, digits: int = 4) -> str:
 
 def settings_said(words: Sequence[str]) -> dict[str, Any]:
     """Parse `NAME=VALUE` of the option --set; values as YAML reads them. CounterpointError for another form."""
-    import yaml
+    from counterpoint.systems.settings import setting_value
 
     found = {}
     for word in words:
         key, sign, value = word.partition("=")
         if not sign or not key:
             raise CounterpointError(f"--set takes NAME=VALUE, got '{word}'")
-        found[key.replace("-", "_")] = yaml.safe_load(value)
+        found[key.replace("-", "_")] = setting_value(value)
     return found

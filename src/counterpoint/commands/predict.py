@@ -48,7 +48,7 @@ def main(
     Args:
         run: A finished run. With a classifier: a labelled system, such as finetune. With prompts: a run that aligns pictures with
             texts. With neighbours: any run that embeds pictures.
-        pictures: Picture files, and folders that are searched for them. Links to files are followed.
+        pictures: Picture files, and folders that are searched for them. Links are followed, hidden files are left out.
         data: A data source whose pictures to classify, instead of files.
         split: The split of the data source.
         method: Default: prompts with --classes, neighbours with --bank; otherwise the first that the run can do.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
@@ -74,6 +75,6 @@ def main(
     console().print(shown)
     measured = best["test"].get(f"test/{record['metric']}")
     say(f"{record['metric']} {best['valid']:.4f} on valid" + ("" if measured is None else f", {measured:.4f} on test"))
-    say(f"Run: {best['run']}  Page: {(out or f'sweeps/{slug}')}/{PAGE}")
+    say(f"Run: {best['run']}  Page: {Path(best['run']).parents[1] / PAGE}")
     say(record["command"])
     return 0

@@ -12,9 +12,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from counterpoint.errors import CounterpointError
+from counterpoint.systems.settings import setting_value
 
 if TYPE_CHECKING:
     import optuna
@@ -38,7 +37,10 @@ class Range:
         if not sign or not name or not values:
             raise CounterpointError(f"--over takes NAME=LOW..HIGH, NAME=LOW..HIGH:log or NAME=A,B,C; got '{text}'")
         if ".." not in values:
-            return cls(name, choices=tuple(yaml.safe_load(part) for part in values.split(",")))
+            parts = values.split(",")
+            if not all(map(str.strip, parts)):
+                raise CounterpointError(f"--over {text}: a choice is empty; remove a comma")
+            return cls(name, choices=tuple(map(setting_value, parts)))
         interval, _, scale = values.partition(":")
         try:
             low, high = (
@@ -48,6 +50,8 @@ class Range:
             raise CounterpointError(
                 f"--over {text}: '{interval}' is no interval of two numbers, such as 1e-4..1e-1"
             ) from None
+        if not math.isfinite(high - low):
+            raise CounterpointError(f"--over {text}: the ends must be finite numbers")
         if not low < high or scale not in ("", "log") or (scale == "log" and not low > 0):
             raise CounterpointError(
                 f"--over {text}: the lower number must come first, and be above 0 with :log, the only scale besides none"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 from markupsafe import Markup
 
+from counterpoint import catalog
 from counterpoint.engine.run import METRICS, REPORT, Run
+from counterpoint.errors import CounterpointError
 from counterpoint.report import figures
 from counterpoint.report import page as parts
 from counterpoint.report.found import found_sections
@@ -56,8 +58,30 @@ def reproduce(config: Mapping[str, Any]) -> str:
     head = f"counterpoint train {start or quoted(str(config.get('slug', '')))}"
     lines = [f"--{name} {quoted(str(config[name]))}" for name in ("data", "seed") if config.get(name) is not None]
     settings = config.get("config")
-    lines += options(settings if isinstance(settings, Mapping) else {})
+    lines += options(settings if isinstance(settings, Mapping) else {}, str(config.get("slug", "")))
     return " \\\n  ".join([head, *lines])
+
+
+def option_names(slug: str) -> dict[str, str | None]:
+    """Return the options of a system's settings that are not named like the setting, None for no option at all.
+
+    The names are empty for a system that this version does not know.
+
+    >>> option_names("finetune")["start"]
+    'from'
+    """
+    try:
+        kind = type(catalog.load_system(slug).config())
+    except CounterpointError:
+        return {}
+    found: dict[str, str | None] = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        marks = getattr(hint, "__metadata__", ())
+        if name != "parts" and "Suppress" in map(str, marks):
+            found[name] = None
+        elif named := next((mark.name for mark in marks if getattr(mark, "name", None)), None):
+            found[name] = named
+    return found
 
 
 def _in_python(config: Mapping[str, Any]) -> str:
@@ -75,13 +99,22 @@ def _in_python(config: Mapping[str, Any]) -> str:
     return "\n".join([*head, *call, *lines, ")"])
 
 
-def options(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Format settings as options of `train`, quoted for a shell. A part's settings begin with its name: --mochi.hardest 64."""
+def options(settings: Mapping[str, Any], slug: str = "", prefix: str = "") -> list[str]:
+    """Format settings as options of `train`, quoted for a shell. A part's settings begin with its name: --mochi.hardest 64.
+
+    Args:
+        settings: Settings by name. Those that the system's command has no option for are left out.
+        slug: The system. Default: each setting has an option of its name.
+        prefix: The part's name with a point.
+    """
+    names = option_names(slug)
     lines: list[str] = []
     for name, value in settings.items():
-        option = f"{prefix}{str(name).replace('_', '-')}"
+        if (named := names.get(name, name)) is None:
+            continue
+        option = f"{prefix}{str(named).replace('_', '-')}"
         if isinstance(value, Mapping):  # "parts" holds the parts by name
-            lines += options(value, "" if name == "parts" and not prefix else f"{option}.")
+            lines += options(value, prefix="" if name == "parts" and not prefix else f"{option}.")
         elif isinstance(value, bool):
             lines.append(f"--{option}" if value else f"--{prefix}no-{option.removeprefix(prefix)}")
         elif isinstance(value, list | tuple):

@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -19,7 +18,7 @@ from counterpoint.experiment import Experiment
 from counterpoint.report.run import options
 from counterpoint.serve.jobs import Job
 from counterpoint.serve.showing import Site, changing, environment, field, reading, shown
-from counterpoint.systems.settings import flat
+from counterpoint.systems.settings import flat, setting_value
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
@@ -81,7 +80,7 @@ def command(site: Site, form: Mapping[str, Any]) -> tuple[str, list[str]]:
         raise unknown("data source", data.source_name(source), data.SOURCES)
     overrides = settings(field(form, "settings"))
     if epochs := field(form, "epochs"):
-        overrides["epochs"] = yaml.safe_load(epochs)
+        overrides["epochs"] = setting_value(epochs)
     for value in (source, *map(str, overrides.values())):
         site.places.check_words(value)
     seed = field(form, "seed", "0") or "0"
@@ -102,7 +101,7 @@ def command(site: Site, form: Mapping[str, Any]) -> tuple[str, list[str]]:
         )
     check_new(site.jobs.out, name)
     words = ["train", slug, "--data", experiment.data, "--seed", seed, "--out", str(site.jobs.out), "--name", name]
-    return name, [*words, *shlex.split(" ".join(options(overrides)))]
+    return name, [*words, *shlex.split(" ".join(options(overrides, slug)))]
 
 
 def settings(text: str) -> dict[str, Any]:
@@ -113,9 +112,9 @@ def settings(text: str) -> dict[str, Any]:
         if not sign or not SETTING.fullmatch(name):
             raise CounterpointError(f"settings are lines NAME=VALUE, such as temperature=0.1; got '{line[:80]}'")
         try:
-            found[name.replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise CounterpointError(f"the value of {name} cannot be read: {value[:80]}") from error
+            found[name.replace("-", "_")] = setting_value(value)
+        except CounterpointError as error:
+            raise CounterpointError(f"{name}: {error}") from error
     return found
 
 

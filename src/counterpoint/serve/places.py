@@ -86,6 +86,8 @@ class Places:
 
         A word is a path when it is absolute, begins with "~", or has a component "..".
         """
+        if "\0" in words:  # no process takes one as an argument
+            raise OutsideError("a setting or data source holds a zero byte; remove it")
         for word in re.split(r"[\s:,;=?&|\"']+", words):
             parts = re.split(r"[/\\]+", word)
             if word.startswith(("/", "\\", "~")) or ".." in parts:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from counterpoint.errors import DataError
+from counterpoint.errors import CounterpointError, DataError
 from counterpoint.files import replacing
 from counterpoint.serve.places import OutsideError, Places
 from counterpoint.serve.walking import Walk
@@ -96,17 +96,18 @@ class Reviews:
         return found if key and found else [self.get(key)]
 
     def _opened(self, file: str) -> Found | None:
-        beginning = self.places.read(file, BEGINNING)
-        if '"videos"' not in beginning and '"intervals"' not in beginning:
-            return None
         try:
+            beginning = self.places.read(file, BEGINNING)
+            if '"videos"' not in beginning and '"intervals"' not in beginning:
+                return None
             made = json.loads(self.places.read(file))
             rows = made.get("videos", [made])
             videos = [detection(row, str(made.get("run", ""))) for row in rows]
             pictures = [(float(row["time"]), str(row["file"])) for row in made.get("pictures", ())]
-        except (ValueError, KeyError, TypeError, AttributeError):
+            warnings = [str(line) for line in made.get("warnings", ())]
+        # OSError: removed meanwhile, or not readable. RecursionError: JSON of many levels.
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError, CounterpointError):
             return None
-        warnings = [str(line) for line in made.get("warnings", ())]
         single = "videos" not in made
         return Found(self.places.key(file), Path(file), str(made.get("run", "")), warnings, videos, pictures, single)
 

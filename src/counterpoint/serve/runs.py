@@ -96,7 +96,7 @@ def summarised(places: Places, path: str, stamp: int) -> Summary:
         made.complete = WEIGHTS in names and not made.resumable
         if METRICS in names:
             made.epochs, made.metrics = last_values(places.read(os.path.join(path, METRICS)))
-    except (CounterpointError, OSError, ValueError, yaml.YAMLError) as error:
+    except (CounterpointError, OSError, ValueError, yaml.YAMLError, csv.Error, RecursionError) as error:
         made.damaged = str(error).splitlines()[0][:200]
         made.text = made.text or made.name.lower()
     return made

@@ -158,6 +158,8 @@ def changing(site: Site, path: str, handler: Handler) -> Route:
                 form = await request.json()
             except (ValueError, RecursionError):
                 return PlainTextResponse("The body is not JSON.", 400)
+            if not isinstance(form, dict):
+                return PlainTextResponse("Send a JSON object.", 400)
         elif kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
             form = await request.form(max_files=1, max_fields=200)
             if not check_form(site.guard, request, form):

@@ -7,13 +7,32 @@ is "SLUG.NAME": "mochi.hardest" in overrides, recipes and claims, `--mochi.harde
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from typing import Any
 
+import yaml
+
 from counterpoint.errors import CounterpointError, unknown
+
+
+def setting_value(text: str) -> Any:
+    """Parse the value of a setting as YAML reads it. Numbers without a point, such as 1e-3, are numbers, too.
+
+    Raises CounterpointError for a text that is no YAML.
+
+    >>> setting_value("1e-3"), setting_value("[1, 2]"), setting_value("conv-s")
+    (0.001, [1, 2], 'conv-s')
+    """
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise CounterpointError(f"the value '{text[:80]}' cannot be read; write a number, a word, or [A, B]") from error
+    # YAML 1.1 demands a point in a number with an exponent.
+    return float(found) if isinstance(found, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", found) else found
 
 
 @dataclass

@@ -108,12 +108,19 @@ class Kept:
         found.video, found.run = path, self.detector.name
         return found, stale
 
-    def save(self, found: Detection, beside: Callable[[Detection, Path], Mapping[str, Any]] | None = None) -> Path:
+    def save(
+        self,
+        found: Detection,
+        beside: Callable[[Detection, Path], Mapping[str, Any]] | None = None,
+        *,
+        seen: Mapping[str, Any] | None = None,
+    ) -> Path:
         """Write the result of a video, its JSON last. Return its folder.
 
         Args:
             found: The detection.
             beside: Writes further files into the folder, and returns fields for the JSON.
+            seen: The `identity` of the file before it was read, since it may grow meanwhile. Default: that of now.
         """
         folder = self.folder(found.video)
         (folder / RESULT).unlink(missing_ok=True)
@@ -128,7 +135,7 @@ class Kept:
             "format": FORMAT,
             **found.as_dict(),
             "pictures": pictures,
-            "identity": identity(found.video),
+            "identity": identity(found.video) if seen is None else seen,
             "settings": self.settings,
             "calibration": self.calibration,
             **(beside(found, folder) if beside else {}),
@@ -203,6 +210,7 @@ def detect_files(
 
             try:
                 old = kept.load(path) if kept else None
+                seen = identity(path) if kept and old is None and path.is_file() else None
                 if old is None:
                     result = detector.detect(
                         path, threshold=threshold, truth=(truths or {}).get(path), progress=progress
@@ -213,7 +221,7 @@ def detect_files(
                     if stale:
                         detector.judge(result, threshold)
                 if kept and (old is None or stale):
-                    kept.save(result, finished)
+                    kept.save(result, finished, seen=seen)
                 found.append(result)
                 _forget(found)
             except (CounterpointError, OSError, MemoryError) as error:

@@ -29,7 +29,7 @@ from counterpoint.errors import CounterpointError, DataError
 from counterpoint.files import walk
 from counterpoint.tasks.moments import Alarms, Interval
 from counterpoint.use.detect import Detector, Scores
-from counterpoint.use.detections import Kept
+from counterpoint.use.detections import Kept, identity
 from counterpoint.use.hand_over import write_beside
 from counterpoint.use.video_files import VIDEO_ENDINGS
 
@@ -261,12 +261,13 @@ def watch(
                     if old is not None and not old[1]:
                         found = old[0]
                     else:
+                        seen = identity(path) if kept else None
                         found = detector.detect(path, threshold=lines.threshold)
                         for moment in found.intervals:
                             lines.write("moment", str(path), moment)
                         say(f"{path}: {len(found.intervals)} moments, highest score {found.highest:.2f}")
                         if kept:
-                            kept.save(found, write_beside)
+                            kept.save(found, write_beside, seen=seen)
                     count += 1
                     failed.pop(str(path), None)
                     if kept:

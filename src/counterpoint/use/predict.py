@@ -28,7 +28,7 @@ from counterpoint.data.images import ImageData, ImageSplit, Listed, decode
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.experiment import Experiment
-from counterpoint.files import check_writable, replacing
+from counterpoint.files import check_writable, replacing, walk
 from counterpoint.search.asking import PICTURES
 from counterpoint.search.encoder import Encoder, patient_track
 from counterpoint.search.stored import arrow
@@ -187,7 +187,7 @@ class Predictor:
         try:
             source = sources.load(spec, task="views")
         except CounterpointError as error:
-            raise CounterpointError(f"no labelled pictures: {error}") from error
+            raise CounterpointError(f"{spec} has no pictures for predict: {error}") from error
         if not isinstance(source, ImageData) or source.size != self.size:
             size = getattr(source, "size", "unknown")
             raise DataError(
@@ -283,7 +283,7 @@ def _names(split: ImageSplit, key: str, rows: np.ndarray) -> list[str]:
 
 def _lines(path: Path | str) -> list[str]:
     try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {error}; give a text file with a class name a line") from error
 
@@ -300,7 +300,7 @@ def find_pictures(places: Sequence[Path | str]) -> tuple[list[Path], list[str]]:
     others: list[str] = []
     for place in map(Path, places):
         if place.is_dir():
-            inside = sorted(path for path in place.rglob("*") if path.is_file() and not path.name.startswith("."))
+            inside = walk(place).files
             found += [path for path in inside if path.suffix.lower() in PICTURES]
             others += [str(path) for path in inside if path.suffix.lower() not in PICTURES]
         elif place.is_file():
