@@ -16,6 +16,7 @@ from counterpoint import tuning
 from counterpoint.cli import main
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, Interrupted
+from counterpoint.experiment import Experiment
 from counterpoint.lab.ranges import Range
 from counterpoint.systems.classics.finetune import Finetune
 from counterpoint.tuning import sweep
@@ -133,6 +134,10 @@ def test_a_measure_where_less_is_better_is_minimised(tmp_path: Path) -> None:
 def test_the_command_of_a_sweep_switches_settings_as_train_takes_them(name: str, value: bool, said: str) -> None:
     plan = SimpleNamespace(given={"epochs": 2}, slug="simclr", data=DATA, seed=3)
     assert tuning.command(plan, {name: value}).endswith(f"--seed 3 --epochs 2 {said}")  # type: ignore[arg-type]
+
+
+def test_the_option_from_is_the_setting_start() -> None:
+    assert Experiment.resolve("finetune", DATA, overrides={"from": "runs/first"}).config.start == "runs/first"
 
 
 def test_diverged_trials_count_once_and_are_named(

@@ -64,6 +64,8 @@ def with_settings(config: Any, values: Mapping[str, Any], slug: str = "the syste
             list replaces a tuple.
         slug: the system's name, for messages.
 
+    The setting `start` may have the name of its option, "from".
+
     Raises CounterpointError, which names the setting, for an unknown setting and for a missing part.
 
     >>> from counterpoint.catalog import load_system
@@ -77,6 +79,8 @@ def with_settings(config: Any, values: Mapping[str, Any], slug: str = "the syste
     plain: dict[str, Any] = {}
     below: dict[str, dict[str, Any]] = {}
     for name, value in _spread(values, own).items():
+        if name == "from" and name not in own and "start" in own:  # the option --from sets `start`
+            name = "start"
         part, dot, rest = name.partition(".")
         if dot and part in there:
             below.setdefault(part, {})[rest] = value
