@@ -165,6 +165,8 @@ def test_what_does_not_fit_is_refused_before_the_first_trial(tmp_path: Path, cap
     with pytest.raises(CounterpointError, match="unknown metric 'beauty'"):
         sweep("finetune", DATA, OVER, trials=1, given=GIVEN, metric="beauty", out=tmp_path / "t")
     assert "Traceback" not in capfd.readouterr().err
+    corrected = sweep("finetune", DATA, OVER, trials=1, given=GIVEN, out=tmp_path / "t")  # nothing was completed there
+    assert corrected["metric"] == "accuracy"
     assert not (tmp_path / "s").exists()
     with tuning.locked(tmp_path), pytest.raises(CounterpointError, match="another process runs the sweep"):
         sweep("finetune", DATA, OVER, trials=1, given=GIVEN, out=tmp_path)

@@ -31,6 +31,7 @@ from counterpoint.errors import CounterpointError, Interrupted, unknown
 from counterpoint.experiment import Experiment, Say, silent
 from counterpoint.files import replacing
 from counterpoint.lab.ranges import Range
+from counterpoint.report.run import smaller_is_better
 from counterpoint.systems.settings import flat
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def sweep(
         dict(given or {}),
         ranges,
         metric or str(task.headline),
-        bool(getattr(task, "lower", False)) if metric in (None, task.headline) else False,
+        bool(getattr(task, "lower", False)) if metric in (None, task.headline) else smaller_is_better(str(metric)),
         seed,
         sampler,
         pruner,
@@ -211,9 +212,13 @@ def _opened(plan: Plan) -> optuna.Study:
         storage = JournalStorage(JournalFileBackend(str(plan.out / JOURNAL)))
     others = [one.study_name for one in storage.get_all_studies()]
     if others and plan.study_name not in others:
-        raise CounterpointError(
-            f"{plan.out} has a sweep with other settings; name another folder with --out, or remove this one"
-        )
+        found = [optuna.load_study(study_name=name, storage=storage) for name in others]
+        if any(trial.values for study in found for trial in study.trials):
+            raise CounterpointError(
+                f"{plan.out} has a sweep with other settings; name another folder with --out, or remove this one"
+            )
+        for name in others:  # a sweep that was corrected before a trial was completed
+            optuna.delete_study(study_name=name, storage=storage)
     makers: dict[str, Any] = {
         "tpe": lambda: optuna.samplers.TPESampler(seed=plan.seed, n_startup_trials=min(10, max(2, plan.trials // 3))),
         "random": lambda: optuna.samplers.RandomSampler(seed=plan.seed),
@@ -348,10 +353,15 @@ def _keep_best(plan: Plan, study: optuna.Study, name: str, value: float) -> None
 
     done = [t for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if t.value is not None]
     ranked = {str(t.user_attrs.get("run")): float(t.value or 0.0) for t in done} | {name: value}
-    best = (min if plan.lower else max)(ranked, key=lambda key: ranked[key])
+    best = _best(plan, ranked)
     for other in ranked:
         if other != best:
             shutil.rmtree(plan.out / TRIALS / other, ignore_errors=True)
+
+
+def _best(plan: Plan, values: Mapping[str, float]) -> str:
+    """Return the run with the best value; of equal ones the first."""
+    return min(values, key=lambda run: (values[run] if plan.lower else -values[run], run))
 
 
 def _recorded(plan: Plan, say: Say) -> dict[str, Any]:
@@ -377,7 +387,8 @@ def _recorded(plan: Plan, say: Say) -> dict[str, Any]:
         for trial in study.trials
         if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
     ]
-    best = study.best_trial
+    runs = {str(trial.user_attrs.get("run")): trial for trial in done}
+    best = runs[_best(plan, {run: float(trial.value or 0.0) for run, trial in runs.items()})]
     settings = {one.name: one.shown(best.params[one.name]) for one in plan.over}
     record: dict[str, Any] = {
         "slug": plan.slug,

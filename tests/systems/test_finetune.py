@@ -105,3 +105,10 @@ def test_the_command_line_starts_from_a_run(parent: Path, tmp_path: Path, capsys
     words = ["train", "finetune", "--from", str(parent), "--data", DATA, "--tune", "head", "--out", str(tmp_path)]
     assert main([*words, "--epochs", "1", "--batch-size", "32", "--name", "a"]) == 0
     assert "accuracy" in capsys.readouterr().out
+
+
+def test_the_command_finetune_needs_a_run_and_data(parent: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune"]) == 2
+    assert "which run?" in capsys.readouterr().err
+    assert main(["finetune", str(parent)]) == 2
+    assert "which labelled data?" in capsys.readouterr().err

@@ -105,7 +105,7 @@ def test_the_command_classifies_files_and_reports_the_others(
     out, err = capsys.readouterr()
     assert "6 pictures" in out
     assert "damaged.png" in err
-    assert "1 files of the folders are no pictures" in err
+    assert "left out 1 file that is no picture" in err
     rows = list(csv.DictReader(table.open()))
     assert [Path(row["item"]).name for row in rows] == [f"{n}.png" for n in range(6)]
     text = page.read_text(encoding="utf-8")

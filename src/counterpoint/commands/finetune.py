@@ -21,6 +21,10 @@ def prepare(argv: Sequence[str]) -> tuple[Any, list[str], str]:
     """Return the command `train finetune` that starts from the named run, the words left to parse, and the program's name."""
     words = list(argv)
     if words and not words[0].startswith("-"):
+        if not {"--data", "--resume", "--help", "-h"} & {word.partition("=")[0] for word in words}:
+            raise CounterpointError(
+                "which labelled data? counterpoint finetune RUN --data SOURCE (see: counterpoint data)"
+            )
         command, rest, _ = train.prepare(["finetune", "--from", words[0], *words[1:]])
     elif words and words[0] in ("--help", "-h"):
         command, rest, _ = train.prepare(["finetune", *words])

@@ -81,7 +81,8 @@ def main(
         files, others = room.find_pictures(pictures)
         asked, faults = room.read_pictures(files, predictor.size)
         if others:
-            complain(f"{len(others)} files of the folders are no pictures and were left out, such as {others[0]}")
+            what = "file that is no picture" if len(others) == 1 else "files that are no pictures"
+            complain(f"left out {len(others)} {what}, such as {others[0]}")
     for name, fault in faults:
         complain(fault if name in fault else f"{name}: {fault}", "red")
     if not asked.names:

@@ -40,7 +40,8 @@ def main(
         data: The data source. Default: the system's own.
         trials: Number of trials of the whole sweep, at least 1.
         settings: Other settings, the same in all trials, such as epochs=20.
-        metric: The measure on `valid`. Default: the headline of the system's task. Another measure is maximised.
+        metric: The measure on `valid`. Default: the headline of the system's task. Losses and errors are minimised, other measures
+            maximised.
         sampler: tpe, random, grid (five points of each interval), or cmaes.
         pruner: median ends trials below the median of the others at the same epoch; halving; none.
         seed: Seed of the sampler and of every trial.

@@ -149,8 +149,13 @@ def best(name: str, column: np.ndarray) -> int | None:
     if not np.isfinite(column).any():
         return None
     column = np.where(np.isfinite(column), column, np.nan)
+    return int(np.nanargmin(column) if smaller_is_better(name) else np.nanargmax(column))
+
+
+def smaller_is_better(name: str) -> bool:
+    """Return whether a metric's name has a word of losses and errors, such as "loss" or "mae"."""
     words = name.rpartition("/")[2].lower().replace("-", "_").split("_")
-    return int(np.nanargmin(column) if set(words) & set(SMALLER_IS_BETTER) else np.nanargmax(column))
+    return bool(set(words) & set(SMALLER_IS_BETTER))
 
 
 def last_mean(column: np.ndarray, count: int = 3) -> float:
