@@ -103,7 +103,7 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
         {"dim": 8, "length": 8, "inner": 8, "dropout": 0.0, "batch_size": 12, "epochs": 1},
     ),
     "mae": (PICTURES, IMAGES | {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}),
-    **dict.fromkeys(("supcon", "triplet", "sla", "hydra"), (PICTURES, IMAGES)),
+    **dict.fromkeys(("supcon", "triplet", "sla", "hydra", "finetune"), (PICTURES, IMAGES)),
     "mean-teacher": (PICTURES, IMAGES | {"labelled_batch": 4}),
     "diswot": (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s", "gradient_weight": 0.5}),
     **dict.fromkeys(("kd", "rkd", "crd"), (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s"})),
