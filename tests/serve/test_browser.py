@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import threading
 import time
@@ -22,6 +23,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 if CHROMIUM is None:
     pytest.skip("needs a browser: apt-get install chromium", allow_module_level=True)
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+expect = playwright.expect  # it waits, since scripts fill the page after it has loaded
 
 pytestmark = pytest.mark.slow
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
@@ -69,21 +71,21 @@ def test_runs_are_found_sorted_and_compared(opened):
     page.goto("/")
     rows = page.locator("table.list tbody th")
     page.get_by_role("link", name="run", exact=True).click()
-    assert rows.all_inner_texts() == ["first", "second", "third"]
+    expect(rows).to_have_text(["first", "second", "third"])
     page.get_by_role("link", name="run ↑").click()
-    assert rows.all_inner_texts() == ["third", "second", "first"]
+    expect(rows).to_have_text(["third", "second", "first"])
     page.get_by_label("Words in name").fill("finished clip")
     page.get_by_role("button", name="Show").click()
-    assert rows.all_inner_texts() == ["third", "first"]
+    expect(rows).to_have_text(["third", "first"])
     compare = page.get_by_role("button", name="Compare")
-    assert compare.is_disabled()
+    expect(compare).to_be_disabled()
     page.get_by_label("choose first").check()
     page.get_by_label("choose third").check()
     compare.click()
-    assert page.locator("table.side").first.locator("tbody th").all_inner_texts() == ["config.epochs"]
+    expect(page.locator("table.side").first.locator("tbody th")).to_have_text(["config.epochs"])
     assert page.locator("svg").count() > 0
     page.get_by_role("link", name="third").first.click()
-    assert page.locator("h1").inner_text() == "third"
+    expect(page.locator("h1")).to_have_text("third")
     assert opened.wrong == []
 
 
@@ -94,9 +96,9 @@ def test_a_search_by_picture_shows_its_item_first(opened):
     page.locator("select[name=modality]").select_option("image")
     page.get_by_role("button", name="Search").click()
     first = page.locator(".hits.found li").first
-    assert "green4.png" in first.locator(".source").inner_text()
+    expect(first.locator(".source")).to_contain_text("green4.png")
     picture = first.locator("img")
-    playwright.expect(picture).to_have_js_property("complete", True)
+    expect(picture).to_have_js_property("complete", True)
     assert picture.evaluate("img => img.naturalWidth") > 0
     assert opened.wrong == []
 
@@ -129,7 +131,7 @@ def test_a_video_is_reviewed_by_keyboard(opened):
     page.goto("/detections")
     page.get_by_role("link", name="film.webm").click()
     count = page.locator("[data-count]")
-    assert count.inner_text() == "0 of 3 moments decided"
+    expect(count).to_have_text("0 of 3 moments decided")
     for key in "jakjr":  # the first, accepted; back, and again to the second: rejected
         page.keyboard.press(key)
         page.wait_for_timeout(50)
@@ -140,7 +142,7 @@ def test_a_video_is_reviewed_by_keyboard(opened):
         page.keyboard.press("e")
     assert export.value.path().read_text().count("accept") == 1
     page.reload()
-    assert count.inner_text() == "2 of 3 moments decided"
+    expect(count).to_have_text("2 of 3 moments decided")
     # The video of the test holds no pictures: its player reports that, and nothing else is wrong.
     assert [text for text in opened.wrong if "film" not in text and "Failed to load resource" not in text] == []
     opened.wrong.clear()
@@ -155,11 +157,11 @@ def test_a_training_starts_shows_its_log_and_stops(opened):
     page.get_by_label("Epochs").fill("400")
     page.get_by_label("Other settings").fill("encoder=conv-s\nbatch_size=256")
     page.get_by_role("button", name="Start").click()
-    assert "did you mean" in page.get_by_role("alert").inner_text()
+    expect(page.get_by_role("alert")).to_contain_text("did you mean")
     opened.wrong.clear()  # the browser reports the answer 400
     page.get_by_label("System").fill("simclr")
     page.get_by_role("button", name="Start").click()
-    assert page.locator("h1").inner_text() == "Training of clicked"
+    expect(page.locator("h1")).to_have_text("Training of clicked")
     page.get_by_role("link", name="Curves and settings of the run").wait_for(timeout=60_000)
     deadline = time.monotonic() + 60
     while not (opened.folder / "runs" / "clicked" / "last.ckpt").is_file():
@@ -169,5 +171,5 @@ def test_a_training_starts_shows_its_log_and_stops(opened):
     page.get_by_text("it can be resumed").wait_for(timeout=60_000)
     page.get_by_role("button", name="Resume").wait_for()
     page.get_by_role("link", name="Curves and settings of the run").click()
-    assert "stopped" in page.locator("p.state").inner_text() or "training" in page.locator("p.state").inner_text()
+    expect(page.locator("p.state")).to_contain_text(re.compile("stopped|training"))
     assert opened.wrong == []
