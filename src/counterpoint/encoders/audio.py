@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from counterpoint.encoders.images import ResNetS
+from counterpoint.encoders.published import loaded
 from counterpoint.encoders.sound import mel_filterbank
 from counterpoint.errors import CounterpointError, unknown
 
@@ -186,18 +187,11 @@ def _transformers(name: str, place: str, rate: int, samples: int, pretrained: bo
         from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
     except ImportError as error:
         raise CounterpointError(f"{name} needs the extra [language]: pip install 'counterpoint[language]'") from error
-    try:
-        extractor = AutoFeatureExtractor.from_pretrained(place)
-        if pretrained:
-            model = AutoModel.from_pretrained(place)
-        else:
-            model = AutoModel.from_config(AutoConfig.from_pretrained(place))
-    except Exception as error:  # transformers' and its HTTP client's own kinds
-        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise CounterpointError(
-            f"{name} could not be loaded: {said[:300].rstrip('.')}. A model that is not on this machine is downloaded. "
-            "If there is no network, name a folder with the model: hf:FOLDER"
-        ) from error
+    extractor = loaded(lambda: AutoFeatureExtractor.from_pretrained(place), name)
+    if pretrained:
+        model = loaded(lambda: AutoModel.from_pretrained(place), name)
+    else:
+        model = loaded(lambda: AutoModel.from_config(AutoConfig.from_pretrained(place)), name)
     model = model.float()  # transformers 5 keeps the type of the file; see encoders/text.py
     if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from counterpoint.core.weights import read_weights
+from counterpoint.encoders.published import loaded
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.files import fingerprint
 
@@ -45,18 +46,6 @@ def folder_digest(place: str, expected: str | None) -> str | None:
     return digest
 
 
-def _loaded(name: str, load: Any) -> Any:
-    """Load a part of a model, with a message of its own where it fails."""
-    try:
-        return load()
-    except Exception as error:  # transformers' and its HTTP client's own kinds
-        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise CounterpointError(
-            f"{name} could not be loaded: {said[:300].rstrip('.')}. A model that is not on this machine is downloaded. "
-            "If there is no network, name a folder with the model: hf:FOLDER"
-        ) from error
-
-
 class TransformersVideo:
     """A video model of transformers. A snippet has the frames that the model takes.
 
@@ -76,7 +65,7 @@ class TransformersVideo:
             ) from error
         self.name = f"hf:{place}"
         self.sha256 = folder_digest(place, sha256)
-        self.model = _loaded(self.name, lambda: AutoModel.from_pretrained(place)).float().eval()
+        self.model = loaded(lambda: AutoModel.from_pretrained(place), self.name).float().eval()
         config = self.model.config
         frames, side = getattr(config, "num_frames", None), getattr(config, "image_size", None)
         if not frames or not side or self.model.main_input_name != "pixel_values":
@@ -86,7 +75,7 @@ class TransformersVideo:
         mean, std = MEAN, STD
         folder = Path(place)
         if not folder.is_dir() or (folder / "preprocessor_config.json").is_file():
-            processor = _loaded(self.name, lambda: AutoImageProcessor.from_pretrained(place))
+            processor = loaded(lambda: AutoImageProcessor.from_pretrained(place), self.name)
             mean, std = processor.image_mean or MEAN, processor.image_std or STD
         self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
         self.dim = int(config.hidden_size)
@@ -123,7 +112,7 @@ class TransformersAudio:
             ) from error
         self.name = f"hf:{place}"
         self.sha256 = folder_digest(place, sha256)
-        extractor = _loaded(self.name, lambda: AutoFeatureExtractor.from_pretrained(place))
+        extractor = loaded(lambda: AutoFeatureExtractor.from_pretrained(place), self.name)
         self.sample_rate = int(getattr(extractor, "sampling_rate", 16000))
         samples = round(self.window_seconds * self.sample_rate)
         encoder = build_audio_encoder(self.name, self.sample_rate, samples).eval()

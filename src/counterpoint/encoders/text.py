@@ -33,6 +33,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.encoders import towers
+from counterpoint.encoders.published import loaded
 from counterpoint.errors import CounterpointError, RunError, unknown
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def build_tokenizer(name: str, captions: Iterable[str] = (), *, vocabulary: int 
     if (Path(place) / "tokenizer.json").is_file():
         return Tokenizer(_tokenizers().Tokenizer.from_file(str(Path(place) / "tokenizer.json")))
     transformers = _transformers(name)
-    found = _fetched(lambda: transformers.AutoTokenizer.from_pretrained(place), name)
+    found = loaded(lambda: transformers.AutoTokenizer.from_pretrained(place), name)
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:
         raise CounterpointError(f"{name} has no fast tokenizer, and a run can keep no other kind; name another model")
@@ -438,11 +439,9 @@ def build_text_encoder(
     place = _place(name)
     transformers = _transformers(name)
     if pretrained:
-        model = _fetched(lambda: transformers.AutoModel.from_pretrained(place), name)
+        model = loaded(lambda: transformers.AutoModel.from_pretrained(place), name)
     else:
-        model = _fetched(
-            lambda: transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(place)), name
-        )
+        model = loaded(lambda: transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(place)), name)
     model = getattr(model, "text_model", model)  # of CLIP and similar models, the text encoder
     if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
@@ -498,14 +497,3 @@ def _transformers(name: str) -> Any:
     except ImportError as error:
         raise _missing(name, "language") from error
     return transformers
-
-
-def _fetched(build: Any, name: str) -> Any:
-    try:
-        return build()
-    except Exception as error:  # transformers' and its HTTP client's own kinds
-        said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise CounterpointError(
-            f"{name} could not be loaded: {said[:300].rstrip('.')}. A model that is not on this machine is downloaded. "
-            "If there is no network, name a folder with the model: hf:FOLDER"
-        ) from error

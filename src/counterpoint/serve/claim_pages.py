@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +27,16 @@ def routes(site: Site) -> list[Route]:
     ]
 
 
-@cache
-def shipped() -> dict[str, str]:
-    """Return the verdicts that the package ships, by system."""
-    text = resources.files("counterpoint").joinpath("claims/verdicts.json").read_text(encoding="utf-8")
-    return dict(json.loads(text))
-
-
 def listed(site: Site, request: Request) -> Response:
     """Show each claim with its verdict, and the comparisons."""
-    recorded = _records(site, "claims")
+    recorded, shipped = _records(site, "claims"), catalog.verdicts()
     words = request.query_params.get("q", "")
     rows = []
     for slug, entry in catalog.entries().items():
         if not entry.claim:
             continue
         record = _read(site, recorded[slug]) if slug in recorded else {}
-        verdict = str(record.get("verdict") or shipped().get(slug) or "not verified")
+        verdict = str(record.get("verdict") or shipped.get(slug) or "not verified")
         row = {"slug": slug, "claim": entry.claim, "title": entry.title, "verdict": verdict, "here": slug in recorded}
         if all(word in f"{slug} {entry.title} {entry.claim} {verdict}".lower() for word in words.lower().split()):
             rows.append(row)
@@ -68,7 +59,7 @@ def claim(site: Site, request: Request) -> Response:
     if path is not None:
         claim_section(page, _read(site, path))
     else:
-        verdict = shipped().get(slug)
+        verdict = catalog.verdicts().get(slug)
         said = f"The package's verdict: {verdict}." if verdict else "It is not verified yet."
         page.section("The claim", f"{entry.claim} {said} These folders hold no record of it.")
     return shown(site, request, "sections.html", page=page, tab="/claims")
