@@ -132,8 +132,8 @@ def test_a_measure_where_less_is_better_is_minimised(tmp_path: Path) -> None:
     ("name", "value", "said"), [("ring", True, "--ring"), ("pretrained", False, "--no-pretrained")]
 )
 def test_the_command_of_a_sweep_switches_settings_as_train_takes_them(name: str, value: bool, said: str) -> None:
-    plan = SimpleNamespace(given={"epochs": 2}, slug="simclr", data=DATA, seed=3)
-    assert tuning.command(plan, {name: value}).endswith(f"--seed 3 --epochs 2 {said}")  # type: ignore[arg-type]
+    plan: Any = SimpleNamespace(given={"epochs": 2}, slug="simclr", data=DATA, seed=3)
+    assert tuning.command(plan, {name: value}).endswith(f"--seed 3 --epochs 2 {said}")
 
 
 def test_the_option_from_is_the_setting_start() -> None:
@@ -160,8 +160,9 @@ def test_what_does_not_fit_is_refused_before_the_first_trial(tmp_path: Path, cap
         sweep("finetune", DATA, ["lr=-1..2"], out=tmp_path / "s")
     with pytest.raises(CounterpointError, match="each setting once"):
         sweep("finetune", DATA, ["lr=1..2", "lr=2..3"], out=tmp_path / "s")
+    unknown: dict[str, Any] = {"sampler": "best"}
     with pytest.raises(CounterpointError, match="unknown sampler 'best'"):
-        sweep("finetune", DATA, OVER, sampler="best", out=tmp_path / "s")  # type: ignore[arg-type]
+        sweep("finetune", DATA, OVER, out=tmp_path / "s", **unknown)
     with pytest.raises(CounterpointError, match="unknown metric 'beauty'"):
         sweep("finetune", DATA, OVER, trials=1, given=GIVEN, metric="beauty", out=tmp_path / "t")
     assert "Traceback" not in capfd.readouterr().err

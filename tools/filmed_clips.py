@@ -174,7 +174,7 @@ def clips(split: str, photographs: Sequence[Image.Image], spoken: Sequence[NDArr
 def struck(
     photographs: Sequence[Image.Image], spoken: Sequence[NDArray[np.float32]], sounds: dict[str, NDArray[np.float32]]
 ) -> Iterator[Made]:
-    """Make calm held-out clips in which one recorded sound is heard three times. The truth lies around it."""
+    """Make calm held-out clips that play one recorded sound three times; the truth marks each time."""
     for name, effect in sounds.items():
         for index in range(12):
             rng = np.random.default_rng([SEED, 9, index])

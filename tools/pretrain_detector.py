@@ -18,6 +18,7 @@ import importlib.util
 import json
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -112,7 +113,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--extra", type=Path, required=True, help="folder with the unpacked wheels")
     parser.add_argument(
-        "--work", type=Path, default=Path("/tmp/pretrain-detector"), help="folder for clips and the run"
+        "--work",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "pretrain-detector",
+        help="folder for clips and the run",
     )
     parser.add_argument("--epochs", type=int, default=40)
     options = parser.parse_args()

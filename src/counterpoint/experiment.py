@@ -108,9 +108,11 @@ class Experiment:
 
     @property
     def changed(self) -> dict[str, Any]:
-        """Return the settings that differ from the paper's, by (dotted) name."""
+        """Return the settings that differ from the paper's, by (dotted) name; without those that a run to start from replaces."""
         paper = flat(self.system.config())
-        return {name: value for name, value in flat(self.config).items() if value != paper.get(name)}
+        started = getattr(self.config, "start", "") and getattr(self.config, "adapts", False)
+        replaced = ("encoder", "pretrained") if started else ()
+        return {n: value for n, value in flat(self.config).items() if value != paper.get(n) and n not in replaced}
 
     @property
     def follows_recipe(self) -> bool:

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import counterpoint as cp
 from counterpoint import training
 from counterpoint.cli import main
-from counterpoint.encoders.blocks import blocks
-from counterpoint.encoders.images import build_image_encoder
+from counterpoint.encoders.taps import block_names
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.classics import finetune
@@ -40,31 +40,31 @@ def test_only_the_chosen_blocks_change(tune: str, kept: set[int], parent: Path, 
     ).config
     run = training.train("finetune", config, data=DATA, out=tmp_path, name="child", say=lambda _: None)
     before, after = load_learner(parent).encoder, load_learner(run).encoder
-    pairs = zip(blocks(before), blocks(after), strict=True)
+    names = block_names(before)
+    assert names == ["stem", "layer1", "layer2", "layer3"]
+    pairs = [(before.get_submodule(name).state_dict(), after.get_submodule(name).state_dict()) for name in names]
     same = {
         number
         for number, (old, new) in enumerate(pairs)
-        if all(
-            torch.equal(a, b)  # running statistics included
-            for one, other in zip(old, new, strict=True)
-            for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
-        )
+        if all(torch.equal(value, new[name]) for name, value in old.items())  # running statistics included
     }
     assert same == kept
 
 
 @pytest.mark.parametrize(
-    ("name", "count"),
-    [("resnet-s", 4), ("conv-s", 3), ("vit-xs", 5), ("timm:resnet10t", 5), ("torchvision:resnet18", 9)],
+    ("name", "first"),
+    [("vit-xs", "model.blocks.2"), ("timm:resnet10t", "model.layer3"), ("torchvision:resnet18", "model.layer3")],
 )
-def test_blocks_cover_the_network_once(name: str, count: int) -> None:
-    network = build_image_encoder(name, 32)
-    found = blocks(network)
-    inside = [id(p) for block in found for module in block for p in module.parameters()]
-    outside = {"cls_token", "pos_embed"}
-    assert len(found) == count
-    assert len(inside) == len(set(inside))
-    assert {name.split(".")[-1] for name, p in network.named_parameters() if id(p) not in set(inside)} <= outside
+def test_all_that_follows_the_first_of_the_last_blocks_trains(name: str, first: str) -> None:
+    learner = cp.create("finetune", size=32, classes=3, encoder=name, pretrained=False, tune="last", blocks=2)
+    trained = [key for key, p in learner.encoder.named_parameters() if p.requires_grad]
+    order = [key for key, _ in learner.encoder.named_modules()]
+    blocks = {key for key in order[order.index(first) :] if key}
+    assert trained
+    assert {key.rpartition(".")[0] for key in trained} <= blocks
+    frozen = {key for key, p in learner.encoder.named_parameters() if not p.requires_grad}
+    assert not {key.rpartition(".")[0] for key in frozen} & blocks
+    assert {key for key, module in learner.encoder.named_modules() if module.training} == blocks
 
 
 def test_a_step_takes_the_smoothed_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,10 +118,10 @@ def test_nothing_that_a_model_writes_is_executed(tmp_path, monkeypatch, flag, pr
     started: list[object] = []
     real = subprocess.Popen.__init__
 
-    def watched(self: object, words: object, *args: object, **more: object) -> None:
+    def watched(self: Any, words: Any, *args: Any, **more: Any) -> None:
         started.append(words)
         assert not more.get("shell")
-        real(self, words, *args, **more)  # type: ignore[arg-type]
+        real(self, words, *args, **more)
 
     dispatch(render("[PLOT]", "1"), zoo(), "warm")  # libraries are imported before
     monkeypatch.setattr(builtins, "eval", forbidden)

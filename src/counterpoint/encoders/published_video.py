@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -117,7 +117,7 @@ class TransformersAudio:
         samples = round(self.window_seconds * self.sample_rate)
         encoder = build_audio_encoder(self.name, self.sample_rate, samples).eval()
         self.model: Any = encoder
-        self.dim = int(encoder.dim)  # type: ignore[arg-type]
+        self.dim = int(cast(Any, encoder).dim)
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name, "sha256": self.sha256}

@@ -47,6 +47,8 @@ class Learner(nn.Module):
         self.position = Position()
         self.epochs = self.total_steps = self.steps_per_epoch = 0
         self.survey: Survey | None = None
+        self.loaded = False  # whether weights were loaded, which those of another run must not replace
+        self.register_load_state_dict_post_hook(_mark_loaded)
         self.warnings: list[str] = []  # for the user; `begin` adds them, and the fit shows each once
 
     @property
@@ -165,3 +167,7 @@ class Learner(nn.Module):
                 f"{type(self).__name__} cannot replace modules, but the weights are of a replaced structure: {structure}; "
                 "use the class that saved them"
             )
+
+
+def _mark_loaded(learner: Any, keys: Any) -> None:
+    learner.loaded = True

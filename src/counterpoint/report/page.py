@@ -24,10 +24,10 @@ DASH = "–"  # the text of a missing value
 
 
 @functools.cache
-def environment() -> Environment:
-    """Return the environment of this package's templates, with escaping."""
+def environment(folder: str = "report") -> Environment:
+    """Return the environment of a folder's templates in this package, with escaping and the filters of pages."""
     found = Environment(
-        loader=PackageLoader("counterpoint", "report"),
+        loader=PackageLoader("counterpoint", folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

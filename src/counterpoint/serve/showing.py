@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
@@ -63,15 +63,9 @@ class Site:
 @functools.cache
 def environment() -> Environment:
     """Return the environment of this room's templates, with escaping and the filters of the reports."""
-    found = Environment(
-        loader=PackageLoader("counterpoint", "serve/templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    found.globals.update(DASH=parts.DASH, tabs=TABS, version=__version__, plain=parts.plain)
-    found.filters.update(clock=parts.clock, number=parts.number, ago=ago, path=quote)
+    found = parts.environment("serve/templates")
+    found.globals.update(tabs=TABS, version=__version__, plain=parts.plain)
+    found.filters.update(ago=ago, path=quote)
     return found
 
 

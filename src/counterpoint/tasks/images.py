@@ -133,8 +133,6 @@ class ImageLearner(Learner):
         if config.lora:
             adapt(self.encoder, config, data.size, data.channels)
         self.views = self.build_views()
-        self.loaded = False  # whether weights were loaded, which `start` must not replace
-        self.register_load_state_dict_post_hook(_loaded)
 
     def begin(self, survey: Survey) -> None:
         super().begin(survey)
@@ -181,10 +179,6 @@ class ImageLearner(Learner):
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
         tokens = [(self.encoder, "tokens")] if hasattr(self.encoder, "tokens") else []
         return [(self.encoder, "forward"), *tokens]
-
-
-def _loaded(learner: Any, keys: Any) -> None:
-    learner.loaded = True
 
 
 class ImageBatches(Dataset[dict[str, Any]]):

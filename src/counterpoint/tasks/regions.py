@@ -185,8 +185,6 @@ class RegionsLearner(Learner):
         if config.start:
             config = dataclasses.replace(config, encoder=data.encoder, pretrained=False)
         self.config, self.size, self.count = config, data.size, data.proposals
-        self.loaded = False  # whether weights were loaded, which `start` must not replace
-        self.register_load_state_dict_post_hook(_loaded)
         self.classes = len(data.class_names) if hasattr(data, "class_names") else int(data.classes)
         self.pipeline = ViewPipeline(config.crop, 1, STRONG)
         torch.manual_seed(seed)
@@ -229,10 +227,6 @@ class RegionsLearner(Learner):
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         regions = drawn_regions(batch["image"], batch["boxes"], self.config.crop)
         return {"logits": self.classify(normalise(regions)).view(*batch["boxes"].shape[:2], -1)}
-
-
-def _loaded(learner: nn.Module, keys: Any) -> None:
-    learner.loaded = True  # type: ignore[assignment]
 
 
 # ------------------------------------------------------------------------------------------------------------- measures

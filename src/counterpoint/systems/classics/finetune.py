@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from counterpoint.encoders.blocks import blocks
+from counterpoint.encoders.taps import block_names
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError, unknown
@@ -66,25 +66,36 @@ class Finetune(LabelledLearner):
 
     def __init__(self, config: FinetuneConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
-        self.frozen: list[nn.Module] = []
+        self.trained: list[nn.Module] = []  # of an encoder that does not train as a whole
         if config.tune == "all":
             return
-        found = blocks(self.encoder)
-        if config.tune == "last" and config.blocks > len(found):
-            raise CounterpointError(
-                f"--blocks {config.blocks}: the encoder has {len(found)} blocks; give {len(found)} or fewer, or --tune all"
-            )
-        kept = len(found) - config.blocks if config.tune == "last" else len(found)
         self.encoder.requires_grad_(False)
-        for module in (module for block in found[kept:] for module in block):
-            module.requires_grad_(True)
-        self.frozen = [module for block in found[:kept] for module in block]
+        first = self._first() if config.tune == "last" else None
+        for name, module in self.encoder.named_modules():
+            if self.trained or name == first:
+                self.trained.append(module.requires_grad_(True))
         self.train()
+
+    def _first(self) -> str:
+        """Return the name of the first block that trains. What follows it in the network trains, too."""
+        try:
+            names = block_names(self.encoder)
+        except CounterpointError:
+            raise CounterpointError(
+                "--tune last: the encoder has no blocks to count; give --tune head or all"
+            ) from None
+        if self.config.blocks > len(names):
+            raise CounterpointError(
+                f"--blocks {self.config.blocks}: the encoder has {len(names)} blocks; give {len(names)} or fewer, or --tune all"
+            )
+        return names[-self.config.blocks]
 
     def train(self, mode: bool = True) -> Finetune:
         super().train(mode)
-        for module in getattr(self, "frozen", []):
-            module.eval()  # running statistics stay, too
+        if self.config.tune != "all":
+            self.encoder.eval()  # running statistics of frozen layers stay, too
+            for module in self.trained:
+                module.training = mode
         return self
 
     def turns(self) -> list[Turn]:

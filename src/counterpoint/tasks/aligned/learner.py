@@ -41,8 +41,6 @@ class AlignedLearner(Learner):
         self.heads = nn.ModuleDict()
         self.views: dict[str, ViewPipeline] = {}
         self.adapted = adapted_names(config, self.kinds, self.frozen_modality())
-        self.loaded = False  # whether weights were loaded, which adapters may need
-        self.register_load_state_dict_post_hook(_loaded)
         for name, spec in data.modalities.items():
             encoder: Any = self.build_encoder(spec, data.tokenizers.get(name))
             if name in self.adapted:
@@ -168,10 +166,6 @@ class AlignedLearner(Learner):
             for method in ("forward", "tokens")
             if hasattr(encoder, method)
         ]
-
-
-def _loaded(learner: nn.Module, keys: Any) -> None:
-    learner.loaded = True  # type: ignore[assignment]
 
 
 def there(present: Tensor | None) -> Int[Tensor, " m"] | None:
