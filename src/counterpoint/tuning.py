@@ -15,6 +15,7 @@ import json
 import math
 import multiprocessing
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -259,13 +260,22 @@ def _run(plan: Plan, jobs: int, say: Say) -> None:
         _trials(plan, say)
         return
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_trials, args=(plan, print, 1)) for _ in range(jobs)]
+    workers = [context.Process(target=_worker, args=(plan,)) for _ in range(jobs)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     if any(worker.exitcode for worker in workers):
         raise CounterpointError(f"a process of the sweep ended with an error; the same command continues {plan.out}")
+
+
+def _worker(plan: Plan) -> None:
+    """Run trials in a process of its own, with one thread. An error is a line, as on the command line."""
+    try:
+        _trials(plan, print, 1)
+    except CounterpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _trials(plan: Plan, say: Say, threads: int = 0) -> None:
