@@ -2,6 +2,7 @@
 
     python benchmarks/training.py [--base CHECKOUT] [--rounds 5] [--cases simclr clip macil-sd]
 
+"compiled" is this build with `--compile`; its first step, which compiles, is in the record as well.
 Every measurement is a separate process, on all cores. Builds take turns, round by round; the record has the ratio of medians.
 A step's time is from the end of one step to the end of the next: reading, views, forward, backward and the optimiser. The
 data is cifar10 from $COUNTERPOINT_DATA (SimCLR), glyphs (CLIP) and async-bags (MACIL-SD).
@@ -15,7 +16,9 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 CASES: dict[str, tuple[str, dict[str, object], int]] = {
@@ -24,10 +27,11 @@ CASES: dict[str, tuple[str, dict[str, object], int]] = {
     "clip": ("glyphs", {"epochs": 1, "batch_size": 256}, 24),
     "macil-sd": ("async-bags?train=640", {"epochs": 6, "batch_size": 32}, 80),
 }
+COMPILED = ("simclr",)  # measured with --compile as well
 STEPS = """
 import json, resource, sys, time
 import torch
-slug, data, settings, wanted = json.loads(sys.argv[1])
+slug, data, settings, wanted, compiled = json.loads(sys.argv[1])
 ends = []
 class Enough(Exception): pass
 from counterpoint.engine.learner import Learner
@@ -36,7 +40,9 @@ def ended(self):
     if len(ends) > wanted: raise Enough
 try:
     from counterpoint.experiment import Experiment
-    run = lambda: Experiment.resolve(slug, data, overrides=settings).run(0)
+    from counterpoint.engine.options import Loop
+    loop = {"loop": Loop(compile=True)} if compiled else {}
+    run = lambda: Experiment.resolve(slug, data, overrides=settings).run(0, **loop)
 except ImportError:
     from dataclasses import replace
     from counterpoint import catalog, training
@@ -51,12 +57,13 @@ def step(self):
     plain(self)
     ended(self)
 kind.end_step = step
+begun = time.perf_counter()
 try:
     run()
 except Enough:
     pass
 steps = [b - a for a, b in zip(ends, ends[1:])][3:]
-print(json.dumps({"steps": steps, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+print(json.dumps({"steps": steps, "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "first": ends[0] - begun}))
 """
 LIGHTLY = """
 import json, resource, sys, time
@@ -93,16 +100,27 @@ print(json.dumps({"steps": [b - a for a, b in zip(ends, ends[1:])][3:],
 """
 
 
-def measured(code: str, argument: object, source: Path) -> tuple[list[float], int]:
-    """Run code against a build; return seconds of its steps, and its peak memory in KiB."""
-    environment = os.environ | {"PYTHONPATH": f"{source / 'src'}:{os.environ.get('PYTHONPATH', '')}"}
-    found = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(argument)], capture_output=True, text=True, env=environment, check=False
-    )
+def measured(code: str, argument: object, source: Path) -> dict[str, Any]:
+    """Run code against a build; return seconds of its steps, peak memory in KiB, and seconds to the end of the first step.
+
+    The compiler's cache is empty at the start.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {
+            "PYTHONPATH": f"{source / 'src'}:{os.environ.get('PYTHONPATH', '')}",
+            "TORCHINDUCTOR_CACHE_DIR": cache,
+        }
+        found = subprocess.run(
+            [sys.executable, "-c", code, json.dumps(argument)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=False,
+        )
     if found.returncode:
         raise SystemExit(found.stderr[-2000:])
-    figures = json.loads(found.stdout.strip().splitlines()[-1])
-    return figures["steps"], figures["memory"]
+    figures: dict[str, Any] = json.loads(found.stdout.strip().splitlines()[-1])
+    return figures
 
 
 def main() -> None:
@@ -116,25 +134,30 @@ def main() -> None:
         if name == "lightly":
             data, settings, steps = CASES["simclr"]
             rivals = {
-                "counterpoint": (STEPS, ["simclr", data, settings, steps], ROOT),
+                "counterpoint": (STEPS, ["simclr", data, settings, steps, False], ROOT),
                 "lightly, 2 workers": (LIGHTLY, [2, steps], ROOT),
                 "lightly, no workers": (LIGHTLY, [0, steps], ROOT),
             }
         else:
-            rivals = {"counterpoint": (STEPS, [name, *CASES[name]], ROOT)}
+            rivals = {"counterpoint": (STEPS, [name, *CASES[name], False], ROOT)}
+            if name in COMPILED:
+                rivals["compiled"] = (STEPS, [name, *CASES[name], True], ROOT)
             if arguments.base:
-                rivals["base"] = (STEPS, [name, *CASES[name]], arguments.base)
+                rivals["base"] = (STEPS, [name, *CASES[name], False], arguments.base)
         times: dict[str, list[float]] = {rival: [] for rival in rivals}
+        firsts: dict[str, list[float]] = {rival: [] for rival in rivals}
         memory: dict[str, int] = {}
         for _ in range(arguments.rounds):
             for rival, what in rivals.items():
-                steps_of, peak = measured(*what)
-                times[rival].append(statistics.median(steps_of))
-                memory[rival] = max(peak, memory.get(rival, 0))
+                figures = measured(*what)
+                times[rival].append(statistics.median(figures["steps"]))
+                firsts[rival] += [figures["first"]] if "first" in figures else []
+                memory[rival] = max(figures["memory"], memory.get(rival, 0))
         medians = {rival: statistics.median(values) for rival, values in times.items()}
         own = medians["counterpoint"]
         rows = {
             rival: {"ms": round(1000 * value, 1), "times": round(value / own, 3), "memory_mib": memory[rival] // 1024}
+            | ({"first_step_s": round(statistics.median(firsts[rival]), 1)} if firsts[rival] else {})
             for rival, value in medians.items()
         }
         report[name] = rows

@@ -139,3 +139,49 @@ def test_one_teacher_serves_all_students_and_others_leave_its_setting_out(tmp_pa
         ["kd", "supcon"], "digits", seeds=2, jobs=1, out=tmp_path, metric="accuracy", overrides=given, run_one=run_one
     )
     assert seen == {"kd": given, "supcon": {"epochs": 3}}
+
+
+DOMAINS = {"digit-domains?unseen=plain": 0.9, "digit-domains?unseen=inverted": 0.5}
+
+
+@pytest.fixture
+def two_domains(monkeypatch):
+    from types import SimpleNamespace
+
+    calls = []
+
+    def one(slug, data, options, settings, seed, recipe):
+        calls.append((slug, data, seed))
+        found = DOMAINS[data] + 0.1 * seed + 0.01 * (slug == "moco-v2") * (1 + (data.endswith("plain")))
+        return {"unseen_knn_accuracy": found, "knn_accuracy": 1.0, "seconds": 60.0}
+
+    monkeypatch.setattr(runner, "run_one", one)
+    monkeypatch.setattr(compare.sources, "load", lambda *_, **__: SimpleNamespace(domains=("plain", "inverted")))
+    return calls
+
+
+def test_each_domain_is_left_out_and_a_seed_is_the_mean_over_domains(two_domains, tmp_path, capsys):
+    words = f"compare simclr moco-v2 --data digit-domains --seeds 2 --jobs 1 --out {tmp_path} --leave-one-domain-out"
+    assert cli.main(words.split()) == 0
+    record = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert record["metric"] == "unseen_knn_accuracy"
+    assert [record["results"]["simclr"][s]["unseen_knn_accuracy"] for s in "01"] == pytest.approx([0.7, 0.8])
+    assert record["comparisons"][0]["differences"] == pytest.approx([0.015, 0.015])
+    assert record["domains"]["plain"]["moco-v2"] == pytest.approx({"0": 0.92, "1": 1.02})
+    assert record["results"]["simclr"]["0"]["seconds"] == 120.0
+    assert len(two_domains) == 8
+    shown = capsys.readouterr().out
+    assert "inverted" in shown
+    page = next(tmp_path.glob("*.html")).read_text()
+    assert "Every domain" in page
+    assert "--leave-one-domain-out" in page
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [("digits", "at least two domains; digits has 0"), ("digit-domains?unseen=plain", "take unseen=... out")],
+)
+def test_data_without_domains_to_leave_out_are_refused(fake, tmp_path, data, said):
+    with pytest.raises(CounterpointError, match=said.replace(".", r"\.")):
+        compare.compare(["simclr", "moco-v2"], data, out=tmp_path, leave_one_domain_out=True)
+    assert not fake

@@ -20,6 +20,7 @@ def main(
     batch_size: Annotated[Count, unset(metavar="INT")] = None,
     settings: Annotated[tuple[str, ...], arg(name="set", metavar="NAME=VALUE [NAME=VALUE ...]")] = (),
     metric: Annotated[Text, unset(metavar="NAME")] = None,
+    leave_one_domain_out: bool = False,
     jobs: int = 2,
     out: Annotated[Path, arg(metavar="DIR")] = COMPARISONS,
 ) -> int:
@@ -31,6 +32,8 @@ def main(
 
     Example: counterpoint compare kd crd rkd --data imagefolder:photos --set teacher=runs/big encoder=timm:resnet18
 
+    Example: counterpoint compare kd vl2v-adip --data 'imagefolder:mine?domain=folder' --leave-one-domain-out
+
     Args:
         slugs: At least two systems, as `counterpoint systems` lists them.
         data: The data source: NAME, NAME:PLACE or NAME?OPTION=VALUE (see `counterpoint data`).
@@ -39,6 +42,8 @@ def main(
         batch_size: Examples a step for all systems. Default: each system's own number for this data.
         settings: Further settings of all systems, such as one teacher for several students; a system that lacks one leaves it out.
         metric: The metric to compare. Default: the task's headline metric, after the last epoch.
+        leave_one_domain_out: Leave each domain of the data out in turn, measure on it, and average over the domains. A seed
+            then has a run for each domain.
         jobs: Number of parallel runs, one thread each; at least 1.
         out: The folder of the record and the page.
     """
@@ -47,7 +52,16 @@ def main(
 
     overrides = {k: v for k, v in (("epochs", epochs), ("batch_size", batch_size)) if v is not None}
     overrides |= settings_said(settings)
-    record = room.compare(slugs, data, seeds=seeds, jobs=jobs, out=out, metric=metric, overrides=overrides)
+    record = room.compare(
+        slugs,
+        data,
+        seeds=seeds,
+        jobs=jobs,
+        out=out,
+        metric=metric,
+        overrides=overrides,
+        leave_one_domain_out=leave_one_domain_out,
+    )
     name = record["metric"]
     columns = ("system", "mean", "std", f"against {slugs[0]}", "95 % interval", "", "min a run")
     shown = table(*columns, right=columns[1:], title=f"{name} on {data}, {seeds} seeds")
@@ -62,6 +76,11 @@ def main(
             interval = signed(pair["low"], pair["high"])
         shown.add_row(slug, f"{fmean(values):.4f}", f"{spread:.4f}", against, interval, verdict, f"{minutes:.1f}")
     console().print(shown)
+    if domains := record.get("domains"):
+        apart = table("left out", *slugs, right=slugs, title=f"{name} by domain, mean of {seeds} seeds")
+        for domain, systems in domains.items():
+            apart.add_row(domain, *(f"{fmean(systems[slug].values()):.4f}" for slug in slugs))
+        console().print(apart)
     for note in record["notes"]:
         say(f"note: {note}")
     page = write_comparison_report(record, out / f"{record['name']}.html")

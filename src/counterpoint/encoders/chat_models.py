@@ -397,6 +397,8 @@ class ChatModel(nn.Module):
 
         Raises CounterpointError for a prompt that leaves no room in the context for an answer.
         """
+        from counterpoint.encoders.growing_cache import growing_cache
+
         rows = [self.tokenizer.prompt(prompt.messages) for prompt in prompts]
         longest = max(range(len(rows)), key=lambda n: len(rows[n]))
         if len(rows[longest]) + new_tokens > self.context:
@@ -419,6 +421,7 @@ class ChatModel(nn.Module):
             pad_token_id=self.tokenizer.pad,
             **({} if processor is None else {"logits_processor": [processor]}),
             **media,
+            **growing_cache(self.model),
             **more,
         )[:, ids.shape[1] :].tolist()
         return [row[: row.index(stop) + 1] if stop in row else row for row in found]

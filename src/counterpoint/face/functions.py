@@ -266,6 +266,7 @@ def compare(
     data: Any,
     seeds: int = 3,
     metric: str | None = None,
+    leave_one_domain_out: bool = False,
     jobs: int = 2,
     out: Path | str = "results/compare",
     **settings: Any,
@@ -277,6 +278,7 @@ def compare(
         data: The name of a source, or an object (see `counterpoint.own`). With an object all runs are made in this process.
         seeds: Number of seeds, from 0 on, at least 1.
         metric: The metric to compare. Default: the task's headline metric, on the test split after the last epoch.
+        leave_one_domain_out: Leave each domain of the data out in turn, measure on it, and average over the domains.
         jobs: Number of parallel runs, one thread each; at least 1.
         out: The folder of the record and the page.
         settings: Settings for all systems, such as epochs=5.
@@ -308,6 +310,7 @@ def compare(
                 out=Path(out),
                 metric=metric,
                 overrides=dict(settings),
+                leave_one_domain_out=leave_one_domain_out,
             )
     finally:
         torch.set_num_threads(threads)  # a run sets it to one

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
 
 from counterpoint import catalog
+from counterpoint import data as sources
 from counterpoint.engine.run import machine, versions
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment, task_class
@@ -23,6 +25,7 @@ from counterpoint.systems.settings import flat
 
 SAID = {statistics.HOLDS: "better", statistics.REVERSED: "worse"}
 FOLDER = Path("results/compare")
+UNSEEN = "unseen_"  # before the metrics of a domain that was left out
 
 
 def compare(
@@ -34,10 +37,14 @@ def compare(
     out: Path = FOLDER,
     metric: str | None = None,
     overrides: dict[str, Any] | None = None,
+    leave_one_domain_out: bool = False,
     console: Console | None = None,
     run_one: RunOne | None = None,
 ) -> dict[str, Any]:
     """Run every system on seeds 0..seeds-1 and write `<out>/<name>.json`. Return the record.
+
+    With `leave_one_domain_out` each seed has a run for each domain of the data. It trains on the other domains, and its
+    metric is that of the domain left out. The figure of a seed is the mean over the domains, as in DomainBed (arXiv 2007.01434).
 
     Args:
         slugs: At least two different systems. The others are compared with the first.
@@ -45,8 +52,9 @@ def compare(
         seeds: Number of seeds, at least 1.
         jobs: Number of parallel runs, one thread each; at least 1.
         out: Folder of the record. Finished runs are kept in its `.partial/`, so an interrupted comparison continues.
-        metric: Name of the metric to compare. Default: the task's headline metric.
+        metric: Name of the metric to compare. Default: the task's headline metric, on the domain left out if there is one.
         overrides: Settings for all systems that have them. Default: none.
+        leave_one_domain_out: Leave each domain of the data out in turn.
         console: Console of the progress bar. Default: standard error.
         run_one: Function that runs a system. Default: `lab.runner.run_one`.
 
@@ -63,15 +71,21 @@ def compare(
     if len(headlines) > 1 and metric is None:
         said = ", ".join(f"{slug} by {task.headline}" for slug, task in tasks.items())
         raise CounterpointError(f"these systems have different headline metrics ({said}); choose one with --metric")
+    specs = _domains_left_out(data, tasks[slugs[0]].contract) if leave_one_domain_out else {"": data}
     known = {slug: flat(Experiment.resolve(slug, data).config) for slug in slugs}
     if strange := [name for name in overrides if not any(name in names for names in known.values())]:
         Experiment.resolve(slugs[0], data, overrides={strange[0]: overrides[strange[0]]})  # raises, with near matches
     given = {slug: {k: v for k, v in overrides.items() if k in names} for slug, names in known.items()}
     configs = {slug: Experiment.resolve(slug, data, overrides=given[slug]).config for slug in slugs}
     everything = {slug: flat(config) for slug, config in configs.items()}
-    name = re.sub(r"[^\w.-]+", "-", f"{'-'.join(slugs)}-on-{data}")[:120]
+    name = re.sub(r"[^\w.-]+", "-", f"{'-'.join(slugs)}-on-{data}{'-by-domain' if leave_one_domain_out else ''}")[:120]
     done = runner.run_all(
-        {f"{slug}-{seed}": (slug, data, {}, given[slug], seed, True) for seed in range(seeds) for slug in slugs},
+        {
+            _key(slug, seed, number): (slug, spec, {}, given[slug], seed, True)
+            for seed in range(seeds)
+            for slug in slugs
+            for number, spec in enumerate(specs.values())
+        },
         run_one or runner.run_one,
         cache=out / ".partial" / name,
         stamp=runner.stamp_of([data, everything]),
@@ -79,20 +93,24 @@ def compare(
         title=f"compare {len(slugs)} systems on {data}",
         console=console,
     )
-    results = {slug: {str(seed): dict(done[f"{slug}-{seed}"]) for seed in range(seeds)} for slug in slugs}
-    for runs in results.values():
-        for found in runs.values():
-            found.pop(runner.DATA, None)
+    by_domain = {
+        domain: {slug: {str(s): _figures(done[_key(slug, s, number)]) for s in range(seeds)} for slug in slugs}
+        for number, domain in enumerate(specs)
+    }
+    results = {
+        slug: {str(seed): _mean([runs[slug][str(seed)] for runs in by_domain.values()]) for seed in range(seeds)}
+        for slug in slugs
+    }
     shared = sorted(set.intersection(*(set(found) for runs in results.values() for found in runs.values())))
     named = metric is not None
-    metric = metric or headlines.pop()
+    metric = metric or f"{UNSEEN if leave_one_domain_out else ''}{headlines.pop()}"
     if metric not in shared and not named:  # say pictures with masks, of which no class is known
         instead = next(iter(tasks.values()))
         metric = next((other for other in getattr(instead, "stand_ins", ()) if other in shared), metric)
     if metric not in shared:
         raise CounterpointError(f"not every system has the metric '{metric}'; all have: {', '.join(shared)}")
     first = tasks[slugs[0]]
-    lower = bool(getattr(first, "lower", False)) and metric == first.headline  # an error: the smaller, the better
+    lower = bool(getattr(first, "lower", False)) and metric.removeprefix(UNSEEN) == first.headline  # an error
     same = {
         key: value
         for key, value in everything[slugs[0]].items()
@@ -115,12 +133,55 @@ def compare(
         "comparisons": comparisons(results, slugs, metric, seeds, lower=lower),
         "notes": _notes(everything),
         "options": {**overrides, **({"metric": metric} if named else {})},
+        **({"domains": _of_metric(by_domain, metric)} if leave_one_domain_out else {}),
         "commit": runner.commit(),
         "versions": versions(),
         "machine": machine(),
     }
     write(record, out / f"{name}.json")
     return record
+
+
+def _domains_left_out(data: str, task: str) -> dict[str, str]:
+    """Return the data's domains, and for each the name of the data without it. CounterpointError for fewer than two."""
+    if "unseen=" in data:
+        raise CounterpointError(
+            "--leave-one-domain-out leaves each domain out in turn: take unseen=... out of the name of the data"
+        )
+    domains = tuple(getattr(sources.load(data, task=task), "domains", ()))
+    if len(domains) < 2:
+        raise CounterpointError(
+            f"--leave-one-domain-out needs data of at least two domains; {data} has {len(domains)}. Folders name them with "
+            "?domain=folder, tables with ?domain=COLUMN"
+        )
+    return {domain: f"{data}{'&' if '?' in data else '?'}unseen={domain}" for domain in domains}
+
+
+def _key(slug: str, seed: int, number: int) -> str:
+    """Return the name of a run: domain 0 has that of a comparison without domains."""
+    return f"{slug}-{seed}" + (f"-{number}" if number else "")
+
+
+def _figures(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics of a run without the fingerprint of its data."""
+    return {name: value for name, value in found.items() if name != runner.DATA}
+
+
+def _mean(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Average the metrics that all runs of a seed have; seconds are added."""
+    shared = set.intersection(*(set(run) for run in runs))
+    averaged = {name: fmean(run[name] for run in runs) if len(runs) > 1 else runs[0][name] for name in shared}
+    return averaged | ({"seconds": sum(run["seconds"] for run in runs)} if "seconds" in shared else {})
+
+
+def _of_metric(by_domain: Mapping[str, Mapping[str, Mapping[str, Any]]], metric: str) -> dict[str, Any]:
+    """Return one metric of every run by domain left out, system and seed."""
+    return {
+        domain: {
+            slug: {seed: runner.plain(run[metric]) for seed, run in runs.items()} for slug, runs in systems.items()
+        }
+        for domain, systems in by_domain.items()
+    }
 
 
 def comparisons(

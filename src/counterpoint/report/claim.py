@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,8 @@ def comparison_sections(page: Page, record: Mapping[str, Any]) -> None:
     arms = list(record["results"])
     page.section("Outcome", _claim(record), anchor="outcome")
     page.section("Every seed", _seeds(record), anchor="seeds")
+    if record.get("domains"):
+        page.section("Every domain", _domains(record), anchor="domains")
     page.section("Setting", _setting(record), anchor="setting")
     again = f"counterpoint compare {' '.join(map(parts.quoted, arms))} --data {parts.quoted(record['data'])}"
     page.section(
@@ -74,6 +77,7 @@ def comparison_sections(page: Page, record: Mapping[str, Any]) -> None:
                             f"--{name.replace('_', '-')} {parts.quoted(str(value))}"
                             for name, value in (record.get("options") or {}).items()
                         ),
+                        *(["--leave-one-domain-out"] if record.get("domains") else []),
                     ]
                 )
             ),
@@ -82,6 +86,19 @@ def comparison_sections(page: Page, record: Mapping[str, Any]) -> None:
         ),
         anchor="again",
     )
+
+
+def _domains(record: Mapping[str, Any]) -> Markup:
+    """Show the figures of each domain that was left out."""
+    arms = list(record["results"])
+    rows = [
+        [domain, *(number(fmean(systems[arm].values())) for arm in arms)]
+        for domain, systems in record["domains"].items()
+    ]
+    caption = (
+        f"{record['metric']} on the domain left out, mean over the seeds. A seed's figure is the mean of its column."
+    )
+    return parts.table(["left out", *arms], rows, caption=caption)
 
 
 def claim_section(page: Page, record: Mapping[str, Any]) -> None:
