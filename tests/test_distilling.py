@@ -180,3 +180,18 @@ def test_time_is_taken_of_the_network_in_evaluation_mode() -> None:
             return images.mean((2, 3))
 
     assert room.images_a_second(Network(), 8) > 0
+
+
+def test_epochs_and_batch_are_settings_of_every_method(monkeypatch, capsys):
+    import counterpoint.distilling
+    from counterpoint import cli
+
+    seen = {}
+    monkeypatch.setattr(
+        counterpoint.distilling, "distil", lambda *_, given, **__: seen.update(given) or {"rows": [], "runs": []}
+    )
+    words = (
+        "distill --teacher run:t --student conv-s --data digits --method kd crd --epochs 3 --batch-size 64 --set lr=0.1"
+    )
+    assert cli.main(words.split()) == 0
+    assert seen == {"epochs": 3, "batch_size": 64, "lr": 0.1}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from counterpoint.commands.common import RUNS, console, say, settings_said, table
+from counterpoint.commands.common import RUNS, Count, console, say, settings_said, table, unset
 
 
 def main(
@@ -17,6 +17,8 @@ def main(
     data: Annotated[str, arg(metavar="SOURCE")],
     method: Annotated[tuple[str, ...], arg(metavar="SLUG [SLUG ...]")] = ("vl2v-adip",),
     seeds: int = 1,
+    epochs: Annotated[Count, unset(metavar="INT")] = None,
+    batch_size: Annotated[Count, unset(metavar="INT")] = None,
     settings: Annotated[tuple[str, ...], arg(name="set", metavar="NAME=VALUE [NAME=VALUE ...]")] = (),
     name: str = "distill",
     out: Annotated[Path, arg(metavar="DIR")] = RUNS,
@@ -41,13 +43,16 @@ def main(
         method: One or several systems with a teacher: kd, rkd, fitnets, crd, attention-transfer, vl2v-adip, vlm-ood-distill, kd3,
             tinyclip and others.
         seeds: Number of seeds, from 0 on; at least 1. With several, the table has a 95 % t interval.
-        settings: Further settings, such as epochs=20 or text_encoder=text-s; a method that lacks one leaves it out.
+        epochs: Number of epochs of all methods. Default: each method's own number for this data.
+        batch_size: Examples a step of all methods. Default: each method's own number for this data.
+        settings: Further settings, such as temperature=2 or text_encoder=text-s; a method that lacks one leaves it out.
         name: The beginning of the run directories' names.
         out: The folder of the run directories.
     """
     from counterpoint.distilling import distil
 
-    given = settings_said(settings)
+    given = {name: value for name, value in (("epochs", epochs), ("batch_size", batch_size)) if value is not None}
+    given |= settings_said(settings)
     record = distil(method, teacher, student, data, seeds=seeds, given=given, out=out, name=name, say=say)
     columns = (
         "method",

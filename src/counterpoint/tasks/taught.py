@@ -168,7 +168,7 @@ def load_teacher(teacher: nn.Module, path: str) -> None:
         teacher.load_state_dict({name: value for name, value in weights.items() if name.startswith(parts)})
     except RuntimeError as error:
         why = (
-            "it has no classifier"
+            f"it has no classifier; give it one: counterpoint finetune {path} --data SOURCE"
             if not any(name.startswith(parts[1]) for name in weights)
             else " ".join(str(error).split())[:300]
         )
