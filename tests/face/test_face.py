@@ -299,6 +299,8 @@ def test_a_set_is_embedded_and_searched(aligned, tmp_path):
         data.keys() - {"label"}, (60, 16)
     )
     assert found.source[0].startswith("arrays row ")
+    assert repr(found).startswith(f"<embeddings of 60 items in {found.path}: ")
+    assert len(repr(found)) < 400
     hits = cp.search(aligned, ["a red thing, number 0", f"imu={_saved(data['imu'][0], tmp_path)}"], found.path, k=3)
     assert [hit.rank for hit in hits] == [1, 2, 3]
     assert "similarity" in repr(hits)

@@ -18,7 +18,7 @@ WORDED = ("text", "history", "set", "item")  # kinds of modalities that a column
 RESERVED = ("item", "split", "label", "source")  # columns that are not texts of a modality
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Embeddings:
     """A file that `embed` wrote."""
 
@@ -37,6 +37,10 @@ class Embeddings:
     data: str = ""  # the data source
     notes: list[str] = field(default_factory=list)
     memo: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __repr__(self) -> str:
+        of = ", ".join(f"{name} ({rows.shape[1]} numbers)" for name, rows in self.vectors.items())
+        return f"<embeddings of {len(self.item):,} items in {self.path}: {of}; by {self.run}>"
 
     def stamp(self, modality: str) -> str:
         """Return a digest of a graph's content: the weights' key, the presence of rows, and their values."""
