@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -115,6 +116,17 @@ def test_train_help_lists_the_system_s_settings(capsys):
     assert "one V100" not in paper
     assert "(default: 50)" in paper  # the paper's epochs: no recipe for its own data
     assert "(default: 40)" not in paper
+
+
+@pytest.mark.parametrize("command", [name for name in commands.COMMANDS if name not in ("train", "finetune")])
+def test_help_has_whole_paragraphs_and_no_empty_default(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")  # a paragraph is one line
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    lines = [line.strip(" │") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert not [line for line in lines if "(default: )" in line]
+    options = [line for line in lines if line.startswith("-") or re.match("[A-Z|]+( \\[| {2,})", line)]
+    assert not [line for line in lines if line and line not in options and line[0].islower()]
 
 
 @pytest.mark.parametrize(

@@ -86,9 +86,11 @@ def parsed(command: Any, words: Sequence[str], prog: str) -> int:
     """Parse the words that follow a command's name, call the command and return its exit code."""
     import tyro
 
+    from counterpoint.commands.help_lines import whole_paragraphs
     from counterpoint.commands.repeats import joined
 
-    result: Any = tyro.cli(command, args=joined(command, words), prog=prog)
+    with whole_paragraphs():
+        result: Any = tyro.cli(command, args=joined(command, words), prog=prog)
     return int(result.run() if hasattr(result, "run") else result)
 
 

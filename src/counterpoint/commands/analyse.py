@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from counterpoint.commands.common import console, say, table
+from counterpoint.commands.common import console, say, table, unset
 from counterpoint.errors import CounterpointError
 
 
@@ -15,7 +15,7 @@ def main(
     run: Annotated[Positional[Path], arg(metavar="RUN")],
     *,
     temperature_sweep: bool = False,
-    temperatures: Annotated[tuple[float, ...], arg(metavar="T T [T ...]")] = (),
+    temperatures: Annotated[tuple[float, ...], unset(metavar="T T [T ...]")] = (),
     seeds: int = 1,
     jobs: int = 2,
 ) -> int:

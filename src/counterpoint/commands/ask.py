@@ -15,7 +15,7 @@ def main(
     run: Annotated[Positional[str], arg(metavar="RUN")],
     question: Annotated[Positional[str], arg(metavar="QUESTION")],
     *,
-    image: Annotated[tuple[Path, ...], arg(metavar="FILE")] = (),
+    image: Annotated[tuple[Path, ...], unset(metavar="FILE")] = (),
     method: Annotated[tuple[str, ...], arg(metavar="NAME")] = ("plain",),
     system: Annotated[Text, unset(metavar="TEXT")] = None,
     temperature: float = 1.0,

@@ -7,13 +7,13 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from counterpoint.commands.common import CLAIMS, console, say, table
+from counterpoint.commands.common import CLAIMS, console, say, table, unset
 
 
 def main(
     *,
     out: Annotated[Path, arg(metavar="DIR")] = CLAIMS,
-    into: Annotated[tuple[Path, ...], arg(metavar="FILE [FILE ...]")] = (),
+    into: Annotated[tuple[Path, ...], unset(metavar="FILE [FILE ...]")] = (),
 ) -> int:
     """Show all recorded claims together and draw OUT/claims.svg.
 

@@ -12,13 +12,13 @@ from counterpoint.commands.common import COMPARISONS, Count, Text, console, say,
 
 
 def main(
-    slugs: Annotated[Positional[tuple[str, ...]], arg(metavar="SLUG SLUG [SLUG ...]")],
+    slugs: Annotated[Positional[tuple[str, ...]], unset(metavar="SLUG SLUG [SLUG ...]")],
     *,
     data: Annotated[str, arg(metavar="SOURCE")],
     seeds: int = 3,
     epochs: Annotated[Count, unset(metavar="INT")] = None,
     batch_size: Annotated[Count, unset(metavar="INT")] = None,
-    settings: Annotated[tuple[str, ...], arg(name="set", metavar="NAME=VALUE [NAME=VALUE ...]")] = (),
+    settings: Annotated[tuple[str, ...], unset(name="set", metavar="NAME=VALUE [NAME=VALUE ...]")] = (),
     metric: Annotated[Text, unset(metavar="NAME")] = None,
     leave_one_domain_out: bool = False,
     jobs: int = 2,

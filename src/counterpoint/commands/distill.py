@@ -19,7 +19,7 @@ def main(
     seeds: int = 1,
     epochs: Annotated[Count, unset(metavar="INT")] = None,
     batch_size: Annotated[Count, unset(metavar="INT")] = None,
-    settings: Annotated[tuple[str, ...], arg(name="set", metavar="NAME=VALUE [NAME=VALUE ...]")] = (),
+    settings: Annotated[tuple[str, ...], unset(name="set", metavar="NAME=VALUE [NAME=VALUE ...]")] = (),
     name: str = "distill",
     out: Annotated[Path, arg(metavar="DIR")] = RUNS,
 ) -> int:

@@ -20,7 +20,7 @@ LISTED = 20  # predictions that the terminal shows
 
 def main(
     run: Annotated[Positional[str], arg(metavar="RUN")],
-    pictures: Annotated[Positional[tuple[str, ...]], arg(metavar="PICTURE [PICTURE ...]")] = (),
+    pictures: Annotated[Positional[tuple[str, ...]], unset(metavar="PICTURE [PICTURE ...]")] = (),
     *,
     data: Annotated[Text, unset(metavar="SOURCE")] = None,
     split: Annotated[str, arg(metavar="all|train|valid|test")] = "test",

@@ -12,7 +12,7 @@ from counterpoint.commands.common import Place, Text, complain, console, say, ta
 
 def main(
     run: Annotated[Positional[str], arg(metavar="RUN")],
-    query: Annotated[Positional[tuple[str, ...]], arg(metavar="QUERY [QUERY ...]")],
+    query: Annotated[Positional[tuple[str, ...]], unset(metavar="QUERY [QUERY ...]")],
     *,
     in_: Annotated[str, arg(name="in", metavar="FILE")] = "embeddings.parquet",
     k: Annotated[int, arg(aliases=["-k"])] = 10,

@@ -16,7 +16,7 @@ def main(
     over: Annotated[tuple[str, ...], arg(metavar="NAME=RANGE [NAME=RANGE ...]")],
     data: Annotated[Text, unset(metavar="SOURCE")] = None,
     trials: int = 20,
-    settings: Annotated[tuple[str, ...], arg(name="set", metavar="NAME=VALUE [NAME=VALUE ...]")] = (),
+    settings: Annotated[tuple[str, ...], unset(name="set", metavar="NAME=VALUE [NAME=VALUE ...]")] = (),
     metric: Annotated[Text, unset(metavar="NAME")] = None,
     sampler: Literal["tpe", "random", "grid", "cmaes"] = "tpe",
     pruner: Literal["median", "halving", "none"] = "median",

@@ -46,7 +46,7 @@ class Train:
     settings default to the parent's. The new run has its own schedule and optimiser."""
     loop: OmitArgPrefixes[Loop] = field(default_factory=Loop)
     """Options of the training loop, the same for every system."""
-    with_: Annotated[tuple[str, ...], arg(name="with", metavar="SLUG [SLUG ...]")] = ()
+    with_: Annotated[tuple[str, ...], unset(name="with", metavar="SLUG [SLUG ...]")] = ()
     """Additions to the system, such as mochi to moco-v2; the same as the name moco-v2+mochi. Their settings become options
     too. `counterpoint systems --additions` lists them."""
     max_bad: Annotated[Text, unset(metavar="N")] = None
