@@ -37,16 +37,9 @@ from counterpoint.core.masking import IGNORED
 from counterpoint.core.world import processes
 from counterpoint.data.chats import Chat, ChatData, ChatSplit
 from counterpoint.data.images import Indices
-from counterpoint.encoders.chat_models import (
-    ChatModel,
-    ChatTokenizer,
-    Prompt,
-    chat_tokenizer,
-    check_chat_model,
-    padded,
-    stacked,
-    takes_pictures,
-)
+from counterpoint.encoders.chat_models import ChatModel, Prompt, padded, stacked
+from counterpoint.encoders.chat_names import check_chat_model, takes_pictures
+from counterpoint.encoders.chat_tokenizers import ChatTokenizer, chat_tokenizer
 from counterpoint.encoders.decoding import Answer, Decoder, answers
 from counterpoint.encoders.messages import IMAGE, Message
 from counterpoint.engine.learner import Learner
@@ -95,9 +88,7 @@ class ChatsConfig(OptimConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_share("dropout", "warmup", "top_p")
-        for name in self.counts:
-            if getattr(self, name) < 1:
-                raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.need_count(*self.counts)
         if self.epochs < 0 or self.sampling < 0 or not self.top_p:
             raise CounterpointError(
                 f"epochs and sampling must be at least 0 and top_p above 0, got {self.epochs}, {self.sampling} and {self.top_p}"

@@ -47,13 +47,13 @@ from counterpoint.core.checks import need_alike, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.masking import IGNORED
 from counterpoint.core.precision import full_precision
-from counterpoint.core.preferences import PREFERENCES, Preference, preference_loss
+from counterpoint.core.preferences import Preference, preference_loss
 from counterpoint.core.world import over_group
 from counterpoint.engine.loading import RowBatches
 from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, snapshot
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.chats import pictures_of, rows_of
 from counterpoint.tasks.sparse_chats import SparseChatLearner, SparseChatsConfig
@@ -154,14 +154,6 @@ class LLaVAMoDConfig(SparseChatsConfig):
             raise CounterpointError(f"label_smoothing must be 0 to 0.5, got {self.label_smoothing}")
         if self.label_smoothing and self.preference != "sigmoid":
             raise CounterpointError("label_smoothing is for --preference sigmoid alone")
-        for name, known in (
-            ("objective", ("mimic", "sft")),
-            ("learns", ("feed-forward", "all")),
-            ("preference", PREFERENCES),
-            ("reference", ("teacher", "student")),
-        ):
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known)
 
 
 # --------------------------------------------------------------------------------------------------------------- learner

@@ -34,7 +34,8 @@ from counterpoint.core.answers import flag_weighted_lm_loss, masked_lm_loss
 from counterpoint.core.masking import IGNORED
 from counterpoint.data.chats import Chat, ChatData
 from counterpoint.data.images import Indices
-from counterpoint.encoders.chat_models import ChatModel, ChatTokenizer
+from counterpoint.encoders.chat_models import ChatModel
+from counterpoint.encoders.chat_tokenizers import ChatTokenizer
 from counterpoint.encoders.decoding import Decoder
 from counterpoint.encoders.flags import FlagDecoder, flag_ids, make_room, opening, start_rows, with_flags
 from counterpoint.encoders.messages import Message
