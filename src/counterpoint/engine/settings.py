@@ -15,7 +15,8 @@ class CheckedSettings:
 
     def need_known_words(self) -> None:
         """Raise CounterpointError for the first setting annotated as `Literal` with a value that is not in the annotation."""
-        for name, known in _words(type(self)).items():
+        kind: Any = type(self)
+        for name, known in _words(kind).items():
             if getattr(self, name) not in known:
                 raise unknown(name, str(getattr(self, name)), known)
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -57,8 +57,13 @@ AT_ONCE = 128  # chats in a batch of the evaluation
 
 @dataclass
 class ChatsConfig(OptimConfig):
-    """Settings of every learner that answers."""
+    """Settings of every learner that answers. Those of the optimiser suit the small models that are built here."""
 
+    optimizer: str = "adamw"
+    lr: float = 2.4e-2
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+    schedule: Literal["epoch", "step"] = "step"
     epochs: int = 20
     """Passes over the training chats. 0: train nothing; measure a finished model (run:RUN or hf:NAME)."""
     batch_size: int = 32

@@ -64,11 +64,6 @@ class CoMDConfig(TaughtChatsConfig):
 
     epochs: int = 3
     """Passes of each round over its items."""
-    optimizer: str = "adamw"
-    lr: float = 2.4e-2
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0
-    schedule: Literal["epoch", "step"] = "step"
     warmup: float = 0.03
     rounds: int = 4
     """Number of rounds; the first learns the seeds: the training chats without captions."""

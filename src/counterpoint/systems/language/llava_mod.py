@@ -108,11 +108,6 @@ def mimic_loss(
 class LLaVAMoDConfig(SparseChatsConfig):
     """Settings of LLaVA-MoD. `epochs` are those of the dense stage."""
 
-    optimizer: str = "adamw"
-    lr: float = 2.4e-2
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0
-    schedule: Literal["epoch", "step"] = "step"
     warmup: float = 0.03
     adaptor_epochs: int = 1
     """Passes over the chats for the projector alone; 0: none. A model without pictures has none."""

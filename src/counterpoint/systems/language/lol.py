@@ -180,11 +180,7 @@ class Contrasted:
 class LOLConfig(ChatsConfig):
     """Settings of LOL. The model that is trained here is small; the paper decodes Llama-2-7B-chat."""
 
-    optimizer: str = "adamw"
     lr: float = 1e-2
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0
-    schedule: Literal["epoch", "step"] = "step"
     model: str = "llama-s"
     method: Method = "lol"
     """lol: both contrasts under the instruction; fusion: without the instruction; refocus: without the lower layer; icd: without

@@ -85,11 +85,6 @@ def described(prompt: Prompt, description: str) -> Prompt:
 class STICConfig(ChatsConfig):
     """Settings of STIC. Defaults of both losses are the paper's; the model that is trained here is small."""
 
-    optimizer: str = "adamw"
-    lr: float = 2.4e-2
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0
-    schedule: Literal["epoch", "step"] = "step"
     preference_epochs: int = 1
     """Passes over the pairs; 0: no preferences."""
     preference_lr: float = 1e-3

@@ -57,11 +57,8 @@ ROUTERS = ("keywords", "words", "states", "shots")
 class SwitchGPTConfig(ChatsConfig):
     """Settings of SwitchGPT. Those of the adapter are ModaVerse's; the model that is trained here is small."""
 
-    optimizer: str = "adamw"
     lr: float = 1.6e-2
     weight_decay: float = 1e-3
-    clip_norm: float | None = 1.0
-    schedule: Literal["epoch", "step"] = "step"
     model: str = "llama-s"
     warmup: float = 0.1
     flags: tuple[str, ...] = FLAGS
