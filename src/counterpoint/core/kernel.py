@@ -210,7 +210,9 @@ class Kept(NamedTuple):
 def forward(
     work: Operands, *, columns: bool, symmetric: bool = False, keep: int = 0
 ) -> tuple[Tensor, Tensor | None, Tensor | None, list[Any]]:
-    """Compute log Z [N], log Y [M] or None, T [N] or None, and the kept tiles, in one pass over the tiles.
+    """Compute log Z [N], log Y [M] and T [N] in one pass over the tiles. Return them with the kept tiles.
+
+    Without `columns` log Y is None. Without targets T is None.
 
     Args:
         work: the operands.
