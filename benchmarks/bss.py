@@ -11,15 +11,9 @@ a separate process of each, minus its memory before the call.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import re
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,15 +22,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import torch.nn.functional as F
+from sides import Case, Sides, run
 from torch import Tensor
 
 from counterpoint import catalog
 from counterpoint import functional as fn
-from counterpoint.engine.run import machine, versions
 
 OUT = Path(__file__).parents[1] / "results" / "bench" / "bss.json"
 T, DIM = 0.5, 128
-Case = tuple[Callable[[], Tensor], Callable[[], Tensor]]
 
 
 def pictures(n: int, size: int) -> Tensor:
@@ -127,68 +120,7 @@ CASES: dict[str, tuple[Callable[..., Case], tuple[int, ...]]] = {
 }
 
 
-def timed(function: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    started = time.perf_counter()
-    value = function()
-    if value.requires_grad:
-        value.backward()
-    return time.perf_counter() - started, value.detach()
-
-
-def status(name: str) -> float:
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
-
-
-def peak(side: int, name: str) -> float:
-    """Return the peak memory of one call, minus the memory before it, in megabytes."""
-    make, sizes = CASES[name]
-    timed(make(4, *sizes[1:])[side])
-    function = make(*sizes)[side]
-    before = status("VmRSS")
-    timed(function)
-    return round(max(0.0, status("VmHWM") - before), 1)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--peak", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.peak:
-        print(peak(int(options.peak[0]), options.peak[1]))
-        return
-    record: dict[str, Any] = {
-        "what": "float32, medians; loss: forward and backward; ratio above 1: ours is faster; megabytes: peak of a process",
-        "threads": options.threads,
-        "rounds": options.rounds,
-        "cases": {},
-    }
-    for name, (make, sizes) in CASES.items():
-        ours, plain = make(*sizes)
-        timed(ours), timed(plain)
-        rounds = [(timed(ours), timed(plain)) for _ in range(options.rounds)]
-        held = [
-            float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-            for side in "01"
-            for words in [[sys.executable, __file__, "--threads", str(options.threads), "--peak", side, name]]
-        ]
-        found = {
-            "ours_s": round(statistics.median(a[0] for a, _ in rounds), 5),
-            "plain_s": round(statistics.median(b[0] for _, b in rounds), 5),
-            "ratio": round(statistics.median(b[0] / a[0] for a, b in rounds), 2),
-            "ours_megabytes": held[0],
-            "plain_megabytes": held[1],
-            "values_apart": float(f"{float((rounds[0][0][1] - rounds[0][1][1]).abs().max()):.1e}"),
-        }
-        record["cases"][name] = found
-        print(f"{name}: {json.dumps(found)}", flush=True)
-    options.out.write_text(json.dumps(record | {"machine": machine(), "versions": versions()}, indent=1) + "\n")
-
+SIDES = {name: Sides(partial(make, *sizes), partial(make, 4, *sizes[1:])) for name, (make, sizes) in CASES.items()}
 
 if __name__ == "__main__":
-    main()
+    run(SIDES, OUT, __doc__, rounds=7)

@@ -15,7 +15,6 @@ import argparse
 import itertools
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import torch.nn.functional as F
+from sides import status
 from torch import Tensor
 
 from counterpoint.engine.run import machine, versions
@@ -84,12 +84,6 @@ def timed(inputs: Tensor, loss: Callable[[], Tensor]) -> tuple[float, float]:
     value = loss()
     value.backward()
     return time.perf_counter() - started, value.item()
-
-
-def status(name: str) -> float:
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
 
 
 def peak(side: int, n: int) -> float:

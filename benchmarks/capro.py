@@ -17,11 +17,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 import torch.nn.functional as F
-from obow import Case, normal, status, timed
+from sides import Case, Sides, compared, normal, parser_of, peak, status, written
 from torch import Tensor
 
 from counterpoint import functional as fn
 from counterpoint.core.neighbours import nearest_rows, rerank_lists
 from counterpoint.core.operands import unit
-from counterpoint.engine.run import machine, versions
 
 OUT = Path(__file__).parents[1] / "results" / "bench" / "capro.json"
 LOW, DIM, KEYS = 128, 512, 8192
@@ -48,9 +47,8 @@ CASES = {
 NEIGHBOURS, KEPT, FEATURES, TEXT = 20, 5, 64, 384
 
 
-def case(name: str) -> Case:
+def case(n: int, classes: int) -> Case:
     """Make the rows of a step."""
-    n, classes = CASES[name]
     z, key = (F.normalize(normal(k, n, LOW), dim=1) for k in (0, 1))
     low = normal(3, n, classes).requires_grad_()
     likely = F.one_hot(torch.arange(n) % classes, classes) * (torch.arange(n) % 10 > 0)[:, None]
@@ -109,14 +107,7 @@ def case(name: str) -> Case:
     return ours, plain
 
 
-def peak(side: int, name: str) -> float:
-    """Return the peak memory of one call, minus the memory before it, in megabytes."""
-    CASES["small"] = (8, 3)
-    timed(case("small")[side])
-    function = case(name)[side]
-    before = status("VmRSS")
-    timed(function)
-    return round(max(0.0, status("VmHWM") - before), 1)
+SIDES = {name: Sides(partial(case, *sizes), partial(case, 8, 3)) for name, sizes in CASES.items()}
 
 
 def smoothing(way: str, pictures: int, file: str) -> dict[str, float]:
@@ -164,17 +155,14 @@ def both_smoothings(pictures: int, threads: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
+    parser = parser_of(__doc__, 9, OUT)
     parser.add_argument("--pictures", type=int, default=100_000)
-    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--peak", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
     parser.add_argument("--smooth", nargs=2, metavar=("WAY", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.peak:
-        print(peak(int(options.peak[0]), options.peak[1]))
+        print(peak(SIDES[options.peak[1]], int(options.peak[0])))
         return
     if options.smooth:
         print(json.dumps(smoothing(options.smooth[0], options.pictures, options.smooth[1])))
@@ -183,28 +171,12 @@ def main() -> None:
         "what": "float32; step: forward and backward, medians; ratio above 1: ours (or approximate search) is faster",
         "queue": KEYS, "threads": options.threads, "rounds": options.rounds, "cases": {},
     }  # fmt: skip
-    for name in CASES:
-        ours, plain = case(name)
-        timed(ours), timed(plain)
-        rounds = [(timed(ours), timed(plain)) for _ in range(options.rounds)]
-        held = [
-            float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-            for side in "01"
-            for words in [[sys.executable, __file__, "--threads", str(options.threads), "--peak", side, name]]
-        ]
-        found = {
-            "ours_s": round(statistics.median(a[0] for a, _ in rounds), 5),
-            "transcription_s": round(statistics.median(b[0] for _, b in rounds), 5),
-            "ratio": round(statistics.median(b[0] / a[0] for a, b in rounds), 2),
-            "ours_megabytes": held[0],
-            "transcription_megabytes": held[1],
-            "values_apart": float(f"{float((rounds[0][0][1] - rounds[0][1][1]).abs()):.1e}"),
-        }
-        record["cases"][name] = found
+    for name, sides in SIDES.items():
+        record["cases"][name] = found = compared(sides.make(), options.rounds, [name], "transcription")
         print(f"{name}: {json.dumps(found)}", flush=True)
     record["smoothing"] = both_smoothings(options.pictures, options.threads)
     print(json.dumps(record["smoothing"]), flush=True)
-    options.out.write_text(json.dumps(record | {"machine": machine(), "versions": versions()}, indent=1) + "\n")
+    written(record, options.out)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import torch.nn.functional as F
-from obow import Case, normal
-from sides import Sides, run
+from sides import Case, Sides, normal, run
 from torch import Tensor
 
 from counterpoint import functional as fn

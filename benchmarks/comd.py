@@ -23,13 +23,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
-from obow import Case
-from sides import Sides, run
+from sides import Case, Sides, run
 from torch import Tensor
 
 from counterpoint.core import reviews
 from counterpoint.core.answers import masked_lm_loss
-from counterpoint.encoders.chat_models import ChatModel, Prompt, chat_tokenizer, stacked
+from counterpoint.encoders.chat_models import ChatModel, Prompt, stacked
+from counterpoint.encoders.chat_tokenizers import chat_tokenizer
 from counterpoint.encoders.decoding import answers
 from counterpoint.encoders.messages import IMAGE, Message
 from counterpoint.tasks.chats import late, rows_of

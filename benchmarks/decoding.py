@@ -34,7 +34,8 @@ import torch
 from torch import Tensor
 
 from counterpoint import functional as fn
-from counterpoint.encoders.chat_models import ChatModel, Prompt, chat_tokenizer
+from counterpoint.encoders.chat_models import ChatModel, Prompt
+from counterpoint.encoders.chat_tokenizers import chat_tokenizer
 from counterpoint.encoders.decoding import Plain, answers, instructed
 from counterpoint.encoders.early_exit import EarlyExit
 from counterpoint.encoders.messages import IMAGE, Message

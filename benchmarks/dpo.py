@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from obow import Case
-from sides import Sides, run
+from sides import Case, Sides, run
 from torch import Tensor, nn
 
-from counterpoint.encoders.chat_models import ChatModel, learn_tokenizer, padded
+from counterpoint.encoders.chat_models import ChatModel, padded
+from counterpoint.encoders.chat_tokenizers import learn_tokenizer
 from counterpoint.experiment import Experiment
 from counterpoint.systems.language.stic import STIC
 from counterpoint.tasks.adapted_chats import with_adapter

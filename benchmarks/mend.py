@@ -23,8 +23,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from obow import Case, normal
-from sides import Sides, run
+from sides import Case, Sides, normal, run
 from torch import Tensor
 
 from counterpoint import functional as fn

@@ -11,24 +11,18 @@ minus its memory before the call.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import statistics
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import torch.nn.functional as F
-from obow import Case, normal, status, timed
+from sides import Case, Sides, normal, run
 from torch import Tensor
 
 from counterpoint import functional as fn
-from counterpoint.engine.run import machine, versions
 
 OUT = Path(__file__).parents[1] / "results" / "bench" / "sepclr.json"
 WIDTH = 32
@@ -72,51 +66,7 @@ def case(n: int) -> Case:
     return ours, plain
 
 
-def peak(side: int, name: str) -> float:
-    """Return the peak memory of one call, minus the memory before it, in megabytes."""
-    timed(case(32)[side])
-    function = case(CASES[name])[side]
-    before = status("VmRSS")
-    timed(function)
-    return round(max(0.0, status("VmHWM") - before), 1)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--peak", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.peak:
-        print(peak(int(options.peak[0]), options.peak[1]))
-        return
-    record: dict[str, Any] = {
-        "what": "float32, forward and backward, medians; ratio above 1: ours is faster; megabytes: peak of a process",
-        "width": WIDTH, "threads": options.threads, "rounds": options.rounds, "cases": {},
-    }  # fmt: skip
-    for name, n in CASES.items():
-        ours, plain = case(n)
-        timed(ours), timed(plain)
-        rounds = [(timed(ours), timed(plain)) for _ in range(options.rounds)]
-        held = [
-            float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-            for side in "01"
-            for words in [[sys.executable, __file__, "--threads", str(options.threads), "--peak", side, name]]
-        ]
-        found = {
-            "ours_s": round(statistics.median(a[0] for a, _ in rounds), 5),
-            "transcription_s": round(statistics.median(b[0] for _, b in rounds), 5),
-            "ratio": round(statistics.median(b[0] / a[0] for a, b in rounds), 2),
-            "ours_megabytes": held[0],
-            "transcription_megabytes": held[1],
-            "values_apart": float(f"{float((rounds[0][0][1] - rounds[0][1][1]).abs()):.1e}"),
-        }
-        record["cases"][name] = found
-        print(f"{name}: {json.dumps(found)}", flush=True)
-    options.out.write_text(json.dumps(record | {"machine": machine(), "versions": versions()}, indent=1) + "\n")
-
+SIDES = {name: Sides(partial(case, n), partial(case, 32)) for name, n in CASES.items()}
 
 if __name__ == "__main__":
-    main()
+    run(SIDES, OUT, __doc__, rounds=9, other="transcription", width=WIDTH)

@@ -16,9 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +24,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 import torch.nn.functional as F
-from obow import Case, normal, status, timed
+from sides import Case, Sides, compared, normal, parser_of, peak, written
 from torch import Tensor
 
 from counterpoint import functional as fn
 from counterpoint.core.tree_scores import LEVELS, VIEWS
-from counterpoint.engine.run import machine, versions
 
 OUT = Path(__file__).parents[1] / "results" / "bench" / "space_2.json"
 WIDTH, TAU = 768, 0.07
@@ -88,25 +85,14 @@ def case(what: str, n: int) -> Case:
     return ours, plain
 
 
-def peak(side: int, what: str, n: int) -> float:
-    """Return the peak memory of one call, minus the memory before it, in megabytes."""
-    timed(case(what, 32)[side])
-    function = case(what, n)[side]
-    before = status("VmRSS")
-    timed(function)
-    return round(max(0.0, status("VmHWM") - before), 1)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser = parser_of(__doc__, 5, OUT)
     parser.add_argument("--peak", nargs=3, metavar=("SIDE", "CASE", "ROWS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.peak:
-        print(peak(int(options.peak[0]), options.peak[1], int(options.peak[2])))
+        side, what, n = options.peak
+        print(peak(Sides(partial(case, what, int(n)), partial(case, what, 32)), int(side)))
         return
     record: dict[str, Any] = {
         "what": "float32, forward and backward, medians; ratio above 1: ours is faster; megabytes: peak of a process",
@@ -115,27 +101,10 @@ def main() -> None:
     for what, sizes in CASES.items():
         record["cases"][what] = {}
         for n in sizes:
-            ours, plain = case(what, n)
-            timed(ours), timed(plain)
-            rounds = [(timed(ours), timed(plain)) for _ in range(options.rounds)]
-            held = [
-                float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-                for side in "01"
-                for words in [
-                    [sys.executable, __file__, "--threads", str(options.threads), "--peak", side, what, str(n)]
-                ]
-            ]
-            found = {
-                "ours_s": round(statistics.median(a[0] for a, _ in rounds), 5),
-                "transcription_s": round(statistics.median(b[0] for _, b in rounds), 5),
-                "ratio": round(statistics.median(b[0] / a[0] for a, b in rounds), 2),
-                "ours_megabytes": held[0],
-                "transcription_megabytes": held[1],
-                "values_apart": float(f"{float((rounds[0][0][1] - rounds[0][1][1]).abs().max()):.1e}"),
-            }
+            found = compared(case(what, n), options.rounds, [what, str(n)], "transcription")
             record["cases"][what][str(n)] = found
             print(f"{what} of {n}: {json.dumps(found)}", flush=True)
-    options.out.write_text(json.dumps(record | {"machine": machine(), "versions": versions()}, indent=1) + "\n")
+    written(record, options.out)
 
 
 if __name__ == "__main__":

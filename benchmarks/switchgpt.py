@@ -17,12 +17,12 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from obow import Case
-from sides import Sides, run
+from sides import Case, Sides, run
 from torch import Tensor, nn
 
 from counterpoint.core.answers import flag_weighted_lm_loss
-from counterpoint.encoders.chat_models import ChatModel, learn_tokenizer
+from counterpoint.encoders.chat_models import ChatModel
+from counterpoint.encoders.chat_tokenizers import learn_tokenizer
 from counterpoint.encoders.flags import flag_ids, with_flags
 from counterpoint.encoders.meta_responses import FLAGS
 from counterpoint.systems.language.switchgpt import SwitchGPT

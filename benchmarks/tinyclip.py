@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from alignment import rows, run
-from obow import status
+from sides import status
 from torch import Tensor
 
 from counterpoint import functional as fn

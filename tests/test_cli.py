@@ -206,10 +206,10 @@ def test_a_repeated_list_option_keeps_all_values(monkeypatch, command, words, fi
 
 
 def test_repeated_additions_and_data_sources():
-    from counterpoint.commands.train import value, without_additions
+    from counterpoint.commands.train import option_value, without_additions
 
     assert without_additions(["a", "--with", "mochi", "--with", "hcl"]) == (["a"], ["mochi", "hcl"])
-    assert value(["--data", "a", "--data=b"], "--data") == "b"  # the last, as for every option with one value
+    assert option_value(["--data", "a", "--data=b"], "--data") == "b"  # the last, as for every option with one value
 
 
 def test_a_reader_that_leaves_early_is_no_error():

@@ -45,3 +45,16 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> CounterpointError:
         else f"known: {', '.join(known[:20])}" + (", ..." if len(known) > 20 else "")
     )
     return CounterpointError(f"unknown {kind} '{name}'; {hint}")
+
+
+def needs_extra(what: str, extra: str) -> CounterpointError:
+    """Return the error for a library that is not installed, with the command that installs it.
+
+    >>> print(needs_extra("hf:bert", "language"))
+    hf:bert needs the extra [language]: pip install 'counterpoint[language]'
+
+    Args:
+        what: What the user asked for.
+        extra: Name of the extra in pyproject.toml that brings the library.
+    """
+    return CounterpointError(f"{what} needs the extra [{extra}]: pip install 'counterpoint[{extra}]'")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from counterpoint.encoders.images import VisionTokens, build_image_encoder, vit_s
+from counterpoint.encoders.images import build_image_encoder
 from counterpoint.encoders.text import (
     TextTransformer,
     Tokenizer,
@@ -18,6 +18,7 @@ from counterpoint.encoders.text import (
     pool,
     train_bpe,
 )
+from counterpoint.encoders.vision_transformers import VisionTokens, vit_s
 from counterpoint.errors import CounterpointError, RunError
 
 CAPTIONS = [

@@ -8,8 +8,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from counterpoint.core.tokens import token_relations
-from counterpoint.encoders.images import VisionTokens, build_image_encoder, vit_s
+from counterpoint.encoders.images import build_image_encoder
 from counterpoint.encoders.inside import TokenNetwork
+from counterpoint.encoders.vision_transformers import VisionTokens, vit_s
 from counterpoint.errors import CounterpointError
 from counterpoint.tasks.token_teachers import token_teacher
 from counterpoint.views.images import denormalise, normalise

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from counterpoint import functional as fn
-from counterpoint.encoders.chat_models import ChatModel, Prompt, chat_tokenizer
+from counterpoint.encoders.chat_models import ChatModel, Prompt
+from counterpoint.encoders.chat_tokenizers import chat_tokenizer
 from counterpoint.encoders.messages import Message
 from counterpoint.encoders.mixture_of_experts import (
     MixtureOfExperts,

@@ -92,6 +92,9 @@ def test_settings_are_read_as_yaml_reads_them():
     assert settings("a=1\nb-c = [1, 2]\n d=x y\n") == {"a": 1, "b_c": [1, 2], "d": "x y"}
     with pytest.raises(CounterpointError, match="cannot be read"):
         settings("a=[")
+    for text in ("[&a [1, 2], *a]", "*a", "2026-13-01", "1" * 5000, "[" * 5000):
+        with pytest.raises(CounterpointError, match=r"a: the value .* cannot be read"):
+            settings(f"a={text}")
 
 
 @pytest.mark.slow

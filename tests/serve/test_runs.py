@@ -148,10 +148,22 @@ def test_comparisons_are_listed_and_shown(copied):
     (copied / "results/compare/mine.json").write_text(json.dumps(made))
     (copied / "results/compare/bad.json").write_text("{")
     page = served(copied)
-    assert page.get("/claims").status_code == 400  # the damaged record is named
-    (copied / "results/compare/bad.json").unlink()
+    listed = page.get("/claims")
+    assert listed.status_code == 200
+    assert "0/results/compare/bad.json: bad.json is not a record" in listed.text  # the damaged one is named
+    assert "/comparisons/0/results/compare/mine.json" in listed.text
+    (copied / "results/claims/albef.json").write_text("[]")
+    assert "0/results/claims/albef.json: albef.json is not a record" in page.get("/claims").text
+    assert page.get("/claims/albef").status_code == 400
+    (copied / "results/claims/albef.json").write_text('{"conjuncts": [3]}')
+    assert "albef.json is not a record of a claim" in page.get("/claims/albef").text
+    (copied / "results/compare/bad.json").unlink()  # within the half second in which the list of files is kept
+    assert page.get("/claims").status_code == 200
+    assert page.get("/comparisons/0/results/compare/bad.json").status_code == 404
+    (copied / "results/claims/albef.json").unlink()
+    assert page.get("/claims/albef").status_code == 404
+    (copied / "results/claims/albef.json").write_text(json.dumps(record))
     time.sleep(0.6)
-    assert "/comparisons/0/results/compare/mine.json" in page.get("/claims").text
     assert "Do it again" in page.get("/comparisons/0/results/compare/mine.json").text
     assert page.get("/comparisons/0/results/claims/albef.json").status_code == 404
 

@@ -19,7 +19,7 @@ from counterpoint.core import affinities, kernel
 from counterpoint.core.affinities import pair_cross_entropy
 from counterpoint.core.masking import mask_tokens
 from counterpoint.core.rows import token_numbers
-from counterpoint.data.digits import load_pairs
+from counterpoint.data.digit_pairs import load_pairs
 from counterpoint.data.images import ArrayImages
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.data.worlds.digits import NAMES

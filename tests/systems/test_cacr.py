@@ -326,8 +326,8 @@ def test_bad_input_is_named():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"form": "queue"}, "form must be"),
-        ({"cost": "cosine"}, "cost must be"),
+        ({"form": "queue"}, "unknown form 'queue'"),
+        ({"cost": "cosine"}, "unknown cost 'cosine'"),
         ({"positives": 0}, "positives must be at least 1"),
         ({"negative_sharpness": -1.0}, "negative_sharpness must lie in 0..1e"),
         ({"alpha": math.nan}, "alpha must lie in 0..1e"),

@@ -426,7 +426,7 @@ def test_the_command_line_trains_and_the_page_shows_accuracies_order_and_memory(
         ),
         (DATA, {"phases": 11}, DataError, "--phases 11 exceeds the 10 classes"),
         (DATA, {"phases": 0}, CounterpointError, "phases must be at least 1"),
-        (DATA, {"class_order": "best"}, CounterpointError, "class_order must be random or data"),
+        (DATA, {"class_order": "best"}, CounterpointError, "unknown class_order 'best'"),
         (DATA, {"memory": 2.5}, CounterpointError, "memory must be a share below 1 or a whole number"),
         (DATA, {"memory": -1}, CounterpointError, "memory must be"),
         (DATA, {"rehearsal_share": 1.0}, CounterpointError, "rehearsal_share must lie between 0 and 1"),

@@ -527,7 +527,7 @@ def test_captions_follow_examples(choice):
         ({"compress": 3}, "must divide dim_head"),
         ({"shots": (0,)}, "shots must be numbers of at least 1"),
         ({"shots": (9,)}, "more than the context of 48"),
-        ({"shot_choice": "best"}, "shot_choice must be"),
+        ({"shot_choice": "best"}, "unknown shot_choice 'best'"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"context": 5, "new_tokens": 2}, "every training chat has more than 5 tokens|may need"),
     ],

@@ -19,7 +19,7 @@ from counterpoint.catalog import load_system
 from counterpoint.core import query_decoder
 from counterpoint.core.query_decoder import SelfPrompt
 from counterpoint.data.dense import IGNORE
-from counterpoint.encoders import prefix_windows
+from counterpoint.encoders import modality_masks, prefix_windows
 from counterpoint.encoders.images import build_image_encoder
 from counterpoint.encoders.prefix_windows import PrefixWindows, tensors_of
 from counterpoint.engine.fit import fit
@@ -303,7 +303,7 @@ def test_each_stage_trains_its_own_parts_and_calls_the_functions(sam, monkeypatc
     for place, name in (
         (prefix_windows, "prefix_window_attention"),
         (prefix_windows, "student_block"),
-        (module, "query_decoupled_decoder"),
+        (modality_masks, "query_decoupled_decoder"),
         (module, "binary_mask_loss"),
     ):
         function = getattr(place, name)

@@ -19,7 +19,7 @@ from counterpoint import cli, training
 from counterpoint import functional as fn
 from counterpoint.catalog import load_system
 from counterpoint.core import tokens as core
-from counterpoint.encoders.images import vit_s
+from counterpoint.encoders.vision_transformers import vit_s
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import Survey

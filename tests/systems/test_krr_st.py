@@ -432,7 +432,7 @@ def test_a_folder_of_images_is_distilled_by_the_features_of_a_run(tmp_path: Path
         ({"pool": 0}, "pool must be at least 1"),
         ({"judges": -1}, "judges must not be negative"),
         ({"learn": "all"}, "learn"),
-        ({"start_targets": "zero"}, "start targets"),
+        ({"start_targets": "zero"}, "unknown start_targets 'zero'"),
         ({"teacher": "data"}, "features of changed images need a network"),
         ({"teacher": "nothing"}, "teacher"),
         ({"extractor": "nothing"}, "image encoder"),

@@ -15,7 +15,8 @@ from counterpoint import functional as fn
 from counterpoint.data import grid_chats
 from counterpoint.data.chats import Chat
 from counterpoint.encoders import decoding
-from counterpoint.encoders.chat_models import ChatModel, Prompt, chat_tokenizer
+from counterpoint.encoders.chat_models import ChatModel, Prompt
+from counterpoint.encoders.chat_tokenizers import chat_tokenizer
 from counterpoint.encoders.decoding import Plain, answers
 from counterpoint.encoders.messages import IMAGE, Message
 from counterpoint.engine.run import Run

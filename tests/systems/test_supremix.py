@@ -444,7 +444,7 @@ def test_figures_compare_encoder_and_head():
         ({"window": -1.0}, "window"),
         ({"weight_power": 4}, "weight_power"),
         ({"alpha": 0.0}, "alpha"),
-        ({"pool": 5}, "pool divide batch_size"),
+        ({"pool": 5}, "pool must divide batch_size"),
         ({"drop_at": 2.0}, "drop_at"),
         ({"reduction": "max"}, "reduction"),
         ({"regressor": "tuned"}, "regressor 'tuned'"),

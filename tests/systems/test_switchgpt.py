@@ -12,7 +12,8 @@ import torch
 
 from counterpoint import cli, training
 from counterpoint import functional as fn
-from counterpoint.encoders.chat_models import ChatModel, ChatTokenizer, Prompt, learn_tokenizer
+from counterpoint.encoders.chat_models import ChatModel, Prompt
+from counterpoint.encoders.chat_tokenizers import ChatTokenizer, learn_tokenizer
 from counterpoint.encoders.decoding import answers
 from counterpoint.encoders.flags import FlagDecoder, flag_ids, opening, start_rows, tables, with_flags
 from counterpoint.encoders.messages import Message

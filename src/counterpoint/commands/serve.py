@@ -10,7 +10,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from counterpoint.commands.common import Place, Text, say, unset
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import CounterpointError, needs_extra
 
 
 def main(
@@ -42,7 +42,7 @@ def main(
         out: The folder in which trainings make their runs, inside FOLDER. Default: runs in the first FOLDER.
     """
     if importlib.util.find_spec("starlette") is None or importlib.util.find_spec("uvicorn") is None:
-        raise CounterpointError("the page needs the extra [serve]: pip install 'counterpoint[serve]'")
+        raise needs_extra("the page", "serve")
     if not 0 <= port <= 65535:
         raise CounterpointError(f"--port must be 0 to 65535, got {port}")
     from counterpoint.serve.app import run

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
 
@@ -98,8 +98,8 @@ main = Train
 def prepare(argv: Sequence[str]) -> tuple[type[Train], list[str], str]:
     """Return the command with the named system's settings as options, the words left to parse, and the program's name."""
     argv, additions = without_additions(argv)
-    parent = value(argv, "--continue")
-    at = named(argv)
+    parent = option_value(argv, "--continue")
+    at = system_index(argv)
     if at is None and parent:
         from counterpoint.experiment import finished
 
@@ -112,16 +112,17 @@ def prepare(argv: Sequence[str]) -> tuple[type[Train], list[str], str]:
     entry = catalog.get(slug)  # a misspelt name is found without torch
     from counterpoint.experiment import Experiment, finished
 
-    source = value(argv, "--data")
+    source = option_value(argv, "--data")
     if parent:
         before = Experiment.of_run(finished(parent, slug))
         source, config = source or before.data, before.config
     else:
         experiment = Experiment.resolve(slug, source, check=False)  # the options are checked
         source, config = experiment.data, experiment.config
+    hidden, without_prefix = cast(Any, (Suppress, OmitArgPrefixes))
     fields: list[Any] = [
-        ("slug", Suppress[str | None], field(default=slug)),  # type: ignore[misc]
-        ("config", OmitArgPrefixes[type(config)], field(default_factory=lambda: config)),  # type: ignore[misc]
+        ("slug", hidden[str | None], field(default=slug)),
+        ("config", without_prefix[type(config)], field(default_factory=lambda: config)),
     ]
     for number, (name, settings) in enumerate(getattr(config, "parts", {}).items()):
         kind: Any = Annotated[type(settings), arg(name=name)]
@@ -134,10 +135,10 @@ def prepare(argv: Sequence[str]) -> tuple[type[Train], list[str], str]:
     return command, [*argv[:at], *argv[at + 1 :]], f"counterpoint train {slug}"
 
 
-def named(argv: Sequence[str]) -> int | None:
-    """Return the index of the word that names the system, or None where all words belong to options.
+def system_index(argv: Sequence[str]) -> int | None:
+    """Return the index of the word that names the system; None where all words belong to options.
 
-    A word after an option counts as the option's value. Raises CounterpointError when the word names no built system.
+    A word after an option counts as the option's value. Raises CounterpointError where a word is left that names no built system.
     """
     built = {row.slug for row in catalog.entries().values() if row.built}
     plain = [i for i, word in enumerate(argv) if not word.startswith("-") and not (i and argv[i - 1].startswith("-"))]
@@ -149,7 +150,7 @@ def named(argv: Sequence[str]) -> int | None:
     return None
 
 
-def value(argv: Sequence[str], option: str) -> str | None:
+def option_value(argv: Sequence[str], option: str) -> str | None:
     """Return the last value of an option, `--option VALUE` or `--option=VALUE`; None when it is not given."""
     found = None
     for word, after in itertools.pairwise([*argv, ""]):
@@ -161,7 +162,7 @@ def value(argv: Sequence[str], option: str) -> str | None:
 def without_additions(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separate the words of `--with ADDITION ...` from the others. Return the other words and the additions.
 
-    The word after --with is an addition, whatever it names; further words belong to it while they name additions.
+    The word after --with always counts as an addition. The words after it count as long as they name additions.
     """
     rest, additions, first, more = list[str](), list[str](), False, False
     for word, after in itertools.pairwise([*argv, "-"]):

@@ -27,7 +27,7 @@ from torch import Tensor
 from counterpoint.core import chunks, kernel
 from counterpoint.core.checks import need_within
 from counterpoint.core.chunked_affinities import Pair
-from counterpoint.core.kernel import KEEP, Operands, Side, Tile, finite, pulled, refused, tiles
+from counterpoint.core.kernel import KEEP, Operands, Side, Tile, finite, refused, tile_gradient, tiles
 from counterpoint.core.precision import Products, exact, full_precision, products, wide
 from counterpoint.core.transforms import traced
 
@@ -201,7 +201,7 @@ class _PairCrossEntropy(torch.autograd.Function):
                         p = [side.gradient[:, None] * (t - side.logs[:, None]).exp() for side in of_t[:1]]
                         p += [side.gradient * (t - side.logs).exp() for side in of_t[1:]]
                         pull = p[0] * (s - means[0][:, None]) + (p[1] * (s - means[1]) if ctx.columns else 0)
-                        g = sum(p) + pulled(s, of_s[0], of_s[1] if ctx.columns else None, student.reach)
+                        g = sum(p) + tile_gradient(s, of_s[0], of_s[1] if ctx.columns else None, student.reach)
                         pairs = None
                 if pairs is not None:
                     share = [side.share(pairs.references[1]) for side in of_t]

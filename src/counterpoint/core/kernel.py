@@ -29,7 +29,8 @@ The steps.
     4. `backward` makes g of each tile, from the exponentials where they were kept and from a new product where not. It
        adds g k to dq and g^T k to dk.
 
-The cost in products of N x M x D: 3 with all tiles kept, 4 with none. There are two shorter ways:
+The unit of cost is a matrix product of N x M x D multiplications. The steps take 3 of them where all tiles are kept, and 4
+where none is. There are two shorter ways:
 
     `OneTile`     a matrix of one tile needs no running sums
     `FixedKeys`   keys without a gradient (a queue, a bank, a locked tower) need 2 products and keep no tile
@@ -56,15 +57,15 @@ from counterpoint.core.transforms import refuse_second, traced
 # Rows and columns of a tile: large enough for products at full speed, small enough to stay in the processor's cache.
 TILE = (512, 2048)
 
-# Bytes of tiles that the forward pass may keep. Tiles beyond it are computed again, which is a third more work.
+# Bytes of tiles that the forward pass may keep. The backward pass computes all other tiles again: a third more work.
 KEEP = 64 * 2**20
-# The same for a set of rows with itself: the half matrix of both views of 4,096 pairs fits.
+# The same for the similarities of a set of rows with itself. The half matrix of both views of 4,096 pairs fits.
 KEEP_SYMMETRIC = 160 * 2**20
 
 # Up to this many similarities the plain way, which holds the whole matrix, is as fast.
 SMALL = 64 * 64
 
-# The name of all functions in tiles, in a message.
+# How messages name every function that computes in tiles.
 BLOCKWISE = "a loss of more than 64 x 64 similarities, made block by block (pair_logsumexp has method='plain'),"
 
 
@@ -80,7 +81,7 @@ class Tile(NamedTuple):
 
 
 def tiles(rows: int, columns: int, symmetric: bool = False) -> Iterator[Tile]:
-    """Cover a matrix of this size; of a symmetric one, cover the squares on its diagonal and what lies above them.
+    """List tiles that cover a matrix of this size. Those of a symmetric matrix cover the diagonal and all above it.
 
     Args:
         rows, columns: size of the matrix.
@@ -88,7 +89,7 @@ def tiles(rows: int, columns: int, symmetric: bool = False) -> Iterator[Tile]:
     """
     high, broad = TILE
     if symmetric:
-        # The squares compute both halves: keep them a small part of the whole, but not too small for fast products.
+        # A square on the diagonal computes both of its halves. Small squares waste little, and larger ones multiply faster.
         high = min(high, max(256, rows // 8))
     for top in range(0, rows, high):
         row = slice(top, min(top + high, rows))
@@ -104,7 +105,7 @@ def tiles(rows: int, columns: int, symmetric: bool = False) -> Iterator[Tile]:
 
 
 class Operands:
-    """What forward and backward share: the two operands, the rules, and the way from them to a tile.
+    """The operands and rules of a matrix, from which both passes compute one tile at a time.
 
     Args:
         query: [N, D].
@@ -113,7 +114,7 @@ class Operands:
         weight: d as a function of a tile; default 1 everywhere.
         origin: position of the first row and column in the larger matrix that rules, weights and targets refer to.
         target: t as a function of a tile; default no targets.
-        kind: type of the products; default that of `core.precision.products`. A backward pass gives the forward's.
+        kind: type of the products; default that of `core.precision.products`. A backward pass takes the forward pass's type.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class Operands:
         return chunks.Matrix(self.query, self.key, *asked, symmetric=symmetric)
 
     def similarities(self, tile: Tile) -> Tensor:
-        """Multiply s of a tile and set excluded pairs to -inf. The next call reuses the memory."""
+        """Compute s of a tile, with -inf at excluded pairs. The next call overwrites the result."""
         rows, columns = tile.rows, tile.columns
         high, broad = rows.stop - rows.start, columns.stop - columns.start
         if self.buffer.numel() < high * broad:
@@ -183,7 +184,7 @@ class Operands:
 
 
 def add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left right to `into`, float32 or wider, where both factors have one type, this one or bf16."""
+    """Add the product of two matrices to `into`. Both have the type of `into` (float32 or wider), or both are bf16."""
     if left.dtype == into.dtype:
         into.addmm_(left, right)
     else:
@@ -209,7 +210,9 @@ class Kept(NamedTuple):
 def forward(
     work: Operands, *, columns: bool, symmetric: bool = False, keep: int = 0
 ) -> tuple[Tensor, Tensor | None, Tensor | None, list[Any]]:
-    """Go through the tiles once; return log Z [N], log Y [M] or None, T [N] or None, and the kept tiles in order.
+    """Compute log Z [N], log Y [M] and T [N] in one pass over the tiles. Return them with the kept tiles.
+
+    Without `columns` log Y is None. Without targets T is None.
 
     Args:
         work: the operands.
@@ -286,13 +289,13 @@ class Side:
         return self.gradient * (reference - self.logs).masked_fill_(self.logs == -math.inf, -math.inf).exp_()
 
 
-def pulled(s: Tensor, row: Side, column: Side | None, reach: float) -> Tensor:
+def tile_gradient(s: Tensor, row: Side, column: Side | None, reach: float) -> Tensor:
     """Return g of a tile without its weights: the sum over the directions of gradient x exp(s - log). Overwrites s.
 
     Args:
         s: similarities of the tile.
         row, column: the directions, cut to the tile; column None for a loss over rows only.
-        reach: largest distance of a log from the reference with which exp stays exact.
+        reach: largest difference between the reference and a log for which exp stays exact.
     """
     reference = finite(s.amax())
     logs = row.logs if column is None else torch.cat([row.logs, column.logs])
@@ -302,7 +305,7 @@ def pulled(s: Tensor, row: Side, column: Side | None, reach: float) -> Tensor:
         if column is not None:
             factor = factor + column.share(reference)
         return s.sub_(reference).exp_().mul_(factor)
-    # One reference would overflow for some row: each direction takes its own logs as references.
+    # With one reference, exp would overflow for some row. So each direction takes its own logs as references.
     there = finite(row.logs)
     first = (s - there[:, None]).exp_().mul_(row.share(there)[:, None])
     if column is None:
@@ -321,14 +324,14 @@ def backward(
     wanted: tuple[bool, bool] = (True, True),
     towards: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Go through the tiles once more and return dq [N, D] and dk [M, D].
+    """Compute dq [N, D] and dk [M, D] in a second pass over the tiles.
 
     Args:
         work: the operands.
         row, column: the directions; column None for a loss over rows only.
-        kept: what `forward` kept; default nothing, every tile is computed again.
-        symmetric: then `column` must be `row`, and all of the gradient is in dq.
-        wanted: whether dq and dk are wanted; one that is not costs no product and stays 0.
+        kept: tiles that `forward` kept; default none, so every tile is computed again.
+        symmetric: whether the matrix equals its transpose. `column` must then be `row`, and dq holds the whole gradient.
+        wanted: whether to compute dq, and dk. One that is not computed stays 0 and costs nothing.
         towards: gradient that arrives for T; None without targets.
     """
     query, key = work.query, work.key
@@ -343,7 +346,7 @@ def backward(
         found = kept[number] if kept else None
         across = None if column is None else column[c]
         if found is None:
-            g = work.weighted(pulled(work.similarities(tile), row[r], across, work.reach), tile)
+            g = work.weighted(tile_gradient(work.similarities(tile), row[r], across, work.reach), tile)
         else:
             # A kept tile must stay as it is: a retained graph calls backward a second time.
             if spare.numel() < found.exponentials.numel():
@@ -366,7 +369,7 @@ def backward(
 
 
 def refused(gradients: Sequence[Tensor], operands: Sequence[Tensor | None]) -> list[Tensor]:
-    """Return the gradients so that a second derivative raises RuntimeError: they were made tile by tile."""
+    """Mark gradients that were made tile by tile, so that differentiating them raises RuntimeError."""
     leaf = next(x for x in operands if x is not None and x.requires_grad)
     return [refuse_second(gradient, leaf, BLOCKWISE) for gradient in gradients]
 
@@ -384,7 +387,7 @@ class OneTile(NamedTuple):
 
     @staticmethod
     def of(work: Operands, columns: bool, own: bool) -> tuple[OneTile, Tensor, Tensor | None, Tensor | None] | None:
-        """Return the tile, its reference, T and the diagonal of s; None where one reference does not do for all rows.
+        """Return the tile, its reference, T and the diagonal of s; None where the rows differ too much for one reference.
 
         Args:
             work: the operands.
@@ -399,7 +402,7 @@ class OneTile(NamedTuple):
         e = work.weighted(s.sub_(reference).exp_(), whole)
         found = OneTile(e, e.sum(1), e.sum(0) if columns else None, target)
         low = min(side.amin().item() for side in (found.rows, found.columns) if side is not None)
-        # The comparison is False for NaN too, which a reference of -inf makes of everything.
+        # A reference of -inf makes every entry NaN. The comparison is False for NaN, too.
         return (found, reference, towards, diagonal) if low > math.exp(-work.reach) else None
 
     def gradients(
@@ -422,7 +425,7 @@ class OneTile(NamedTuple):
 
 
 class LogSumExp(torch.autograd.Function):
-    """log Z, log Y, T and the diagonal, with the gradient of both operands; key None is the query with itself."""
+    """Autograd function of log Z, log Y, T and the diagonal. Without a key, the query is compared with itself."""
 
     @staticmethod
     def forward(
@@ -488,10 +491,10 @@ class LogSumExp(torch.autograd.Function):
 
 
 class FixedKeys(torch.autograd.Function):
-    """log Z of the rows where the keys have no gradient: two products, whatever the size of the matrix.
+    """Autograd function of log Z where the keys have no gradient. It takes two products, whatever the size of the matrix.
 
-    Then dq_i = a_i m_i with m_i = sum_j p_ij k_j. This is the mean key of row i under its softmax p_ij = d_ij exp(s_ij) / Z_i.
-    The arriving a_i is one factor of the whole row. So the forward pass can sum m while it has each tile.
+    Here dq_i = a_i m_i with m_i = sum_j p_ij k_j. This is the mean key under the softmax p_ij = d_ij exp(s_ij) / Z_i. The
+    arriving gradient a_i is one factor for the whole row. So the forward pass already sums m, tile by tile.
     """
 
     @staticmethod

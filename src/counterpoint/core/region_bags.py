@@ -5,6 +5,7 @@ A bag is the set of regions of one picture. Its tensors are [bags, regions, widt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,10 +13,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from counterpoint.core.checks import need_rows, shapes
 from counterpoint.core.operands import unit
 from counterpoint.core.transforms import once, traced
 
 Pooling = Literal["mean", "attention"]
+GLOBAL = 2  # global crops of a picture, the teacher's
 
 
 @torch.no_grad()
@@ -158,3 +161,45 @@ def bag_terms(
     found: tuple[Tensor, Tensor | None]
     found = _Bag.apply(once(logits, "a loss of bags of regions"), table, number, weight, temperature)
     return found
+
+
+def crop_regions(regions: Sequence[int], num_crops: int) -> list[int]:
+    """Return the number of regions of each crop, the global ones first.
+
+    Args:
+        regions: regions of a global crop and, where there are local crops, of a local one; both positive, or both 0.
+        num_crops: crops of a picture, at least 2.
+
+    Raises ValueError for numbers out of range.
+    """
+    if num_crops < GLOBAL:
+        raise ValueError(f"num_crops must be at least 2, the global crops; got {num_crops}")
+    found = [int(count) for count in regions]
+    if not 1 <= len(found) <= 2 or (num_crops > GLOBAL and len(found) < 2):
+        raise ValueError(f"regions must be the regions of a global and of a local crop, got {found}")
+    counts = found[:1] * GLOBAL + found[1:] * (num_crops - GLOBAL)
+    if min(counts) < 0 or (min(counts) == 0 and max(counts) > 0):
+        raise ValueError(f"regions must all be positive, or all 0, got {found}")
+    return counts
+
+
+def need_crop_rows(
+    student_cls: Tensor, student_region: Tensor, student_feat: Tensor,
+    teacher_cls: Tensor, teacher_region: Tensor, teacher_feat: Tensor, counts: list[int],
+) -> None:  # fmt: skip
+    """Raise ValueError for a tensor whose rows are not those of the crops and regions."""
+    crops = len(counts)
+    if student_cls.ndim != 2 or len(student_cls) % crops:
+        raise ValueError(f"student_cls must be [{crops} crops of b, outcomes], got {shapes(student_cls=student_cls)}")
+    need_rows(student_cls=student_cls)
+    b, k = len(student_cls) // crops, student_cls.shape[1]
+    rows, teacher_rows, dim = b * sum(counts), b * sum(counts[:GLOBAL]), teacher_feat.shape[-1]
+    for name, tensor, wanted in (
+        ("student_region", student_region, [rows, k]),
+        ("teacher_cls", teacher_cls, [GLOBAL * b, k]),
+        ("teacher_region", teacher_region, [teacher_rows, k]),
+        ("student_feat", student_feat, [rows, dim]),
+        ("teacher_feat", teacher_feat, [teacher_rows, dim]),
+    ):
+        if list(tensor.shape) != wanted:
+            raise ValueError(f"{name} must be {wanted}, got {shapes(**{name: tensor})}")

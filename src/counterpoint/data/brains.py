@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from counterpoint.data.dense import IGNORE, ArrayScenes, DenseData
 from counterpoint.data.images import checked_size
 from counterpoint.data.valid import checked_count
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, needs_extra
 
 REGIONS = ("background", "grey matter", "white matter")
 FILES = {kind: f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for kind in ("t1", "gm", "wm")}
@@ -100,7 +100,7 @@ def template() -> dict[str, Float[np.ndarray, "x y z"]]:
     try:
         import nibabel
     except ImportError as error:
-        raise CounterpointError("brains: needs the extra [dense]: pip install 'counterpoint[dense]'") from error
+        raise needs_extra("brains:", "dense") from error
     folder, found = Path(package.origin).parent / "datasets" / "data", {}
     for kind, name in FILES.items():
         try:

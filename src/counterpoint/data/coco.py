@@ -51,7 +51,7 @@ from counterpoint.data.regions import (
     iou,
     matched_labels,
 )
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, needs_extra
 
 GREY = 128
 LOWEST = -10.0  # logit of squares that fill up a detector's proposals
@@ -146,7 +146,7 @@ def _annotated(
     try:
         from pycocotools.coco import COCO
     except ImportError as error:
-        raise CounterpointError("coco: needs the extra [dense]: pip install 'counterpoint[dense]'") from error
+        raise needs_extra("coco:", "dense") from error
     try:
         found = json.loads(file.read_text("utf-8"))
     except OSError as error:

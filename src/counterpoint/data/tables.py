@@ -29,6 +29,7 @@ split named "validation" (valid, val, dev) where there is a test split too. Othe
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 from counterpoint.data.accounts import Accounts
@@ -47,7 +48,7 @@ from counterpoint.errors import CounterpointError, DataError
 
 
 class Inputs(NamedTuple):
-    """Options of the task `targets` (see `load_imagefolder`)."""
+    """Options of the task `targets` (see `load_table`)."""
 
     target: str = ""
     series: str = ""
@@ -55,7 +56,8 @@ class Inputs(NamedTuple):
     channels: int = 1
 
 
-def load_imagefolder(
+def load_table(
+    kind: str,
     place: str,
     *,
     task: str = "views",
@@ -72,10 +74,11 @@ def load_imagefolder(
     test: str = "",
     valid: str = "",
 ) -> ImageData | AlignedData | TargetData:
-    """Open a folder of images (see the module).
+    """Open the user's own images, labels and captions (see the module).
 
     Args:
-        place: the folder.
+        kind: imagefolder, parquet, csv or webdataset.
+        place: the folder of an imagefolder; else a file, folder or pattern.
         task: views, for images and classes; aligned, for images and captions; targets, for a number to predict.
         size: height and width of images in pixels, 8 to 4096.
         image, label, text: columns of metadata files. Default: columns with the usual names, and the folders' names as
@@ -96,89 +99,6 @@ def load_imagefolder(
     Raises DataError for missing or damaged files, CounterpointError for an invalid option.
     """
     inputs = Inputs(target, series, columns, channels)
-    return _load("imagefolder", place, task, size, image, label, text, test, valid, domain, unseen, inputs)
-
-
-def load_parquet(
-    place: str,
-    *,
-    task: str = "views",
-    size: int = 64,
-    image: str = "",
-    label: str = "",
-    text: str = "",
-    domain: str = "",
-    unseen: str = "",
-    target: str = "",
-    series: str = "",
-    columns: str = "",
-    channels: int = 1,
-    test: str = "",
-    valid: str = "",
-) -> ImageData | AlignedData | TargetData:
-    """Open Parquet files (see the module; arguments as of `load_imagefolder`, place: a file, folder or pattern)."""
-    inputs = Inputs(target, series, columns, channels)
-    return _load("parquet", place, task, size, image, label, text, test, valid, domain, unseen, inputs)
-
-
-def load_csv(
-    place: str,
-    *,
-    task: str = "views",
-    size: int = 64,
-    image: str = "",
-    label: str = "",
-    text: str = "",
-    domain: str = "",
-    unseen: str = "",
-    target: str = "",
-    series: str = "",
-    columns: str = "",
-    channels: int = 1,
-    test: str = "",
-    valid: str = "",
-) -> ImageData | AlignedData | TargetData:
-    """Open CSV files (see the module; arguments as of `load_imagefolder`, place: a file, folder or pattern)."""
-    inputs = Inputs(target, series, columns, channels)
-    return _load("csv", place, task, size, image, label, text, test, valid, domain, unseen, inputs)
-
-
-def load_webdataset(
-    place: str,
-    *,
-    task: str = "views",
-    size: int = 64,
-    image: str = "",
-    label: str = "",
-    text: str = "",
-    domain: str = "",
-    unseen: str = "",
-    target: str = "",
-    series: str = "",
-    columns: str = "",
-    channels: int = 1,
-    test: str = "",
-    valid: str = "",
-) -> ImageData | AlignedData | TargetData:
-    """Open WebDataset archives (see the module; arguments as of `load_imagefolder`, place: a file, folder or pattern)."""
-    inputs = Inputs(target, series, columns, channels)
-    return _load("webdataset", place, task, size, image, label, text, test, valid, domain, unseen, inputs)
-
-
-def _load(
-    kind: str,
-    place: str,
-    task: str,
-    size: int,
-    image: str,
-    label: str,
-    text: str,
-    test: str,
-    valid: str,
-    domain: str,
-    unseen: str,
-    inputs: Inputs,
-) -> ImageData | AlignedData | TargetData:
     checked_size(size)
     pairs, numbers = task == "aligned", task == "targets"
     if not numbers and inputs != Inputs():
@@ -230,6 +150,11 @@ def _load(
     except CounterpointError:
         accounts.write()
         raise
+
+
+load_imagefolder, load_parquet, load_csv, load_webdataset = (
+    partial(load_table, kind) for kind in ("imagefolder", "parquet", "csv", "webdataset")
+)
 
 
 def _member(named: str) -> tuple[str, str]:

@@ -24,7 +24,7 @@ from counterpoint.data.dense import IGNORE, MOST, ArrayScenes, DenseData
 from counterpoint.data.images import checked_size
 from counterpoint.data.own.item_splits import item_splits
 from counterpoint.data.own.places import SPLITS, is_folder
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, needs_extra
 from counterpoint.files import walk
 
 IMAGES = ("images", "image", "imagestr", "volumes")
@@ -174,7 +174,7 @@ def _opened(path: Path) -> tuple[NDArray[np.float32], list[float]]:
     try:
         import nibabel
     except ImportError as error:
-        raise CounterpointError("volumes: needs the extra [dense]: pip install 'counterpoint[dense]'") from error
+        raise needs_extra("volumes:", "dense") from error
     try:
         image: Any = nibabel.load(path)
         image = nibabel.as_closest_canonical(image)

@@ -27,7 +27,7 @@ from counterpoint.data.accounts import Accounts, Line
 from counterpoint.data.frames import OTHER, PADDING, Clip, ClipData
 from counterpoint.data.images import KEEP, Indices, Pixels, checked_size
 from counterpoint.data.own.item_splits import item_splits
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, needs_extra
 
 MARGIN = 0.1  # by which a box is enlarged
 MANY = 200  # number of videos from which on a progress bar is shown
@@ -152,9 +152,7 @@ def _boxes(annotation: dict[str, Any], file: Path) -> list[tuple[float, float, f
     try:
         from pycocotools import mask as coco
     except ImportError as error:
-        raise CounterpointError(
-            f"{file} has run lengths without boxes, which need the extra [dense]: pip install 'counterpoint[dense]'"
-        ) from error
+        raise needs_extra(f"{file} has a run length without a box, which", "dense") from error
     found: list[tuple[float, float, float, float] | None] = []
     for code in codes:
         if not code:

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import CounterpointError, needs_extra
 from counterpoint.files import replacing
 
 KINDS = ("attention", "linear", "conv")
@@ -239,7 +239,7 @@ def add_adapters(network: nn.Module, lora: LoRA, run: Callable[[], Any] | None =
 def check_extra() -> None:
     """Raise CounterpointError where peft is missing."""
     if find_spec("peft") is None:
-        raise CounterpointError("adapters need the extra [adapters]: pip install 'counterpoint[adapters]'")
+        raise needs_extra("an adapter", "adapters")
 
 
 def adapted(network: nn.Module) -> dict[str, nn.Module]:

@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from counterpoint.encoders.images import ResNetS
 from counterpoint.encoders.published import loaded
+from counterpoint.encoders.small_images import ResNetS
 from counterpoint.encoders.sound import mel_filterbank
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError, needs_extra, unknown
 
 BANDS = 64
 FRAMES = 128  # of a spectrogram, at most
@@ -186,7 +186,7 @@ def _transformers(name: str, place: str, rate: int, samples: int, pretrained: bo
     try:
         from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
     except ImportError as error:
-        raise CounterpointError(f"{name} needs the extra [language]: pip install 'counterpoint[language]'") from error
+        raise needs_extra(name, "language") from error
     extractor = loaded(lambda: AutoFeatureExtractor.from_pretrained(place), name)
     if pretrained:
         model = loaded(lambda: AutoModel.from_pretrained(place), name)

@@ -1,4 +1,4 @@
-"""Build models that answer: causal language models of transformers, with or without pictures, and their tokenizers.
+"""Build models that answer: causal language models of transformers, with or without pictures.
 
     name           model
     llava-s        LLaVA's classes, built here: a small vision transformer, a projector and a Llama of 3 layers, 64 wide
@@ -13,9 +13,7 @@ prompt is the text before the answer, so the tokens of an answer are known exact
 from __future__ import annotations
 
 import inspect
-import json
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,18 +22,11 @@ from jaxtyping import Bool, Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from counterpoint.encoders.messages import IMAGE, Message
-from counterpoint.encoders.text import PAD, Tokenizer, train_bpe
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.encoders.chat_names import patch_side, shape_of, takes_pictures, unloaded
+from counterpoint.encoders.chat_tokenizers import ChatTokenizer
+from counterpoint.encoders.messages import Message
+from counterpoint.errors import CounterpointError, needs_extra
 
-SMALL = {"llava-s": "llava-64-3-4", "llama-s": "llama-64-3-4", "qwen2-s": "qwen2-64-3-4", "gpt2-s": "gpt2-64-3-4"}
-FAMILIES = ("llava", "llama", "qwen2", "gpt2")
-FORMS = [*SMALL, *(f"{family}-W-D-H" for family in FAMILIES), "hf:NAME"]
-SYSTEM, USER, ASSISTANT, STOP = "[SYSTEM]", "[USER]", "[ASSISTANT]", "[STOP]"
-TEMPLATE = (
-    "{% for message in messages %}[{{ message.role | upper }}] {{ message.content }}{% if message.role == 'assistant' %}[STOP]"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %}[ASSISTANT]{% endif %}"
-)
 VISION_DEPTH = 2
 
 
@@ -47,216 +38,6 @@ class Prompt(NamedTuple):
 
     messages: tuple[Message, ...]
     pictures: tuple[Pixels, ...] = ()  # each [size, size, 3]
-
-
-def check_chat_model(name: str) -> None:
-    """Raise CounterpointError for a name that is not in the module's table. Runs before data are read."""
-    if name.startswith("hf:") and len(name) > 3:
-        return
-    _shape(name)
-
-
-def _shape(name: str) -> tuple[str, int, int, int]:
-    """Return family, width, layers and heads of a model that is built here."""
-    match = re.fullmatch(r"([a-z0-9]+)-(\d+)-(\d+)-(\d+)", SMALL.get(name, name))
-    if match is None or match[1] not in FAMILIES:
-        raise unknown("model", name, FORMS)
-    width, depth, heads = (int(match[n]) for n in (2, 3, 4))
-    if min(width, depth, heads) < 1 or width % heads or (width // heads) % 2:
-        raise CounterpointError(f"{name}: needs a width that is an even multiple of its heads, and at least one layer")
-    return match[1], width, depth, heads
-
-
-def takes_pictures(name: str) -> bool:
-    """Return whether the model of this name may take pictures; one of hf:NAME may."""
-    return name.startswith("hf:") or _shape(name)[0] == "llava"
-
-
-def _patch(size: int) -> int:
-    """Return the side of a patch: the largest of 16, 8 and 4 that divides the picture into at least 3 x 3."""
-    for patch in (16, 8, 4):
-        if size % patch == 0 and size // patch >= 3:
-            return patch
-    raise CounterpointError(
-        f"llava models built here need pictures whose size is a multiple of 4, at least 12; got {size}"
-    )
-
-
-class ChatTokenizer:
-    """A tokenizer of transformers with a chat template, and the text that stands for one picture.
-
-    Args:
-        fast: `PreTrainedTokenizerFast`, or the fast tokenizer of a published model.
-        mark: the text that the template's mark of a picture becomes.
-        parts: whether the template takes a message's content as a list of parts, as those of published models with pictures do.
-        image: the token that stands for a part of a picture; "" without pictures.
-    """
-
-    def __init__(self, fast: Any, *, mark: str = "", parts: bool = False, image: str = "") -> None:
-        self.fast, self.mark, self.parts, self.image = fast, mark, parts, image
-        if not getattr(fast, "chat_template", None):
-            raise CounterpointError("its tokenizer has no chat template, so prompts cannot be made; name a chat model")
-        self.pad = int(fast.pad_token_id if fast.pad_token_id is not None else fast.eos_token_id)
-        self.vocabulary = len(fast)
-        self.seen: dict[Any, tuple[list[int], list[int]]] = {}
-        self.parts_seen: dict[Any, list[tuple[list[int], bool]]] = {}
-
-    @property
-    def image_id(self) -> int:
-        """The number of the token that stands for a part of a picture; -1 without pictures."""
-        return int(self.fast.convert_tokens_to_ids(self.image)) if self.image else -1
-
-    def _text(self, messages: Sequence[Message], prompt: bool) -> str:
-        """Render messages; `prompt`: to be answered."""
-        if self.parts:
-            turns: list[dict[str, Any]] = []
-            for role, text in messages:
-                content: list[dict[str, str]] = []
-                for n, part in enumerate(text.split(IMAGE)):
-                    content += [{"type": "image"}] if n else []
-                    content += [{"type": "text", "text": part.strip()}] if part.strip() else []
-                turns.append({"role": role, "content": content})
-        else:
-            turns = [{"role": role, "content": text} for role, text in messages]
-        text = self.fast.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
-        return str(text).replace(self.image or IMAGE, self.mark) if self.mark else str(text)
-
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Return the tokens of a prompt."""
-        return list(self.fast(self._text(messages, True), add_special_tokens=False)["input_ids"])
-
-    def chat(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
-        """Return the tokens of a prompt and those of its answer, which is the last message, with its end."""
-        key = tuple(messages)
-        if key not in self.seen:
-            before, whole = self._text(messages[:-1], True), self._text(messages, False)
-            if not whole.startswith(before):
-                raise CounterpointError(
-                    "the tokenizer's chat template does not put the prompt before the answer, so the answer's tokens are unknown; "
-                    "use a template that ends a prompt with add_generation_prompt"
-                )
-            first, second = (
-                list(self.fast(text, add_special_tokens=False)["input_ids"]) for text in (before, whole[len(before) :])
-            )
-            self.seen[key] = first, second
-        return self.seen[key]
-
-    def turns(self, messages: Sequence[Message]) -> list[tuple[list[int], bool]]:
-        """Return the tokens of a chat in parts, and whether each is an answer of the assistant with its end."""
-        key = tuple(messages)
-        if key in self.parts_seen:
-            return self.parts_seen[key]
-        found: list[tuple[list[int], bool]] = []
-        done = 0
-        for number, message in enumerate(messages):
-            if message.role != "assistant":
-                continue
-            before, whole = self._text(messages[:number], True), self._text(messages[: number + 1], False)
-            for text, answer in ((before[done:], False), (whole[len(before) :], True)):
-                found.append((list(self.fast(text, add_special_tokens=False)["input_ids"]), answer))
-            done = len(whole)
-        self.parts_seen[key] = found
-        return found
-
-    def text(self, ids: Sequence[int]) -> str:
-        """Return the text of an answer's tokens, without special tokens."""
-        return str(self.fast.decode(list(ids), skip_special_tokens=True)).strip()
-
-    def words(self, ids: Sequence[int]) -> list[str]:
-        """Return the text of each token, with special tokens."""
-        return [str(self.fast.decode([number])) for number in ids]
-
-    def to_json(self) -> str:
-        """Return the tokenizer as one string, for `from_json`."""
-        kept = {
-            "tokenizer": self.fast.backend_tokenizer.to_str(),
-            "template": self.fast.chat_template,
-            "specials": {
-                name: str(value) for name, value in self.fast.special_tokens_map.items() if isinstance(value, str)
-            },
-            "mark": self.mark,
-            "parts": self.parts,
-            "image": self.image,
-        }
-        return json.dumps(kept)
-
-    @staticmethod
-    def from_json(text: str) -> ChatTokenizer:
-        """Build the tokenizer that `to_json` wrote."""
-        import tokenizers
-        from transformers import PreTrainedTokenizerFast
-
-        kept = json.loads(text)
-        fast = PreTrainedTokenizerFast(
-            tokenizer_object=tokenizers.Tokenizer.from_str(kept["tokenizer"]),
-            chat_template=kept["template"],
-            **kept["specials"],
-        )
-        return ChatTokenizer(fast, mark=kept["mark"], parts=kept["parts"], image=kept["image"])
-
-
-def learn_tokenizer(texts: Iterable[str], vocabulary: int, patches: int) -> ChatTokenizer:
-    """Learn a tokenizer from texts.
-
-    Args:
-        texts: the texts of all messages.
-        vocabulary: maximum number of tokens, at least 270.
-        patches: number of tokens of a picture; 0 without pictures.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    learned: Tokenizer = train_bpe((text.replace(IMAGE, " ") for text in texts), vocabulary - 8, lowercase=False)
-    model = learned.model
-    model.add_special_tokens([SYSTEM, USER, ASSISTANT, STOP, IMAGE])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=model, chat_template=TEMPLATE, eos_token=STOP, pad_token=PAD, additional_special_tokens=[IMAGE]
-    )
-    return ChatTokenizer(fast, mark=IMAGE * patches, image=IMAGE if patches else "")
-
-
-def chat_tokenizer(name: str, texts: Iterable[str], *, vocabulary: int, size: int) -> ChatTokenizer:
-    """Return the tokenizer of a model: learned from texts for models built here, else the model's own.
-
-    Args:
-        name: name from the module's table.
-        texts: texts to learn from.
-        vocabulary: maximum number of tokens that are learned.
-        size: height and width of the pictures in pixels; 0 without pictures.
-
-    Raises CounterpointError for an unknown name, or a model without a fast tokenizer or chat template.
-    """
-    if not name.startswith("hf:"):
-        patches = (size // _patch(size)) ** 2 if size and takes_pictures(name) else 0
-        return learn_tokenizer(texts, vocabulary, patches)
-    place = name.removeprefix("hf:")
-    try:
-        from transformers import AutoProcessor, AutoTokenizer
-
-        processor: Any = AutoProcessor.from_pretrained(place) if size else AutoTokenizer.from_pretrained(place)
-    except Exception as error:  # of transformers and of its HTTP client
-        raise _unloaded(name, error) from error
-    fast = getattr(processor, "tokenizer", processor)
-    if not getattr(fast, "is_fast", False):
-        raise CounterpointError(f"{name} has no fast tokenizer, and a run can keep no other kind; name another model")
-    if getattr(fast, "chat_template", None) is None:
-        fast.chat_template = getattr(processor, "chat_template", None)
-    if not size:
-        return ChatTokenizer(fast)
-    image = getattr(processor, "image_token", None)
-    if image is None or getattr(processor, "image_processor", None) is None:
-        raise CounterpointError(f"{name} takes no pictures, which these data have; name a model of LLaVA's kind")
-    blank = np.zeros((size, size, 3), np.uint8)
-    number = fast.convert_tokens_to_ids(image)
-    many = sum(int(token) == number for token in processor(text=str(image), images=[blank])["input_ids"][0])
-    return ChatTokenizer(fast, mark=str(image) * many, parts=True, image=str(image))
-
-
-def _unloaded(name: str, error: Exception) -> CounterpointError:
-    text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return CounterpointError(
-        f"{name} could not be loaded: {text[:300].rstrip('.')}. A model that is not on this machine is downloaded; name a folder, "
-        "or a model that is built here, such as llava-s"
-    )
 
 
 def padded(
@@ -320,7 +101,7 @@ class ChatModel(nn.Module):
                 return AutoModelForImageTextToText.from_pretrained(place, dtype=torch.float32)
             return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
         except Exception as error:  # of transformers and of its HTTP client
-            raise _unloaded(self.name, error) from error
+            raise unloaded(self.name, error) from error
 
     @property
     def network(self) -> Any:
@@ -476,8 +257,8 @@ def built(name: str, numbers: Numbers, context: int, dropout: float, size: int =
     try:
         import transformers
     except ImportError as error:
-        raise CounterpointError(f"{name} needs the extra [language]: pip install 'counterpoint[language]'") from error
-    family, width, depth, heads = _shape(name)
+        raise needs_extra(name, "language") from error
+    family, width, depth, heads = shape_of(name)
     shared: dict[str, Any] = {
         "vocab_size": numbers.vocabulary,
         "bos_token_id": None,
@@ -510,7 +291,7 @@ def built(name: str, numbers: Numbers, context: int, dropout: float, size: int =
         num_hidden_layers=VISION_DEPTH,
         num_attention_heads=heads,
         image_size=size,
-        patch_size=_patch(size),
+        patch_size=patch_side(size),
         attention_dropout=dropout,
     )
     return transformers.LlavaForConditionalGeneration(
@@ -518,7 +299,7 @@ def built(name: str, numbers: Numbers, context: int, dropout: float, size: int =
             vision_config=vision,
             text_config=llama,
             image_token_index=numbers.image,
-            image_seq_length=(size // _patch(size)) ** 2,
+            image_seq_length=(size // patch_side(size)) ** 2,
             vision_feature_layer=-1,
             vision_feature_select_strategy="default",
             tie_word_embeddings=True,

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from counterpoint.encoders.image_encoder import ImageEncoder
-from counterpoint.encoders.images import VisionTokens, Wrapped, fetched
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.encoders.images import Wrapped, fetched
+from counterpoint.encoders.vision_transformers import VisionTokens
+from counterpoint.errors import CounterpointError, needs_extra, unknown
 from counterpoint.views.images import MEAN, STD
 
 LIBRARIES = ("timm", "torchvision", "hf")
@@ -102,7 +103,7 @@ def _transformers(model: str, name: str) -> Published:
     try:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
     except ImportError as error:
-        raise CounterpointError(f"{name} needs the extra [language]: pip install 'counterpoint[language]'") from error
+        raise needs_extra(name, "language") from error
     # transformers 5 keeps the type of the file: widen half-precision files.
     network: Any = fetched(lambda: AutoModelForImageClassification.from_pretrained(model), name).float()
     try:

@@ -18,9 +18,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from counterpoint.encoders.chat_models import Numbers, built, check_chat_model, keep_tied_once
+from counterpoint.encoders.chat_models import Numbers, built, keep_tied_once
+from counterpoint.encoders.chat_names import check_chat_model
 from counterpoint.encoders.text import Tokenizer
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError, needs_extra, unknown
 
 SMALL = {"gpt2-s": "gpt2-64-3-4", "llama-s": "llama-64-3-4", "qwen2-s": "qwen2-64-3-4", "t5-s": "t5-64-3-4"}
 FORMS = [*SMALL, "gpt2-W-D-H", "llama-W-D-H", "qwen2-W-D-H", "t5-W-D-H", "hf:NAME"]
@@ -95,7 +96,7 @@ def _network(name: str, tokenizer: Tokenizer, context: int, dropout: float) -> A
     try:
         import transformers
     except ImportError as error:
-        raise CounterpointError(f"{name} needs the extra [language]: pip install 'counterpoint[language]'") from error
+        raise needs_extra(name, "language") from error
     width, depth, heads = _t5_shape(name)
     more: dict[str, Any] = {"decoder_start_token_id": numbers.pad}
     return transformers.T5ForConditionalGeneration(

@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 from counterpoint.core.precision import wide
 from counterpoint.encoders.taps import block_names, recorded, token_rows
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError, needs_extra, unknown
 
 LIBRARIES = ("hf", "open_clip")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the pictures that arrive
@@ -292,7 +292,7 @@ class _OpenClip(DualEncoder):
 
     def __init__(self, name: str, model: Any, tokenizer: Any, settings: dict[str, Any]) -> None:
         size = settings.get("size", 224)
-        scale = float(model.logit_scale.exp())
+        scale = float(model.logit_scale.detach().exp())
         blank = tokenizer(["a"])
         with torch.no_grad():
             dim = model.eval().encode_text(blank).shape[1]
@@ -369,7 +369,7 @@ def _of_transformers(name: str, place: str) -> DualEncoder:
     try:
         import transformers
     except ImportError as error:
-        raise CounterpointError(f"{name} needs the extra [language]: pip install 'counterpoint[language]'") from error
+        raise needs_extra(name, "language") from error
     model = transformers.AutoModel.from_pretrained(place)
     if not hasattr(model, "get_text_features") or not hasattr(model, "get_image_features"):
         raise CounterpointError(f"{name} does not embed pictures and texts in one space; name a model such as CLIP")

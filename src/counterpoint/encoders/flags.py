@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.encoders.chat_models import ChatModel, ChatTokenizer, Prompt
+from counterpoint.encoders.chat_models import ChatModel, Prompt
+from counterpoint.encoders.chat_tokenizers import ChatTokenizer
 from counterpoint.encoders.decoding import Branch
 from counterpoint.encoders.messages import Message
 from counterpoint.encoders.meta_responses import PROMPT, TEXT, render, replacements

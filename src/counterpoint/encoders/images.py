@@ -29,21 +29,20 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
-import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.encoders import towers
-from counterpoint.encoders.channels_last import ChannelsLast, conv
 from counterpoint.encoders.image_encoder import ImageEncoder
+from counterpoint.encoders.small_images import MLPS, ConvNet, ConvS, ResNetS
 from counterpoint.encoders.unet import WIDTHS, UNetEncoder
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.encoders.vision_transformers import VisionTokens, vit_s
+from counterpoint.errors import CounterpointError, needs_extra, unknown
 
 OWN = (
     "mlp-s",
@@ -156,221 +155,6 @@ def need_size(encoder: ImageEncoder, name: str, size: int, channels: int = 3) ->
         channels: number of channels, by default 3.
     """
     _width(encoder, _call, size, channels, name)
-
-
-# --- small ones, trained here -----------------------------------------------------------------------------------------
-
-
-class MLPS(ImageEncoder):
-    """Two linear layers of 128 and 64 units, each followed by batch normalisation and ReLU.
-
-    They suit small pictures whose pixels have no neighbourhood.
-    """
-
-    def __init__(self, size: int, channels: int = 3, hidden: int = 128, dim: int = 64) -> None:
-        super().__init__()
-        self.dim = dim
-        self.layer1 = nn.Sequential(
-            nn.Linear(channels * size * size, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()
-        )
-        self.layer2 = nn.Sequential(nn.Linear(hidden, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU())
-
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim"]:
-        return self.layer2(self.layer1(images.flatten(1)))
-
-
-class ConvS(ChannelsLast):
-    """3 x 3 convolutions, by default three of stride 2, with normalisation and ReLU, averaged over the picture.
-
-    The normalisation is over the batch, or with `groups` over groups of a picture's channels.
-    """
-
-    def __init__(
-        self,
-        channels: int = 3,
-        widths: tuple[int, ...] = (32, 64, 128),
-        strides: tuple[int, ...] = (2, 2, 2),
-        groups: int = 0,
-    ) -> None:
-        super().__init__()
-        self.dim, self.layers = widths[-1], len(widths) - 1
-        self.stem = conv(channels, widths[0], strides[0], groups=groups)
-        for n in range(1, len(widths)):
-            setattr(self, f"layer{n}", conv(widths[n - 1], widths[n], strides[n], groups=groups))
-        self._finish()
-
-    def features(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim h w"]:
-        x = self.stem(images.contiguous(memory_format=torch.channels_last))
-        for n in range(1, self.layers + 1):
-            x = getattr(self, f"layer{n}")(x)
-        return x
-
-
-class ConvNet(ChannelsLast):
-    """Blocks of a 3 x 3 convolution, batch normalisation, ReLU and average pooling of 2; the last map is flattened.
-
-    The network of few-shot learning and of dataset distillation. Its width grows with the picture: 8,192 at 32 pixels.
-    """
-
-    def __init__(self, size: int, channels: int = 3, widths: tuple[int, ...] | None = None) -> None:
-        super().__init__()
-        widths = widths or ((128, 256, 512) if size < 64 else (64, 128, 256, 512))
-        side = size >> len(widths)
-        self.dim, self.blocks = widths[-1] * side * side, len(widths)
-        for n, (a, b) in enumerate(itertools.pairwise((channels, *widths))):
-            setattr(self, f"layer{n}" if n else "stem", nn.Sequential(conv(a, b, 1), nn.AvgPool2d(2)))
-        self._finish()
-
-    def features(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim h w"]:
-        x = images.contiguous(memory_format=torch.channels_last)
-        for n in range(self.blocks):
-            x = getattr(self, f"layer{n}" if n else "stem")(x)
-        return x
-
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim"]:
-        return self.features(images).flatten(1)
-
-
-class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut (He et al. 2015)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu_(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        out += self.downsample(x)
-        return F.relu_(out)
-
-
-class ResNetS(ChannelsLast):
-    """A 3 x 3 stem and three residual blocks, each of which halves the picture. From 48 pixels on the stem halves it too.
-
-    On 2 CPU threads, forward and backward process 1,800 images a second at 32 pixels. A stem of 24 and widths up to 192
-    (0.68 M parameters) process half as many. In the same time SimCLR on cifar10 reaches less with them: k-NN 0.398 after 2
-    epochs, against 0.419 after 4.
-    """
-
-    def __init__(self, size: int, channels: int = 3, stem: int = 16, widths: tuple[int, ...] = (32, 64, 128)) -> None:
-        super().__init__()
-        self.dim = widths[-1]
-        self.stem = conv(channels, stem, 2 if size >= 48 else 1)
-        self.layer1 = BasicBlock(stem, widths[0], 2)
-        self.layer2 = BasicBlock(widths[0], widths[1], 2)
-        self.layer3 = BasicBlock(widths[1], widths[2], 2)
-        self._finish()
-
-    def features(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim h w"]:
-        x = images.contiguous(memory_format=torch.channels_last)
-        return self.layer3(self.layer2(self.layer1(self.stem(x))))
-
-
-# --- vision transformers ----------------------------------------------------------------------------------------------
-
-
-class VisionTokens(ImageEncoder):
-    """A timm VisionTransformer (`model`), with access to its tokens.
-
-    Attributes:
-        patch: side of a patch in pixels.
-        grid: number of patches in a column and in a row.
-        prefix: number of tokens before the patches' tokens (the class token, registers).
-    """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.dim = int(model.num_features)
-        self.patch = int(model.patch_embed.patch_size[0])
-        self.grid: tuple[int, int] = tuple(model.patch_embed.grid_size)
-        self.prefix = int(model.num_prefix_tokens)
-
-    def forward(self, images: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch dim"]:
-        return self.model(images)
-
-    def head(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
-        """Compute the vector of a picture from all of its `tokens`."""
-        found: Tensor = self.model.forward_head(tokens)
-        return found
-
-    def tokens(
-        self, images: Float[Tensor, "batch channels size size"], keep: Int[Tensor, "batch kept"] | None = None
-    ) -> Float[Tensor, "batch tokens dim"]:
-        """Compute the last block's normalised output: prefix tokens, then the patches row by row.
-
-        Args:
-            images: normalised pictures.
-            keep: numbers of the patches that enter the blocks, in their order (MAE's encoder); None: all patches.
-                Positions are added before the selection.
-
-        Raises CounterpointError for `keep` with a model without learned positions or without a class token.
-        """
-        if keep is None:
-            return self.model.forward_features(images)
-        model = self.model
-        if model.no_embed_class or getattr(model, "rope", None) is not None:
-            raise CounterpointError(
-                "only a vision transformer with learned positions and a class token can select patches; use vit-s"
-            )
-        x = model._pos_embed(model.patch_embed(images))
-        patches = x[:, self.prefix :].gather(1, keep[..., None].expand(-1, -1, x.shape[2]))
-        x = model.norm_pre(torch.cat([x[:, : self.prefix], patches], dim=1))
-        for block in model.blocks:
-            x = block(x)
-        return model.norm(x)
-
-
-def vit_s(
-    size: int,
-    channels: int = 3,
-    *,
-    patch: int | None = None,
-    width: int = 128,
-    depth: int = 4,
-    heads: int = 4,
-    stem: bool = False,
-) -> VisionTokens:
-    """Build a small VisionTransformer.
-
-    Args:
-        size: height and width of the pictures in pixels.
-        channels: number of channels, by default 3.
-        patch: side of a patch in pixels; None: 4 below 64 pixels, 8 below 160, else 16.
-        width: width of a token, by default 128.
-        depth: number of blocks, by default 4.
-        heads: number of attention heads, by default 4.
-        stem: strided 3 x 3 convolutions with batch normalisation instead of one linear map of a patch, which learn faster (Xiao
-            et al. 2021, arXiv 2106.14881). By default off.
-
-    Raises CounterpointError if `size` is not a multiple of the patch.
-    """
-    from timm.models.vision_transformer import VisionTransformer
-
-    patch = patch or (4 if size < 64 else 8 if size < 160 else 16)
-    if size % patch:
-        raise CounterpointError(f"vit-s cuts pictures into patches of {patch} pixels; {size} is not a multiple of that")
-    model = VisionTransformer(
-        img_size=size,
-        patch_size=patch,
-        in_chans=channels,
-        num_classes=0,
-        embed_dim=width,
-        depth=depth,
-        num_heads=heads,
-        dynamic_img_size=True,
-    )
-    if stem:
-        halvings = patch.bit_length() - 1
-        widths = [channels, *(width >> (halvings - n) for n in range(1, halvings + 1))]
-        layers = [conv(a, b, 2) for a, b in itertools.pairwise(widths)]
-        model.patch_embed.proj = nn.Sequential(*layers, nn.Conv2d(widths[-1], width, 1))
-    return VisionTokens(model)
 
 
 # --- libraries --------------------------------------------------------------------------------------------------------
@@ -491,9 +275,7 @@ def _transformers(name: str, size: int, channels: int, pretrained: bool) -> Imag
     try:
         from transformers import AutoConfig, AutoModel
     except ImportError as error:
-        raise CounterpointError(
-            f"hf:{name} needs the extra [language]: pip install 'counterpoint[language]'"
-        ) from error
+        raise needs_extra(f"hf:{name}", "language") from error
     if pretrained:
         model = fetched(lambda: AutoModel.from_pretrained(name), f"hf:{name}")
     else:

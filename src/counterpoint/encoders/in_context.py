@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError, needs_extra, unknown
 
 FORMS = ["gpt2-W-D-H", "hf:NAME"]
 EPS = 1e-12  # of the fuser's layer normalisations
@@ -48,9 +48,7 @@ class MetaModel(nn.Module):
         try:
             import transformers
         except ImportError as error:
-            raise CounterpointError(
-                f"{name} needs the extra [language]: pip install 'counterpoint[language]'"
-            ) from error
+            raise needs_extra(name, "language") from error
         if name.startswith("hf:"):
             try:
                 self.body: Any = transformers.GPT2Model.from_pretrained(name.removeprefix("hf:"), dtype=torch.float32)

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.encoders.images import VisionTokens, Wrapped
+from counterpoint.encoders.images import Wrapped
 from counterpoint.encoders.taps import recorded
+from counterpoint.encoders.vision_transformers import VisionTokens
 from counterpoint.errors import CounterpointError
 
 PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))  # names in transformers 5 and 4

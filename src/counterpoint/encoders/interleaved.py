@@ -27,7 +27,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from counterpoint.core.media_attention import gated_cross_attention, learned_query_pool, media_times, perceiver_layer
-from counterpoint.encoders.chat_models import ChatModel, ChatTokenizer, Prompt, padded, stacked
+from counterpoint.encoders.chat_models import ChatModel, Prompt, padded, stacked
+from counterpoint.encoders.chat_tokenizers import ChatTokenizer
 from counterpoint.encoders.images import build_image_encoder, check_image_encoder
 from counterpoint.encoders.maps import feature_map
 from counterpoint.encoders.messages import IMAGE

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.encoders.images import ConvNet, ImageEncoder, VisionTokens
+from counterpoint.encoders.images import ImageEncoder
+from counterpoint.encoders.small_images import ConvNet
 from counterpoint.encoders.taps import recorded
+from counterpoint.encoders.vision_transformers import VisionTokens
 from counterpoint.errors import CounterpointError
 
 _POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.Flatten, nn.Identity)
@@ -166,39 +168,6 @@ class MapDecoder(nn.Module):
         each = [project(x) for project, x in zip(self.project, maps, strict=True)]
         scaled = [F.interpolate(x, size, mode="bilinear", align_corners=False) if n else x for n, x in enumerate(each)]
         return self.join(torch.cat(scaled, 1))
-
-
-class Mapper(nn.Module):
-    """WSCoL's mapping network M of a region's map: convolutions without padding, then m(x) of the features' width, then z(x).
-
-    Args:
-        dim, side: channels and height of a region's feature map.
-        hidden: channels of the convolutions.
-        projection: width of z.
-
-    A map of 7 x 7 gets three convolutions; a smaller one as many as fit. Where a map remains, it is averaged. Weights begin as
-    Kaiming's, which is our choice.
-    """
-
-    def __init__(self, dim: int, side: int, hidden: int, projection: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for n in range(min(3, (side - 1) // 2)):
-            layers += [nn.Conv2d(hidden if n else dim, hidden, 3), nn.ReLU()]
-        self.convolutions = nn.Sequential(*layers)
-        self.linear = nn.Sequential(nn.Linear(hidden if layers else dim, dim), nn.ReLU(), nn.Linear(dim, dim))
-        self.projector = nn.Linear(dim, projection)
-        for module in self.modules():  # PyTorch's own start shrinks the signal, until biases make all rows alike
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-
-    def m(self, maps: Float[Tensor, "n dim side side"]) -> Float[Tensor, "n dim"]:
-        return self.linear(self.convolutions(maps).mean((2, 3)))
-
-    def forward(self, maps: Float[Tensor, "n dim side side"]) -> Float[Tensor, "n projection"]:
-        return self.projector(F.relu(self.m(maps)))
 
 
 def map_channels(encoder: ImageEncoder, size: int, channels: int = 3) -> list[int]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from counterpoint.core.weights import read_weights
 from counterpoint.encoders.published import loaded
-from counterpoint.errors import CounterpointError, RunError
+from counterpoint.errors import CounterpointError, RunError, needs_extra
 from counterpoint.files import fingerprint
 
 AUDIO_SECONDS = 2.0  # of sound before the end of a snippet, for audio models
@@ -60,9 +60,7 @@ class TransformersVideo:
         try:
             from transformers import AutoImageProcessor, AutoModel
         except ImportError as error:
-            raise CounterpointError(
-                f"hf:{place} needs the extra [language]: pip install 'counterpoint[language]'"
-            ) from error
+            raise needs_extra(f"hf:{place}", "language") from error
         self.name = f"hf:{place}"
         self.sha256 = folder_digest(place, sha256)
         self.model = loaded(lambda: AutoModel.from_pretrained(place), self.name).float().eval()
@@ -107,9 +105,7 @@ class TransformersAudio:
         try:
             from transformers import AutoFeatureExtractor
         except ImportError as error:
-            raise CounterpointError(
-                f"hf:{place} needs the extra [language]: pip install 'counterpoint[language]'"
-            ) from error
+            raise needs_extra(f"hf:{place}", "language") from error
         self.name = f"hf:{place}"
         self.sha256 = folder_digest(place, sha256)
         extractor = loaded(lambda: AutoFeatureExtractor.from_pretrained(place), self.name)

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.encoders.images import fetched
-from counterpoint.errors import CounterpointError, RunError, unknown
+from counterpoint.errors import CounterpointError, RunError, needs_extra, unknown
 
 SCALES = (2, 3, 4)
 OWN = {"edsr-s": (4, 24, True), "edsr": (16, 64, False)}  # blocks, channels, whether over bicubic scaling
@@ -122,9 +122,7 @@ def _transformers(name: str, scale: int, pretrained: bool) -> nn.Module:
     try:
         from transformers import AutoConfig, AutoModelForImageToImage
     except ImportError as error:
-        raise CounterpointError(
-            f"hf:{name} needs the extra [language]: pip install 'counterpoint[language]'"
-        ) from error
+        raise needs_extra(f"hf:{name}", "language") from error
     settings = fetched(lambda: AutoConfig.from_pretrained(name), f"hf:{name}")
     own = getattr(settings, "upscale", None)
     if own != scale:

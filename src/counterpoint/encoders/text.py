@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from counterpoint.encoders import towers
 from counterpoint.encoders.published import loaded
-from counterpoint.errors import CounterpointError, RunError, unknown
+from counterpoint.errors import CounterpointError, RunError, needs_extra, unknown
 
 if TYPE_CHECKING:
     import tokenizers
@@ -45,10 +45,6 @@ SHORT = 64  # tokens up to which plain products are faster than PyTorch's fused 
 REMEMBERED = 1 << 17  # texts whose tokens a tokenizer keeps
 PAD, START, END, UNKNOWN = "[PAD]", "[START]", "[END]", "[UNK]"
 Pooling = Literal["mean", "end", "first"]
-
-
-def _missing(what: str, extra: str) -> CounterpointError:
-    return CounterpointError(f"{what} needs the extra [{extra}]: pip install 'counterpoint[{extra}]'")
 
 
 # --- tokenizers -------------------------------------------------------------------------------------------------------
@@ -130,7 +126,7 @@ def _tokenizers() -> Any:
     try:
         import tokenizers
     except ImportError as error:
-        raise _missing("text", "language") from error
+        raise needs_extra("text", "language") from error
     return tokenizers
 
 
@@ -495,5 +491,5 @@ def _transformers(name: str) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise _missing(name, "language") from error
+        raise needs_extra(name, "language") from error
     return transformers

@@ -6,8 +6,8 @@ The loop is plain PyTorch. Two properties make resumption exact:
 2. The file last.ckpt holds all other state of a step: weights, optimisers, schedules, averages, the metrics so far. It is
    written as a whole after each epoch, every few minutes within an epoch, and at Ctrl-C.
 
-Processes share each batch. Their gradients are averaged after the backward pass (`gradients.py`), whichever parameters a
-step reached. Therefore stages and turns need no wrapper around the learner.
+Processes share each batch. After the backward pass, their gradients are averaged (`gradients.py`). This includes parameters
+that only some processes reached. Therefore stages and turns need no wrapper around the learner.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from counterpoint.engine.memory import keep_freed_memory
 from counterpoint.engine.options import Loop
 from counterpoint.engine.progress import Bar, Stop
 from counterpoint.engine.run import Run
-from counterpoint.engine.services import Callback, EarlyStopping, Logged, states, take_up_states
+from counterpoint.engine.services import Callback, EarlyStopping, Logged, restore_states, states
 from counterpoint.engine.stages import Stage
 from counterpoint.engine.stepper import Stepper
 from counterpoint.engine.survey import moved
@@ -107,9 +107,9 @@ class Fit:
         self.stop = Stop(_resume_hint(run))
         self.saved_at = time.monotonic()
         self.stopping = EarlyStopping(loop.patience)
-        self.warned = False
-        self.noted = False  # that the student is larger than its teacher
-        self.held: dict[str, Any] = {}  # states of callbacks in the checkpoint
+        self.warned = False  # whether a collapse of the features has been reported
+        self.noted_size = False  # whether a student larger than its teacher has been reported
+        self.callback_states: dict[str, Any] = {}  # those in the checkpoint
         self.measured = False  # whether the test split has been measured
         self.evaluator: Any = None  # that of the test split, once measured
 
@@ -129,7 +129,7 @@ class Fit:
         learner = self.learner
         if self.loop.log and self.run is None:
             raise CounterpointError(f"--log {' '.join(self.loop.log)} needs a run directory to write to")
-        started_group = self._meet()
+        started_group = self._join_processes()
         self.device = self.loop.on(int(os.environ.get("LOCAL_RANK", "0")))
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -146,10 +146,10 @@ class Fit:
             with self.stop, shown or contextlib.nullcontext():
                 for callback in self.callbacks:
                     callback.on_start(learner, self.task)
-                take_up_states(self.callbacks, self.held)
+                restore_states(self.callbacks, self.callback_states)
                 for number, stage in list(enumerate(self.stages))[learner.position.stage :]:
                     if resumed:
-                        self.stepper.take_up(number, resumed)
+                        self.stepper.resume_stage(number, resumed)
                     else:
                         self.stepper.enter(number)
                     resumed = None
@@ -168,8 +168,8 @@ class Fit:
                 dist.destroy_process_group()
         return self.rows
 
-    def _meet(self) -> bool:
-        """Make the process group where torchrun started several processes. Return whether this call made it."""
+    def _join_processes(self) -> bool:
+        """Join the processes that torchrun started into one group. Return whether this call made the group."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
             return False
         device = self.loop.on(int(os.environ.get("LOCAL_RANK", "0")))
@@ -177,11 +177,11 @@ class Fit:
         return True
 
     def _compare_sizes(self) -> None:
-        """Note a student that is larger than its teacher, once: it is allowed, but seldom intended."""
+        """Report once that the student is larger than its teacher, which is allowed but seldom intended."""
         own, its = self.learner.sizes() or (0, 0)
-        if own > its and self.first and not self.noted:
+        if own > its and self.first and not self.noted_size:
             self.say(f"note: the student has {own:,} parameters, more than its teacher with {its:,}")
-            self.noted = True
+            self.noted_size = True
 
     def _warn(self) -> None:
         """Show the learner's warnings, on the first process."""
@@ -190,7 +190,7 @@ class Fit:
         self.learner.warnings.clear()
 
     def _stage(self, stage: Stage, shown: Bar | None) -> bool:
-        """Train a stage to its end. Return whether the fit is over: its test split has been measured."""
+        """Train a stage to its end. Return whether the fit is over, because the test split has been measured."""
         learner, position = self.learner, self.learner.position
         last_stage = position.stage + 1 == len(self.stages)
         while position.epoch < stage.epochs:
@@ -208,7 +208,7 @@ class Fit:
                     break
                 if shown:
                     shown.at(position.all_epochs + position.batch / learner.steps_per_epoch)
-                if self._due():
+                if self._save_due():
                     self._save()
                     self._leave_if_asked()
             self.stepper.advance(per_step=False)
@@ -217,7 +217,7 @@ class Fit:
             row = self._epoch(stage, last=last_stage and position.epoch + 1 == stage.epochs)
             if shown:
                 shown.epoch(position.all_epochs, row, stage.name if len(self.stages) > 1 else "")
-            # Save the end of a stage as the beginning of the next; a resumed fit enters that stage again.
+            # A fit that resumes from the end of a stage enters the next one.
             self._save()
             self._leave_if_asked()
             if self.measured:
@@ -259,7 +259,7 @@ class Fit:
         return row
 
     def _test(self, row: dict[str, float]) -> None:
-        """Measure the test split once. With early stopping use the best weights, else the averaged ones if there are any."""
+        """Measure the test split once, with the best weights of early stopping, else with averaged ones where there are some."""
         stepper, best = self.stepper, self.stopping.best
         if "weights" in best:
             self.learner.load_state_dict(best.pop("weights"))
@@ -291,7 +291,7 @@ class Fit:
 
     # --- saving and resuming
 
-    def _due(self) -> bool:
+    def _save_due(self) -> bool:
         due = self.stop.asked or time.monotonic() - self.saved_at > self.loop.checkpoint_minutes * 60
         return bool(global_max(int(due), self.device))  # all processes save together or not at all
 
@@ -314,9 +314,10 @@ class Fit:
         }
 
     def _resume(self) -> dict[str, Any] | None:
-        """Restore all but the optimisers from the run's checkpoint, if there is one. The stage must make them first.
+        """Restore the state of the run's checkpoint, if there is one, except that of the optimisers.
 
-        Return the checkpoint where the fit continues within a stage, else None.
+        Return the checkpoint where the fit continues within a stage, else None. The caller restores the optimisers once the
+        stage has made them.
         """
         if self.run is None or not self.run.checkpoint.is_file():
             return None
@@ -325,7 +326,7 @@ class Fit:
         position, learner = state["position"], self.learner
         self.rows, self.sums, self.batches = state["rows"], state["sums"], state["batches"]
         self.stopping.best, self.measured, self.warned = state["best"], state["measured"], state["warned"]
-        self.held = state["callbacks"]
+        self.callback_states = state["callbacks"]
         if self.measured:
             self.stepper.average = None
             learner.position.stage = len(self.stages)
@@ -336,7 +337,7 @@ class Fit:
         learner.position.next_stage()  # the stage had ended: the next one begins
         after = position["stage"] + 1
         if after < len(self.stages) and self.stages[after].carry:
-            self.stepper.take_up(position["stage"], state)
+            self.stepper.resume_stage(position["stage"], state)
         return None
 
     def _leave_if_asked(self) -> None:
@@ -348,9 +349,9 @@ class Fit:
         run, learner = self.run, self.learner
         if run is None or not self.first:
             return
-        with alone():  # no other process follows
+        with alone():  # the other processes do not run this
             evaluator = self.evaluator
-            if evaluator is None:  # resumed after the last epoch: measure again, for the evaluator's figures
+            if evaluator is None:  # resumed after the last epoch: measure again, because a checkpoint holds no figures
                 learner.begin_evaluation(self.stepper.survey)
                 _, evaluator, _ = measure(learner, self.task, "test", final=True)
             if hasattr(evaluator, "chance"):

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
+from counterpoint.engine.settings import CheckedSettings
 from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError, unknown
 
@@ -29,7 +30,7 @@ def light(kind: type[Kind]) -> type[Kind]:
 
 
 @dataclass
-class OptimConfig:
+class OptimConfig(CheckedSettings):
     """Settings of the optimiser and of its schedule."""
 
     optimizer: str = "sgd"
@@ -56,8 +57,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise CounterpointError(f"lr must be > 0, got {self.lr}")
-        if self.schedule not in ("epoch", "step"):
-            raise unknown("schedule", self.schedule, ["epoch", "step"])
+        self.need_known_words()
         if self.weight_decay < 0 or self.warmup_epochs < 0 or (self.final_weight_decay or 0) < 0:
             raise CounterpointError("weight_decay, final_weight_decay and warmup_epochs must not be negative")
         for name in ("bias_lr", "clip_norm"):
@@ -65,24 +65,6 @@ class OptimConfig:
                 raise CounterpointError(f"{name} must be > 0 or left out, got {getattr(self, name)}")
         if self.beta2 is not None and not 0 <= self.beta2 < 1:
             raise CounterpointError(f"beta2 must lie in 0..1, 1 not included, got {self.beta2}")
-
-    def need_positive(self, *names: str) -> None:
-        """Raise CounterpointError for the first of these settings that is not > 0."""
-        for name in names:
-            if not getattr(self, name) > 0:
-                raise CounterpointError(f"{name} must be > 0, got {getattr(self, name)}")
-
-    def need_share(self, *names: str) -> None:
-        """Raise CounterpointError for the first of these settings outside 0..1."""
-        for name in names:
-            if not 0 <= getattr(self, name) <= 1:
-                raise CounterpointError(f"{name} must lie in 0..1, got {getattr(self, name)}")
-
-    def need_weight(self, *names: str) -> None:
-        """Raise CounterpointError for the first of these settings that is negative or not finite."""
-        for name in names:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
 
 
 def factor(epoch: float, epochs: int, warmup: int) -> float:

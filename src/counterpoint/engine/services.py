@@ -59,7 +59,7 @@ def states(callbacks: Sequence[Callback]) -> dict[str, Any]:
     return {name: state for name, state in found.items() if state}
 
 
-def take_up_states(callbacks: Sequence[Callback], held: Mapping[str, Any]) -> None:
+def restore_states(callbacks: Sequence[Callback], held: Mapping[str, Any]) -> None:
     """Restore the callbacks' states from a checkpoint. A callback without a state there starts from its beginning."""
     for number, one in enumerate(callbacks):
         state = held.get(f"{number} {type(one).__name__}")

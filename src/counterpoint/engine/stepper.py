@@ -79,25 +79,25 @@ class Stepper:
         Raises CounterpointError for options that its networks do not allow, and for a stage with nothing to train.
         """
         learner = self.learner
-        self._on(device)
+        self._use(device)
         learner.survey = Survey(self.task, learner)
         learner.begin(learner.survey)
         learner.train()
         self._check_networks()
-        self._at_home()
+        self._place()
         self.average = Average(learner, self.loop.ema) if self.loop.ema else None
         self._find_trainable()
         self._check_trained()
 
     def stand_at(self, position: Mapping[str, int]) -> None:
         """Prepare for a step at a position, without training up to it. The learner must hold its weights and survey."""
-        self._on(self.loop.on())
+        self._use(self.loop.on())
         self.learner.train()
         self.learner.position.__dict__.update(position)
         self._find_trainable()
         self.prepare(position["stage"])
 
-    def _on(self, device: torch.device) -> None:
+    def _use(self, device: torch.device) -> None:
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.loop.precision == "16")
         self._move()
@@ -111,7 +111,7 @@ class Stepper:
     def _find_trainable(self) -> None:
         self.trainable = {name for name, p in self.learner.named_parameters() if p.requires_grad}
 
-    def _at_home(self) -> None:
+    def _place(self) -> None:
         """Move networks and teachers to the device, and give all processes the same weights."""
         self._move()
         if processes()[1] > 1:
@@ -131,10 +131,10 @@ class Stepper:
     def _check_trained(self) -> None:
         """Raise CounterpointError, before the first step, for a stage whose modules have nothing to train."""
         names = {id(p): name for name, p in self.learner.named_parameters()}
-        later = False  # whether the `enter` of a stage may replace modules
+        replaceable = False  # whether the `enter` of this or an earlier stage may have replaced modules
         for stage in self.stages:
-            later = later or stage.enter is not None
-            if stage.trains is not None and stage.learns and not later:
+            replaceable = replaceable or stage.enter is not None
+            if stage.trains is not None and stage.learns and not replaceable:
                 chosen = (names.get(id(p)) for module in stage.trains() for p in module.parameters())
                 if not self.trainable.intersection(chosen):
                     raise self._untrained(stage)
@@ -153,7 +153,7 @@ class Stepper:
         if stage.enter is not None:
             before = {name for name, _ in learner.named_parameters()}
             places = set(teachers_of(learner))
-            # Seeded as in a step: a fit resumed at the boundary draws the same numbers. All processes draw alike.
+            # Seeded as a step is, so that a fit resumed here draws the same numbers. All processes draw the same ones.
             torch.manual_seed(seed_of(learner.seed, learner.position.all_steps, number, ENTER))
             stage.enter(self.survey)
             self.trainable |= {n for n, p in learner.named_parameters() if n not in before and p.requires_grad}
@@ -162,17 +162,17 @@ class Stepper:
                     f"stage {stage.name} of {type(learner).__name__} makes a teacher ({min(new)}) that a resumed run would "
                     f"lack; assign a snapshot to {min(new)} in the learner's constructor, and replace it in the stage's `enter`"
                 )
-            self._at_home()
+            self._place()
             learner.train()
         self.prepare(number)
         if self.loop.ema and not stage.carry:
-            self.average = Average(self.learner, self.loop.ema)  # does not include weights of the stage before
+            self.average = Average(self.learner, self.loop.ema)  # starts anew, without the weights of the stage before
 
     def prepare(self, number: int) -> None:
         """Choose parameters, batches and optimisers of a stage."""
         learner, stage = self.learner, self.stages[number]
         if stage.carry and not self.turns and number:
-            self.prepare(number - 1)  # makes the optimisers of the stage before, which this stage carries
+            self.prepare(number - 1)  # makes the optimisers of the stage before, which this stage keeps
         chosen = None if stage.trains is None else {id(p) for m in stage.trains() for p in m.parameters()}
         for name, parameter in learner.named_parameters():
             mine = stage.learns and (chosen is None or id(parameter) in chosen)
@@ -266,9 +266,9 @@ class Stepper:
             return (turn.loss or self.learner.loss)(batch)
 
     def prepared(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return a batch as the losses of the current step take it: views drawn, mixtures made."""
+        """Prepare a batch for the losses of the current step: the learner draws views, makes mixtures."""
         learner, steps = self.learner, self.learner.position.all_steps
-        # Dropout depends on (seed, step, process) alone, so a resumed run draws the same numbers.
+        # Dropout depends only on (seed, step, process), so a resumed run drops the same units.
         torch.manual_seed(seed_of(learner.seed, steps, processes()[0]))
         return learner.prepare(batch, torch.Generator().manual_seed(seed_of(learner.seed, steps)))
 
@@ -311,7 +311,7 @@ class Stepper:
         }
 
     def restore(self, state: Mapping[str, Any], path: Path) -> None:
-        """Restore all but the optimisers from a checkpoint. `take_up` makes and restores these.
+        """Restore the state of a checkpoint, except that of the optimisers, which `resume_stage` makes and restores.
 
         Args:
             state: What `state` returned.
@@ -327,7 +327,7 @@ class Stepper:
             )
         learner.restructure(state["structure"])
         learner.load_state_dict(state["learner"])
-        self._at_home()
+        self._place()
         self.trainable = set(state["trainable"])
         teachers = teachers_of(learner)
         if teachers.keys() != state["teachers"].keys():
@@ -342,7 +342,7 @@ class Stepper:
             self.average.resume(state["average"])
         self.scaler.load_state_dict(state["scaler"])
 
-    def take_up(self, number: int, state: Mapping[str, Any]) -> None:
+    def resume_stage(self, number: int, state: Mapping[str, Any]) -> None:
         """Make a stage's optimisers and restore their state from the checkpoint."""
         self.prepare(number)
         for turn, held in zip(self.turns, state["turns"], strict=True):

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from counterpoint.core.rows import distinct_rows
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, needs_extra
 from counterpoint.files import check_writable, replacing
 from counterpoint.search.stored import Embeddings, read_embeddings
 
@@ -89,7 +89,7 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise CounterpointError("an index needs the extra [search]: pip install 'counterpoint[search]'") from error
+        raise needs_extra("an index", "search") from error
     return faiss
 
 

@@ -29,23 +29,23 @@ def routes(site: Site) -> list[Route]:
 
 def listed(site: Site, request: Request) -> Response:
     """Show each claim with its verdict, and the comparisons."""
-    recorded, shipped = _records(site, "claims"), catalog.verdicts()
-    words = request.query_params.get("q", "")
+    recorded, damaged = _each(site, "claims")
+    comparisons, more = _each(site, "compare")
+    shipped, words = catalog.verdicts(), request.query_params.get("q", "")
     rows = []
     for slug, entry in catalog.entries().items():
         if not entry.claim:
             continue
-        record = _read(site, recorded[slug]) if slug in recorded else {}
-        verdict = str(record.get("verdict") or shipped.get(slug) or "not verified")
+        verdict = str(recorded.get(slug, {}).get("verdict") or shipped.get(slug) or "not verified")
         row = {"slug": slug, "claim": entry.claim, "title": entry.title, "verdict": verdict, "here": slug in recorded}
         if all(word in f"{slug} {entry.title} {entry.claim} {verdict}".lower() for word in words.lower().split()):
             rows.append(row)
     compared = [
-        {"key": site.places.key(path), "name": name, "claim": found.get("claim", ""), "data": found.get("data", "")}
-        for name, path in sorted(_records(site, "compare").items())
-        if "comparisons" in (found := _read(site, path))
+        {"key": found["key"], "name": name, "claim": found.get("claim", "")}
+        for name, found in comparisons.items()
+        if "comparisons" in found
     ]
-    return shown(site, request, "claims.html", rows=rows, compared=compared, words=words)
+    return shown(site, request, "claims.html", rows=rows, compared=compared, words=words, damaged=[*damaged, *more])
 
 
 def claim(site: Site, request: Request) -> Response:
@@ -57,7 +57,12 @@ def claim(site: Site, request: Request) -> Response:
     page = Page(f"Does the claim of {slug} hold?", entry.title)
     path = _records(site, "claims").get(slug)
     if path is not None:
-        claim_section(page, _read(site, path))
+        try:
+            claim_section(page, _read(site, path))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CounterpointError(
+                f"{path.name} is not a record of a claim: {type(error).__name__} {error}"
+            ) from error
     else:
         verdict = catalog.verdicts().get(slug)
         said = f"The package's verdict: {verdict}." if verdict else "It is not verified yet."
@@ -84,6 +89,20 @@ def _records(site: Site, kind: str) -> dict[str, Path]:
     return {file.stem: file for file in reversed(files) if file.parent.name == kind}
 
 
+def _each(site: Site, kind: str) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Read all records of a kind. Return those that are readable by name, with their key, and a message for each other one."""
+    found: dict[str, dict[str, Any]] = {}
+    damaged: list[str] = []
+    for name, path in sorted(_records(site, kind).items()):
+        try:
+            found[name] = _read(site, path) | {"key": site.places.key(path)}
+        except (OutsideError, FileNotFoundError):  # removed since the folder was listed
+            continue
+        except CounterpointError as error:
+            damaged.append(f"{site.places.key(path)}: {error}")
+    return found, damaged
+
+
 _PARSED: dict[Path, tuple[int, dict[str, Any]]] = {}  # records that were read, with the times of their files
 
 
@@ -93,7 +112,9 @@ def _read(site: Site, path: Path) -> dict[str, Any]:
     if path not in _PARSED or _PARSED[path][0] != stamp:
         try:
             found = json.loads(site.places.read(path))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CounterpointError(f"{path.name} is not a record: {str(error)[:160]}") from error
-        _PARSED[path] = stamp, found if isinstance(found, dict) else {}
+        if not isinstance(found, dict):
+            raise CounterpointError(f"{path.name} is not a record: it holds no object")
+        _PARSED[path] = stamp, found
     return _PARSED[path][1]

@@ -88,8 +88,9 @@ def summarised(places: Places, path: str, stamp: int) -> Summary:
         config = yaml.load(text, LOADER)  # a safe loader: it makes plain values only
         if not isinstance(config, dict):
             raise CounterpointError(f"{CONFIG} holds no settings")
-        made.slug, made.data = str(config.get("slug", "")), str(config.get("data", ""))
-        made.seed = config.get("seed")
+        # Nothing else is kept: by aliases, a short text can hold a value of any size.
+        made.slug, made.data = (value if isinstance(value, str) else "" for value in map(config.get, ("slug", "data")))
+        made.seed = seed if isinstance(seed := config.get("seed"), int) else None
         made.text = f"{made.name} {text[:TEXT]}".lower()
         names = set(os.listdir(path))
         made.resumable = CHECKPOINT in names

@@ -173,6 +173,9 @@ async def _answered(site: Site, request: Request, handler: Callable[[], Response
         return wrong(site, request, str(error), 404)
     except CounterpointError as error:
         return wrong(site, request, str(error))
+    except (FileNotFoundError, NotADirectoryError) as error:  # removed since its folder was listed
+        site.walk.forget()
+        return wrong(site, request, f"{error.filename or 'a file'} is not there any more; reload the page", 404)
 
 
 def field(form: Mapping[str, Any], name: str, default: str = "") -> str:

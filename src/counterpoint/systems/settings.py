@@ -16,28 +16,41 @@ from typing import Any
 
 import yaml
 
+from counterpoint.engine.settings import CheckedSettings
 from counterpoint.errors import CounterpointError, unknown
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads values without aliases, by which a short text can hold a value of any size."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it holds an alias")
+        return super().compose_node(parent, index)
 
 
 def setting_value(text: str) -> Any:
     """Parse the value of a setting as YAML reads it. Numbers without a point, such as 1e-3, are numbers, too.
 
-    Raises CounterpointError for a text that is no YAML.
+    Raises CounterpointError for a text that is no YAML, and for one with aliases (*NAME).
 
     >>> setting_value("1e-3"), setting_value("[1, 2]"), setting_value("conv-s")
     (0.001, [1, 2], 'conv-s')
     """
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        found = yaml.load(text, _PlainLoader)  # a safe loader: it makes plain values only
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2026-13-01
         raise CounterpointError(f"the value '{text[:80]}' cannot be read; write a number, a word, or [A, B]") from error
     # YAML 1.1 demands a point in a number with an exponent.
     return float(found) if isinstance(found, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", found) else found
 
 
 @dataclass
-class PartConfig:
+class PartConfig(CheckedSettings):
     """Settings of a part. Subclasses add fields."""
+
+    def __post_init__(self) -> None:
+        self.need_known_words()
 
     def facts(self, data: Any) -> dict[str, Any]:
         """Return the facts of the data that the part needs in addition to the base's, fit for JSON."""

@@ -20,7 +20,6 @@ from counterpoint.data.shown import png
 from counterpoint.encoders.maps import MapDecoder, feature_maps, map_channels
 from counterpoint.encoders.text import exporting
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import unknown
 from counterpoint.tasks.dense import DenseConfig, DenseLearner
 from counterpoint.tasks.dense_figures import enlarged, painted
 from counterpoint.tasks.subsets import corrupted, corruptions, subsets
@@ -50,15 +49,6 @@ class AnyModalitiesConfig(DenseConfig):
     """Train each step on a random non-empty subset of the modalities."""
 
     counts = (*DenseConfig.counts, "width")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.need_one_of("level", "logits", "features")
-
-    def need_one_of(self, name: str, *kinds: str) -> None:
-        """Raise CounterpointError for a setting that is none of these."""
-        if getattr(self, name) not in kinds:
-            raise unknown(name, getattr(self, name), kinds)
 
 
 class Outputs(NamedTuple):

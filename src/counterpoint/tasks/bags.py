@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from counterpoint.core.world import processes
 from counterpoint.data.bags import Bag, BagData, TestVideo
 from counterpoint.engine.loading import Batches, Position
+from counterpoint.engine.settings import CheckedSettings
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.splits import check_watched, named_split
 
@@ -35,7 +36,7 @@ FEW = 0.1  # share of different scores below which the evaluation adds a note
 
 
 @dataclass
-class BagsConfig:
+class BagsConfig(CheckedSettings):
     """Settings of every learner of this task."""
 
     epochs: int = 50
@@ -50,11 +51,10 @@ class BagsConfig:
     """Largest norm of the gradients of all parameters of a network together; larger ones are scaled down. None: no limit."""
 
     def __post_init__(self) -> None:
+        self.need_known_words()
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise CounterpointError(f"clip_norm must be > 0 or None, got {self.clip_norm}")
-        for name in ("epochs", "batch_size", "max_length"):
-            if getattr(self, name) < 1:
-                raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.need_count("epochs", "batch_size", "max_length")
 
 
 def fit_length(features: NDArray[np.float32], max_length: int = 200) -> NDArray[np.float32]:

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -37,16 +37,9 @@ from counterpoint.core.masking import IGNORED
 from counterpoint.core.world import processes
 from counterpoint.data.chats import Chat, ChatData, ChatSplit
 from counterpoint.data.images import Indices
-from counterpoint.encoders.chat_models import (
-    ChatModel,
-    ChatTokenizer,
-    Prompt,
-    chat_tokenizer,
-    check_chat_model,
-    padded,
-    stacked,
-    takes_pictures,
-)
+from counterpoint.encoders.chat_models import ChatModel, Prompt, padded, stacked
+from counterpoint.encoders.chat_names import check_chat_model, takes_pictures
+from counterpoint.encoders.chat_tokenizers import ChatTokenizer, chat_tokenizer
 from counterpoint.encoders.decoding import Answer, Decoder, answers
 from counterpoint.encoders.messages import IMAGE, Message
 from counterpoint.engine.learner import Learner
@@ -64,8 +57,13 @@ AT_ONCE = 128  # chats in a batch of the evaluation
 
 @dataclass
 class ChatsConfig(OptimConfig):
-    """Settings of every learner that answers."""
+    """Settings of every learner that answers. Those of the optimiser suit the small models that are built here."""
 
+    optimizer: str = "adamw"
+    lr: float = 2.4e-2
+    weight_decay: float = 0.0
+    clip_norm: float | None = 1.0
+    schedule: Literal["epoch", "step"] = "step"
     epochs: int = 20
     """Passes over the training chats. 0: train nothing; measure a finished model (run:RUN or hf:NAME)."""
     batch_size: int = 32
@@ -95,9 +93,7 @@ class ChatsConfig(OptimConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_share("dropout", "warmup", "top_p")
-        for name in self.counts:
-            if getattr(self, name) < 1:
-                raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.need_count(*self.counts)
         if self.epochs < 0 or self.sampling < 0 or not self.top_p:
             raise CounterpointError(
                 f"epochs and sampling must be at least 0 and top_p above 0, got {self.epochs}, {self.sampling} and {self.top_p}"

@@ -59,11 +59,8 @@ class ClassStreamConfig(AlignedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.phases < 1:
-            raise CounterpointError(f"phases must be at least 1, got {self.phases}")
+        self.need_count("phases")
         check_phases(self.phases, self.first_epochs)
-        if self.class_order not in ("random", "data"):
-            raise CounterpointError(f"class_order must be random or data, got '{self.class_order}'")
         need_memory(self.memory, self.rehearsal_share, self.selection)
 
 

@@ -100,9 +100,7 @@ class DemonstrationsConfig(OptimConfig):
         for name in ("dropout", "warmup", "beta"):
             if getattr(self, name) == 1.0:
                 raise CounterpointError(f"{name} must be below 1, got 1.0")
-        for name in self.counts:
-            if getattr(self, name) < 1:
-                raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.need_count(*self.counts)
         if min(self.epochs, self.model_epochs, self.demonstrations) < 0:
             raise CounterpointError(
                 f"epochs, model_epochs and demonstrations must be at least 0, got {self.epochs}, {self.model_epochs} and "

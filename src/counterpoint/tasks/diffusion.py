@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from counterpoint.encoders.text import train_words
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.branches import Partners
 from counterpoint.tasks.generation import GenerationConfig, GenerationLearner, eight_bit, enlarged, seeded, signed
 from counterpoint.views.images import normalise
@@ -115,9 +115,6 @@ class DiffusionConfig(GenerationConfig):
             raise CounterpointError(
                 "pretrain_epochs 0 leaves an untrained U-Net fixed; set --pretrain-epochs or --tune"
             )
-        for name, kind in (("frames", Frame), ("references", References), ("segmentation", Segmentation)):
-            if getattr(self, name) not in get_args(kind):
-                raise unknown(name, getattr(self, name), get_args(kind))
 
     def check(self) -> None:
         check_image_encoder(self.encoder)

@@ -32,7 +32,7 @@ from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.stepper import seed_of
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, cached
-from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.image_teachers import check_teacher, features_of, image_teacher
 from counterpoint.tasks.images import ImagesConfig
 from counterpoint.tasks.views import ViewsLearner
@@ -100,10 +100,6 @@ class DistilledSetConfig(ImagesConfig):
             raise CounterpointError(
                 f"inner_weight_decay and judges must not be negative, got {self.inner_weight_decay} and {self.judges}"
             )
-        lists = {"learn": ("both", "targets", "pictures", "none"), "start_targets": ("teacher", "random")}
-        for name, known in lists.items():
-            if getattr(self, name) not in known:
-                raise unknown(name.replace("_", " "), getattr(self, name), known)
         check_teacher(self.teacher)
         if self.teacher == "data":
             raise CounterpointError("--teacher data: features of changed images need a network; name a run or a model")

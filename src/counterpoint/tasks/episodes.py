@@ -85,9 +85,7 @@ class EpisodesConfig(OptimConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_share("bursty_ratio", "label_informed")
-        for name in self.counts:
-            if getattr(self, name) < 1:
-                raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.need_count(*self.counts)
         if self.ways < 2:
             raise CounterpointError(f"ways must be at least 2, got {self.ways}")
         if self.demonstrations < 0 or self.demonstrations % self.ways:

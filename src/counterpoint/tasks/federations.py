@@ -81,14 +81,11 @@ class FederationConfig(AlignedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("rounds", "party_epochs", "party_batch_size"):
-            if getattr(self, name) < 1:
-                raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.need_count("rounds", "party_epochs", "party_batch_size")
         for name in ("chosen", "answer_seconds"):
             if getattr(self, name) < 0:
                 raise CounterpointError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not self.message_megabytes > 0:
-            raise CounterpointError(f"message_megabytes must be > 0, got {self.message_megabytes}")
+        self.need_positive("message_megabytes")
         self.need_weight("distil_weight")
 
     def party_encoders(self, number: int) -> dict[str, Any]:

@@ -84,9 +84,7 @@ class FramesConfig(OptimConfig):
                 f"frames must be at least 2, window at least frames, and workers not negative; got {self.frames}, "
                 f"{self.window} and {self.workers}"
             )
-        for name in self.counts:
-            if getattr(self, name) < 1:
-                raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.need_count(*self.counts)
 
     def check(self) -> None:
         """Raise CounterpointError for an unknown encoder. Runs before data are read."""

@@ -21,8 +21,8 @@ from counterpoint.core.operands import unit
 from counterpoint.core.rows import token_numbers
 from counterpoint.data.images import Indices
 from counterpoint.encoders.fusion import Fusion, TextEncoder, TextSize, build_halves
-from counterpoint.encoders.images import VisionTokens
 from counterpoint.encoders.text import Tokenizer
+from counterpoint.encoders.vision_transformers import VisionTokens
 from counterpoint.engine.survey import BATCH, Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.tasks.aligned import AlignedConfig, AlignedLearner, first_two, taken, there

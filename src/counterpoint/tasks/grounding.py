@@ -12,7 +12,7 @@ from torch import Tensor
 
 from counterpoint.core.gradcam import attention_maps
 from counterpoint.data.shown import png
-from counterpoint.encoders.images import VisionTokens
+from counterpoint.encoders.vision_transformers import VisionTokens
 from counterpoint.encoders.words import tokens_of_words
 from counterpoint.engine.survey import Survey
 from counterpoint.views.images import normalise

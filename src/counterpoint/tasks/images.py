@@ -90,9 +90,7 @@ class ImagesConfig(OptimConfig):
         super().__post_init__()
         if self.workers < 0:
             raise CounterpointError(f"workers must not be negative, got {self.workers}")
-        for name in self.counts:
-            if getattr(self, name) < 1:
-                raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.need_count(*self.counts)
 
     def check_batch(self) -> None:
         """Raise CounterpointError for too small a batch; this class accepts any size."""

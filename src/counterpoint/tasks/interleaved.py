@@ -34,7 +34,9 @@ from counterpoint.core.world import processes
 from counterpoint.data.chats import Chat, ChatData, ChatSplit
 from counterpoint.data.images import Indices
 from counterpoint.data.shown import png
-from counterpoint.encoders.chat_models import ChatTokenizer, Prompt, check_chat_model, padded, takes_pictures
+from counterpoint.encoders.chat_models import Prompt, padded
+from counterpoint.encoders.chat_names import check_chat_model, takes_pictures
+from counterpoint.encoders.chat_tokenizers import ChatTokenizer
 from counterpoint.encoders.interleaved import InterleavedModel, interleaved_tokenizer
 from counterpoint.encoders.messages import Message
 from counterpoint.engine.loading import Batches, Position
@@ -75,8 +77,6 @@ class InterleavedConfig(ChatsConfig):
             raise CounterpointError(
                 f"shots must be numbers of at least 1, got {list(self.shots)}; 0 is always measured"
             )
-        if self.shot_choice not in ("random", "similar"):
-            raise CounterpointError(f"shot_choice must be random or similar, got {self.shot_choice}")
 
     def check(self) -> None:
         """Raise CounterpointError for a model that is no causal language model. Runs before data are read."""

@@ -24,7 +24,7 @@ from counterpoint.engine.loading import Batches, ChosenBatches
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.labelled import LabelledConfig, LabelledLearner
 from counterpoint.tasks.measures.unknown import unknown_measures
 from counterpoint.tasks.tags import TagsEvaluator
@@ -84,8 +84,6 @@ class JudgedConfig(LabelledConfig):
             raise CounterpointError(f"frozen_epochs ({self.frozen_epochs}) must be below epochs ({self.epochs})")
         self.need_share("threshold")
         self.need_positive("finetune_lr")
-        if self.graph_search not in ("exact", "approximate"):
-            raise unknown("graph_search", self.graph_search, ("exact", "approximate"))
 
     @property
     def needs_texts(self) -> bool:

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from counterpoint.core.distributed import place
 from counterpoint.core.rows import token_numbers
 from counterpoint.data.images import Indices
-from counterpoint.encoders.images import VisionTokens
 from counterpoint.encoders.pair_scorers import FUSIONS, PairScorer, build_scorer
 from counterpoint.encoders.text import Tokenizer
+from counterpoint.encoders.vision_transformers import VisionTokens
 from counterpoint.engine.survey import BATCH, Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.tasks.aligned import AlignedConfig, AlignedLearner, first_two, taken

@@ -17,23 +17,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tyro.conf import arg
 
-from counterpoint.core.checks import shapes
 from counterpoint.core.world import processes
 from counterpoint.data.images import Indices
 from counterpoint.data.regions import SOURCE, TARGET, RegionData, RegionSplit
 from counterpoint.data.shown import png
-from counterpoint.encoders.images import build_image_encoder, check_image_encoder
-from counterpoint.encoders.taps import recorded
+from counterpoint.encoders.images import check_image_encoder
+from counterpoint.encoders.regions import RegionEncoder, drawn_regions
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig
@@ -95,9 +94,7 @@ class RegionsConfig(OptimConfig):
             raise CounterpointError(
                 f"crop must be at least 8, epochs and workers not negative; got {self.crop}, {self.epochs}, {self.workers}"
             )
-        for name in self.counts:
-            if getattr(self, name) < 1:
-                raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.need_count(*self.counts)
 
     def check(self) -> None:
         """Raise CounterpointError for an unknown encoder. Runs before data are read."""
@@ -110,63 +107,6 @@ class RegionsConfig(OptimConfig):
 
 
 # ---------------------------------------------------------------------------------------------------------- the learner
-
-
-def drawn_regions(images: Tensor, boxes: Float[Tensor, "pictures n 4"], size: int) -> Float[Tensor, "rows 3 size size"]:
-    """Cut regions from pictures and scale them, bilinearly, by torchvision's roi_align.
-
-    Args:
-        images: [pictures, 3, height, width], uint8, or floating point in 0..1.
-        boxes: left, top, right, bottom in pixels.
-        size: height and width of a region.
-
-    Returns values in 0..1, the regions of a picture one after another. Raises ValueError for shapes that do not fit.
-    """
-    from torchvision.ops import roi_align
-
-    if images.ndim != 4 or boxes.ndim != 3 or len(boxes) != len(images) or boxes.shape[2] != 4:
-        raise ValueError(f"boxes must be [pictures, n, 4] of images, got {shapes(images=images, boxes=boxes)}")
-    if not len(images):  # a process's share of a small batch
-        return torch.zeros(0, 3, size, size, device=images.device)
-    pixels = images.float() / 255 if images.dtype == torch.uint8 else images
-    return roi_align(pixels, list(boxes.to(pixels.dtype)), size, sampling_ratio=2, aligned=True)
-
-
-class RegionEncoder(nn.Module):
-    """An encoder whose output is a feature map.
-
-    Args:
-        name: name of an image encoder.
-        layer: layer whose output is the map; "" for the encoder's last map.
-        size: height and width of the pictures in pixels.
-        pretrained: load published weights.
-
-    Attributes:
-        dim, side: channels and height of the map.
-
-    Raises CounterpointError for an encoder or a layer without a map.
-    """
-
-    def __init__(self, name: str, layer: str, size: int, pretrained: bool = False) -> None:
-        super().__init__()
-        self.encoder, self.layer, self.size = build_image_encoder(name, size, pretrained=pretrained), layer, size
-        if not layer and not hasattr(self.encoder, "features"):
-            raise CounterpointError(f"{name} has no feature map of its own; name a layer, such as --layer layer4")
-        self.eval()
-        with torch.no_grad():
-            found = self(torch.zeros(1, 3, size, size))
-        self.train()
-        if found.ndim != 4 or found.shape[2] != found.shape[3]:
-            raise CounterpointError(f"layer {layer} of {name} has no square map but {list(found.shape)}; name another")
-        self.dim, self.side = int(found.shape[1]), int(found.shape[2])
-
-    def forward(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim side side"]:
-        if not self.layer:
-            found: Tensor = cast(Any, self.encoder).features(images)
-            return found
-        with recorded(self.encoder, [self.layer]) as seen:
-            self.encoder(images)
-        return seen[self.layer]
 
 
 class RegionsLearner(Learner):

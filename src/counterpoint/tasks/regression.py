@@ -42,7 +42,7 @@ from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.images import BATCH, ImageLearner, ImagesConfig, chosen_bank
 from counterpoint.tasks.measures.regression import (
     Ridge,
@@ -112,8 +112,6 @@ class RegressionConfig(ImagesConfig):
         if self.finetune_lr < 0:
             raise CounterpointError(f"finetune_lr must be at least 0, got {self.finetune_lr}")
         NumberViews([], self.noise, self.swapped, self.shift)
-        if self.regressor not in ("frozen", "fine-tuned"):
-            raise unknown("regressor", self.regressor, ["frozen", "fine-tuned"])
         if self.finetune_epochs < (self.regressor == "fine-tuned"):
             raise CounterpointError(f"finetune_epochs must be at least 1, got {self.finetune_epochs}")
         if self.epochs < (self.regressor == "frozen"):

@@ -81,9 +81,7 @@ class RestoredConfig(OptimConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in self.counts:
-            if getattr(self, name) < 1:
-                raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.need_count(*self.counts)
         if self.workers < 0:
             raise CounterpointError(f"workers must not be negative, got {self.workers}")
         if self.scale not in (2, 3, 4):

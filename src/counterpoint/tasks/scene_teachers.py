@@ -25,7 +25,7 @@ from counterpoint.data.dense import sentences
 from counterpoint.encoders.text import Tokenizer, build_text_encoder, build_tokenizer, check_text_encoder
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, cached, frozen
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError, needs_extra, unknown
 from counterpoint.tasks.aligned.learner import AlignedLearner
 from counterpoint.views.images import denormalise, normalise
 
@@ -79,9 +79,7 @@ class _OfTransformers(SceneTeacher):
         try:
             import transformers
         except ImportError as error:
-            raise CounterpointError(
-                f"{name} needs the extra [language]: pip install 'counterpoint[language]'"
-            ) from error
+            raise needs_extra(name, "language") from error
         try:
             self.model: Any = transformers.AutoModel.from_pretrained(place).float()
             self.tokens: Any = transformers.AutoTokenizer.from_pretrained(place)

@@ -27,11 +27,11 @@ from counterpoint.core.distributed import gather_rows, global_max
 from counterpoint.data import students
 from counterpoint.encoders.image_encoder import ImageEncoder
 from counterpoint.encoders.images import build_image_encoder, check_image_encoder
-from counterpoint.encoders.spaces import CHOICES, OPERATORS, Member, Space
+from counterpoint.encoders.spaces import OPERATORS, Member, Space
 from counterpoint.engine.loading import Batches, Steps
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError
 from counterpoint.tasks import taught
 from counterpoint.tasks.adapted import check_adapters
 from counterpoint.tasks.taught import TaughtConfig, TaughtLearner
@@ -88,19 +88,10 @@ class SearchedConfig(TaughtConfig):
         super().__post_init__()
         self.choices = tuple(self.choices)
         self.need_share("crossover")
-        self.need_one_of("search", "evolution", "random", "all")
-        self.need_one_of("space", *CHOICES)
-        for name in ("epochs", "flops_limit", "seconds"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        self.need_weight("epochs", "flops_limit", "seconds")
         if self.encoder and not self.epochs:
             raise CounterpointError("epochs 0 is a search alone, and encoder names the student: leave out one of them")
         self.searched()
-
-    def need_one_of(self, name: str, *known: str) -> None:
-        """Raise CounterpointError for a setting with an unknown value."""
-        if getattr(self, name) not in known:
-            raise unknown(name, getattr(self, name), known)
 
     def searched(self) -> Space:
         """Return the search space."""

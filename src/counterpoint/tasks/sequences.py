@@ -70,9 +70,7 @@ class SequencesConfig(OptimConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in self.counts:
-            if getattr(self, name) < 1:
-                raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.need_count(*self.counts)
 
     def check(self) -> None:
         """Raise CounterpointError for settings that do not fit together. Runs before data are read."""

@@ -25,7 +25,7 @@ from counterpoint.core.operands import EPS
 from counterpoint.encoders.audio import build_audio_encoder
 from counterpoint.encoders.text import Tokenizer, build_text_encoder
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.aligned import AlignedConfig, AlignedLearner, one_each
 from counterpoint.tasks.class_texts import names_of
 from counterpoint.tasks.ladder import CLIPS, RUNGS, SEQUENTIAL, Space, ladder, ladder_figures
@@ -65,11 +65,6 @@ class EventConfig(AlignedConfig):
     """The projection: a linear map, or batch normalisation before it, with which a small base model learns in fewer steps."""
 
     adapts: ClassVar[bool] = False  # a base model is trained first, or replaces it
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.head not in ("linear", "batchnorm"):
-            raise unknown("head", self.head, ["linear", "batchnorm"])
 
     def check(self) -> None:
         super().check()

@@ -74,8 +74,7 @@ class TaughtConfig(LabelledConfig):
         super().__post_init__()
         if self.teacher_epochs < 0:
             raise CounterpointError(f"teacher_epochs must not be negative, got {self.teacher_epochs}")
-        if not self.kd_temperature > 0:
-            raise CounterpointError(f"kd_temperature must be > 0, got {self.kd_temperature}")
+        self.need_positive("kd_temperature")
         values = [getattr(self, name) for name in self.weights]
         if min(values) < 0 or max(values) == 0:
             said = ", ".join(f"{name} {value}" for name, value in zip(self.weights, values, strict=True))

@@ -26,7 +26,9 @@ from torch import Tensor, nn
 from counterpoint.core.answers import masked_lm_loss
 from counterpoint.data.chats import ChatData
 from counterpoint.data.images import Indices
-from counterpoint.encoders.chat_models import ChatModel, ChatTokenizer, chat_tokenizer, check_chat_model, takes_pictures
+from counterpoint.encoders.chat_models import ChatModel
+from counterpoint.encoders.chat_names import check_chat_model, takes_pictures
+from counterpoint.encoders.chat_tokenizers import ChatTokenizer, chat_tokenizer
 from counterpoint.encoders.decoding import Answer, answers
 from counterpoint.engine.loading import RowBatches
 from counterpoint.engine.stages import Stage

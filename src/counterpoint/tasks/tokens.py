@@ -89,9 +89,7 @@ class TokensConfig(OptimConfig):
         self.need_share("dropout", "mask_probability", "warmup")
         if 1.0 in (self.dropout, self.warmup):
             raise CounterpointError(f"dropout and warmup must be below 1, got {self.dropout} and {self.warmup}")
-        for name in self.counts:
-            if getattr(self, name) < 1:
-                raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.need_count(*self.counts)
         if self.context < 3:
             raise CounterpointError(f"context must be at least 3, got {self.context}: two of its tokens are special")
 

@@ -134,9 +134,6 @@ class WebConfig(LabelledConfig):
         for name in ("teacher_epochs", "teacher_size"):
             if getattr(self, name) < 0:
                 raise CounterpointError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name, known in (("epoch_of", ("selected", "all")), ("decay", ("steps", "cosine"))):
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known)
 
     def check(self) -> None:
         super().check()

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 
 from counterpoint.data.images import decode
-from counterpoint.encoders.chat_models import ChatModel, Prompt, chat_tokenizer
+from counterpoint.encoders.chat_models import ChatModel, Prompt
+from counterpoint.encoders.chat_tokenizers import chat_tokenizer
 from counterpoint.encoders.decoding import Answer, Decoder, Plain, answers
 from counterpoint.encoders.messages import IMAGE, Message
 from counterpoint.engine.run import Run

@@ -191,7 +191,8 @@ class Detector:
 
     @torch.no_grad()
     def score_rows(self, visual: NDArray[np.float32], audio: NDArray[np.float32]) -> Scores:
-        scores = self.learner.timeline(torch.from_numpy(audio)[None], torch.from_numpy(visual)[None])  # type: ignore[operator]
+        learner: Any = self.learner
+        scores = learner.timeline(torch.from_numpy(audio)[None], torch.from_numpy(visual)[None])
         return {name: value[0].float().numpy() for name, value in scores.items()}
 
     def detect(

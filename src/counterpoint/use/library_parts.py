@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from counterpoint.encoders.audio import PretrainedAudio
-from counterpoint.encoders.images import VisionTokens, Wrapped
+from counterpoint.encoders.images import Wrapped
 from counterpoint.encoders.text import PretrainedText, pool
+from counterpoint.encoders.vision_transformers import VisionTokens
 from counterpoint.errors import CounterpointError
 from counterpoint.views.images.colours import MEAN, STD
 

@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from counterpoint.engine.run import Run
-from counterpoint.experiment import load_learner
+from counterpoint.use.trained import TrainedRun
 from counterpoint.views.images import zero_to_one
 
 
-@dataclass
-class Restorer:
+class Restorer(TrainedRun):
     """A trained run that enlarges pictures.
 
     >>> restorer = Restorer.load("runs/first")                       # doctest: +SKIP
     >>> restorer(torch.zeros(1, 3, 20, 30, dtype=torch.uint8)).shape  # doctest: +SKIP
     torch.Size([1, 3, 40, 60])
     """
-
-    run: Run
-    learner: Any
-
-    @classmethod
-    def load(cls, path: Run | Path | str, learner: Any = None) -> Restorer:
-        """Load a finished run.
-
-        Args:
-            path: An open run, or the path of its directory.
-            learner: Its trained learner, where it is loaded already. Default: load it.
-
-        Raises RunError for a folder that is no finished run.
-        """
-        run = path if isinstance(path, Run) else Run.open(path)
-        return cls(run, load_learner(run) if learner is None else learner)
 
     def __call__(self, pixels: UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 H W"]:
         """Return enlarged pictures in 0..1, of pictures of any size as uint8 or in 0..1."""

@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from counterpoint.engine.run import Run
-from counterpoint.experiment import load_learner
+from counterpoint.use.trained import TrainedRun
 from counterpoint.views.images import normalise
 
 
-@dataclass
-class Segmenter:
+class Segmenter(TrainedRun):
     """A trained run that classifies pixels.
 
     >>> segmenter = Segmenter.load("runs/first")                           # doctest: +SKIP
     >>> segmenter(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).argmax(1)  # doctest: +SKIP
     """
-
-    run: Run
-    learner: Any
-
-    @classmethod
-    def load(cls, path: Run | Path | str, learner: Any = None) -> Segmenter:
-        """Load a finished run.
-
-        Args:
-            path: An open run, or the path of its directory.
-            learner: Its trained learner, where it is loaded already. Default: load it.
-
-        Raises RunError for a folder that is no finished run.
-        """
-        run = path if isinstance(path, Run) else Run.open(path)
-        return cls(run, load_learner(run) if learner is None else learner)
 
     def __call__(
         self, pixels: UInt8[Tensor, "n *modalities 3 h w"], present: Bool[Tensor, "n modalities"] | None = None

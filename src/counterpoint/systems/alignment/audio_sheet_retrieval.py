@@ -36,7 +36,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.encoders.snippets import SnippetEncoder, output_layer, projector
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, UnpairedLearner, need_finite, one_each, taken
 from counterpoint.views.images import denormalise
@@ -214,8 +214,6 @@ class AudioSheetConfig(AlignedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pretrain not in get_args(Pretrain):
-            raise unknown("pretrain", self.pretrain, get_args(Pretrain))
         if self.pretrain_epochs < 1 or self.filters < 1 or self.refine_pairs < 2:
             raise CounterpointError("pretrain_epochs and filters must be at least 1, refine_pairs at least 2")
         for name in ("audio_batch", "sheet_batch"):

@@ -136,8 +136,7 @@ class ContrastiveGapConfig(AlignedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.temperature > 0:
-            raise CounterpointError(f"temperature must be > 0, got {self.temperature}")
+        self.need_positive("temperature")
         if self.cross_warmup_epochs < 0:
             raise CounterpointError(f"cross_warmup_epochs must not be negative, got {self.cross_warmup_epochs}")
         if not (self.contrastive or self.uniformity or self.alignment or self.cross_uniformity):

@@ -47,11 +47,12 @@ from counterpoint.core.matching import matching_accuracy
 from counterpoint.core.operands import class_similarity, positive_similarity, unit
 from counterpoint.core.precision import full_precision, scalar
 from counterpoint.core.world import over_group, world
-from counterpoint.encoders.chat_models import ChatModel, ChatTokenizer
+from counterpoint.encoders.chat_models import ChatModel
+from counterpoint.encoders.chat_tokenizers import ChatTokenizer
 from counterpoint.encoders.interleaved import InterleavedModel, Interleaving, check_vision
 from counterpoint.engine.optim import optimisers, rise_and_fall
 from counterpoint.engine.stages import Turn
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.interleaved import InterleavedConfig, InterleavedLearner
 
@@ -178,14 +179,6 @@ class CosmoConfig(InterleavedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_weight("contrast", "pair_weight", "document_weight")
-        named = {
-            "language": ("trained", "lora", "frozen"),
-            "summary": ("unimodal", "fused"),
-            "duplicates": ("positives", "dropped", "ignored"),
-        }
-        for name, known in named.items():
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known)
         if self.unimodal < 0:
             raise CounterpointError(f"unimodal must be at least 0, got {self.unimodal}")
         if not 0 <= self.theta <= math.log(MOST_LOGIT_SCALE):

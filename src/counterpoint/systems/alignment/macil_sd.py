@@ -225,10 +225,8 @@ class MacilSDConfig(BagsConfig):
         super().__post_init__()
         if self.hidden % self.heads:
             raise CounterpointError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
-        if not self.temperature > 0:
-            raise CounterpointError(f"temperature must be > 0, got {self.temperature}")
-        if not 0 <= self.base_momentum <= 1:
-            raise CounterpointError(f"base_momentum must lie in 0..1, got {self.base_momentum}")
+        self.need_positive("temperature")
+        self.need_share("base_momentum")
 
 
 class MacilSD(Learner):

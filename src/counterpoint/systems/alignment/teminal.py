@@ -53,7 +53,7 @@ from counterpoint.engine.loading import Batches
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP
 from counterpoint.tasks.ladder import SEQUENTIAL
@@ -206,12 +206,7 @@ class TeminALConfig(EventConfig):
         super().__post_init__()
         self.need_positive("base_epochs", "post_rate")
         self.need_share("base_duals")
-        for name in ("alpha_same", "alpha_cross", "beta", "gamma"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
-        for name, known in (("post", ["ab", "a", "b", "none"]), ("negatives", ["both", "inverted", "none"])):
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known)
+        self.need_weight("alpha_same", "alpha_cross", "beta", "gamma")
         if self.start and self.post == "none":
             raise CounterpointError("post none with a start leaves nothing to train; choose --post ab")
 

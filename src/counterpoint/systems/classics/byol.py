@@ -17,7 +17,6 @@ from torch import Tensor
 
 from counterpoint.core.alignment import negative_cosine
 from counterpoint.core.teacher import EMATeacher, cosine_momentum
-from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.views import LAPTOP, ViewsConfig, ViewsLearner, mlp
 
@@ -42,8 +41,7 @@ class BYOLConfig(ViewsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.momentum_teacher <= 1:
-            raise CounterpointError(f"momentum_teacher must lie in 0..1, got {self.momentum_teacher}")
+        self.need_share("momentum_teacher")
 
 
 class BYOL(ViewsLearner):

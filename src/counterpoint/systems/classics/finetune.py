@@ -22,11 +22,9 @@ from torch import Tensor, nn
 from counterpoint.encoders.taps import block_names
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Turn
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.labelled import LAPTOP, LabelledConfig, LabelledLearner, cross_entropy
-
-TUNE = ("all", "last", "head")
 
 
 @dataclass
@@ -52,8 +50,6 @@ class FinetuneConfig(LabelledConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_share("label_smoothing")
-        if self.tune not in TUNE:
-            raise unknown("tune", self.tune, TUNE)
 
     def check(self) -> None:
         super().check()

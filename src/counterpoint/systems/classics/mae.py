@@ -21,7 +21,7 @@ from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
-from counterpoint.encoders.images import VisionTokens
+from counterpoint.encoders.vision_transformers import VisionTokens
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.images import ImagesConfig

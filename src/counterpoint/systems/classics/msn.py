@@ -34,7 +34,7 @@ from counterpoint.core.precision import full_precision
 from counterpoint.core.teacher import EMATeacher, cosine_momentum
 from counterpoint.core.transforms import once
 from counterpoint.core.world import over_group
-from counterpoint.encoders.images import VisionTokens
+from counterpoint.encoders.vision_transformers import VisionTokens
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.views import LAPTOP, MultiCropConfig, MultiCropLearner, mlp
@@ -142,8 +142,7 @@ class MSNConfig(MultiCropConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.sharpening > 0:
-            raise CounterpointError(f"sharpening must be > 0, got {self.sharpening}")
+        self.need_positive("sharpening")
         if not 0 <= self.mask < 1 or not 0 <= self.momentum_teacher <= 1:
             raise CounterpointError(
                 f"mask must lie in 0..1 without 1 and momentum_teacher in 0..1, got {self.mask} and {self.momentum_teacher}"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -138,9 +138,8 @@ class SwAV(MultiCropLearner):
         super().__init__(config, data, seed)
         self.prototypes = nn.Linear(config.projection, config.prototypes, bias=False)
         queues = range(self.crops if config.queue else 0)
-        self.queues: Sequence[Queue] = nn.ModuleList(  # type: ignore[assignment]
-            Queue(config.queue, config.projection, seed=seed + crop) for crop in queues
-        )
+        held = nn.ModuleList(Queue(config.queue, config.projection, seed=seed + crop) for crop in queues)
+        self.queues: Sequence[Queue] = cast(Any, held)
         self.end_step()  # makes the prototypes unit vectors
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -24,7 +24,6 @@ from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import need_fixed
 from counterpoint.core.world import over_group
-from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.images import ImageLearner
 from counterpoint.tasks.labelled import LAPTOP, EmbeddingConfig
@@ -107,8 +106,7 @@ class TripletConfig(EmbeddingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.margin > 0:
-            raise CounterpointError(f"margin must be > 0, got {self.margin}")
+        self.need_positive("margin")
 
 
 class Triplet(ImageLearner):

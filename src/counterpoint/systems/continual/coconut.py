@@ -53,7 +53,7 @@ from counterpoint.encoders.audio import mean_state
 from counterpoint.encoders.text import Tokenizer
 from counterpoint.encoders.transcribers import IntentWriter, TokenMean
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import first_two
 from counterpoint.tasks.class_streams import ClassStreamConfig, ClassStreamLearner
@@ -228,13 +228,6 @@ class CoconutConfig(ClassStreamConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (
-            ("head", ["decoder", "classifier"]),
-            ("roles", [*ROLES, "none"]),
-            ("positives", ["class", "pair"]),
-        ):
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known)
         if not 0 < self.temperature < float("inf"):
             raise CounterpointError(f"temperature must be positive and finite, got {self.temperature}")
         self.need_weight("nspt_weight", "mm_weight")

@@ -43,7 +43,6 @@ from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_m
 from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision, scalar, wide
 from counterpoint.core.world import over_group, world
-from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.streams import StreamConfig, StreamLearner
 
@@ -190,10 +189,7 @@ class ModXConfig(StreamConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.alpha < math.inf:
-            raise CounterpointError(f"alpha must be at least 0 and finite, got {self.alpha}")
-        if self.reduction not in ("sum", "mean"):
-            raise unknown("reduction", self.reduction, ["sum", "mean"])
+        self.need_weight("alpha")
 
 
 class ModXLearner(StreamLearner):

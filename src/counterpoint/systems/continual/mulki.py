@@ -56,14 +56,12 @@ from counterpoint.core.prototypes import prototype_alignment, prototypes_towards
 from counterpoint.core.world import over_group
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, parameters
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.measures import class_means
 from counterpoint.tasks.task_streams import TaskStreamConfig, TaskStreamLearner
 
-WEIGHTS = ("adaptive", "equal", "first", "second")
-BANKS = ("updated", "fixed", "per_teacher", "learnable")
-CONNECT = ("none", "average", "interpolate", "both")
+WEIGHTS = ("adaptive", "equal")
 
 
 class MulKI(NamedTuple):
@@ -146,7 +144,7 @@ def mulki_loss(
     if teacher_images.shape[1:] != image.shape or teacher_texts.shape != (teachers, *text.shape):
         said = shapes(teacher_images=teacher_images, teacher_texts=teacher_texts)
         raise ValueError(f"teacher_images and teacher_texts must be a list of such rows for each teacher, got {said}")
-    if weights not in WEIGHTS[:2]:
+    if weights not in WEIGHTS:
         raise ValueError(f"weights must be 'adaptive' or 'equal', got {weights!r}")
     z, w, bank = unit(wide(image)), unit(wide(text)), unit(wide(prototypes))
     s = scalar(logit_scale, z)
@@ -239,9 +237,6 @@ class MulKIConfig(TaskStreamConfig):
         self.need_share("prototype_momentum", "connect_share")
         if not 0 <= self.label_smoothing < 1:
             raise CounterpointError(f"label_smoothing must lie in 0 to below 1, got {self.label_smoothing}")
-        for name, known in (("weights", WEIGHTS), ("prototypes", BANKS), ("connect", CONNECT)):
-            if getattr(self, name) not in known:
-                raise unknown(name, str(getattr(self, name)), known)
 
 
 class MulKILearner(TaskStreamLearner):

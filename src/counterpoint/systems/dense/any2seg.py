@@ -213,10 +213,6 @@ class Any2SegConfig(AnyModalitiesConfig):
         super().__post_init__()
         self.need_positive("inter_temperature", "intra_temperature")
         self.need_share("hard_pixels")
-        self.need_one_of("fusion", "mff", "mean", "concat")
-        self.need_one_of("output", *get_args(Output))
-        self.need_one_of("distance", *get_args(Distance))
-        self.need_one_of("pooling", "image", "batch")
         if min(self.inter_weight, self.intra_weight) < 0 or self.candidates < 0:
             raise CounterpointError("inter_weight, intra_weight and candidates must not be negative")
         if self.fusion != "mff" and (self.inter_weight or self.previous or self.tokens or self.candidates):

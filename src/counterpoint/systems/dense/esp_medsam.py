@@ -26,7 +26,6 @@ validation loss; MobileSAM's weights as a start; fine-tuning of F_Med, which is 
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
@@ -39,16 +38,10 @@ from tyro.conf import arg
 
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.mask_losses import binary_mask_loss, patch_labels
-from counterpoint.core.query_decoder import (
-    MaskMLP,
-    QueryDecoder,
-    SelfPrompt,
-    fourier_positions,
-    query_decoupled_decoder,
-)
-from counterpoint.data.dense import IGNORE, labelled_rows
-from counterpoint.data.shown import png
-from counterpoint.encoders.prefix_windows import SHAPES, PrefixWindows, check_modality, tensors_of
+from counterpoint.core.query_decoder import MaskMLP, QueryDecoder, SelfPrompt, fourier_positions
+from counterpoint.data.dense import labelled_rows
+from counterpoint.encoders.modality_masks import masks_of_modalities
+from counterpoint.encoders.prefix_windows import SHAPES, PrefixWindows, check_modality
 from counterpoint.engine.loading import Batches, ChosenBatches
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
@@ -57,19 +50,14 @@ from counterpoint.engine.teachers import Cached, Frozen, cached
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.adapted import check_adapters
-from counterpoint.tasks.dense import DenseConfig, DenseLearner
-from counterpoint.tasks.dense_figures import enlarged, painted
+from counterpoint.tasks.dense import DenseConfig
 from counterpoint.tasks.image_teachers import check_teacher
 from counterpoint.tasks.map_teachers import map_teacher
+from counterpoint.tasks.modalities import ModalityLearner, start_modalities
 from counterpoint.views.images import check_recipe, normalise
 
-COMMON, SHARED, JOINT, SEGMENT, CONTROLLER = (
-    "common",
-    "modalities",
-    "joint",
-    "segment",
-    "controller ",
-)  # names of stages
+# Names of stages; that of a modality's controller follows "controller ".
+COMMON, SHARED, JOINT, SEGMENT, CONTROLLER = "common", "modalities", "joint", "segment", "controller "
 
 
 # -------------------------------------------------------------------------------------------------------------- settings
@@ -164,26 +152,16 @@ def _key(name: str) -> str:
     return "of_" + name.replace("%", "%25").replace(".", "%2E")
 
 
-class EspMedSam(DenseLearner):
+class EspMedSam(ModalityLearner):
     """An encoder with controllers, a self-prompt, and a decoder with a query for each modality."""
 
     encoder: PrefixWindows
     distilled: Tensor
 
     def __init__(self, config: EspMedSamConfig, data: Any, seed: int = 0) -> None:
-        self.names = tuple(getattr(data, "domains", ()) or ())
-        if not self.names:
-            raise CounterpointError(
-                "esp-medsam needs pictures of named kinds of imaging; use medical-shapes, or your own: "
-                "'masks:DIR?domain=folder'. Without data, give domains=['xray', 'scan'] (their names)"
-            )
-        if len(data.regions) != 2:
-            raise CounterpointError(
-                f"esp-medsam segments one class from the background; the masks have {', '.join(data.regions)}"
-            )
-        if odd := [name for name in self._words(config.only) if name not in self.names]:
-            raise unknown("modality (--only)", odd[0], list(self.names))
         super().__init__(config, data, seed)
+        if odd := [name for name in self.chosen if name not in self.names]:
+            raise unknown("modality (--only)", odd[0], list(self.names))
         dim = config.dim
         if self.encoder.grid % 2 and config.prompt:
             raise CounterpointError(
@@ -192,9 +170,9 @@ class EspMedSam(DenseLearner):
             )
         self.self_prompt = SelfPrompt(dim) if config.prompt else None
         self.decoder = QueryDecoder(dim, hidden=config.mlp_width)
-        keys = ["all"] if config.queries == "shared" else [_key(name) for name in self.names]
-        self.queries = nn.ParameterDict({key: torch.randn(1, dim) for key in [*keys, "spare"]})
-        own = keys if config.mask_mlps == "own" else ["all"]
+        self.keys = ["all"] if config.queries == "shared" else [_key(name) for name in self.names]  # of the queries
+        self.queries = nn.ParameterDict({key: torch.randn(1, dim) for key in [*self.keys, "spare"]})
+        own = self.keys if config.mask_mlps == "own" else ["all"]
         self.mask_mlps = nn.ModuleDict({key: MaskMLP(dim) for key in own})
         self.register_buffer("gaussian", torch.randn(2, dim // 2))
         # Squared errors to the teacher's maps of valid and test pictures when segmentation began; nan without teachers.
@@ -211,14 +189,10 @@ class EspMedSam(DenseLearner):
             found.add(_key(name))
         return found
 
-    @staticmethod
-    def _words(names: str) -> list[str]:
-        return [name.strip() for name in names.split(",") if name.strip()]
-
     @property
     def chosen(self) -> list[str]:
         """The modalities that train."""
-        return self._words(self.config.only) or list(self.names)
+        return [name.strip() for name in self.config.only.split(",") if name.strip()] or list(self.names)
 
     # --- stages
 
@@ -227,16 +201,11 @@ class EspMedSam(DenseLearner):
         found: list[Stage] = []
 
         def stage(name: str, epochs: int, modules: list[nn.Module], evaluated: bool = False) -> None:
+            def batches(survey: Survey) -> Batches:
+                return self._batches(survey, name)
+
             if epochs:
-                found.append(
-                    Stage(
-                        name,
-                        epochs,
-                        lambda: modules,
-                        batches=lambda survey: self._batches(survey, name),
-                        evaluated=evaluated,
-                    )
-                )
+                found.append(Stage(name, epochs, lambda: modules, batches=batches, evaluated=evaluated))
 
         shared = self.encoder.shared
         later = config.controller_epochs * len(self.chosen)
@@ -292,14 +261,8 @@ class EspMedSam(DenseLearner):
     def begin(self, survey: Survey) -> None:
         super().begin(survey)
         config = self.config
-        for split in ("train", "valid", "test"):
-            of = survey.split(split)
-            if bad := int((of.domains[labelled_rows(of)] < 0).sum()):
-                raise DataError(
-                    f"{bad} pictures of {split} have a mask but no kind of imaging; put them into its folder"
-                )
         if config.start:
-            self._start(config.start.removeprefix("run:"))
+            start_modalities(self, config.start, _key)
         if config.common_epochs or config.controller_epochs:
             shape = (config.dim, self.encoder.grid)
             self.teachers = {"natural": map_teacher(f"--teacher {config.teacher}", config.teacher, survey, *shape)}
@@ -307,24 +270,6 @@ class EspMedSam(DenseLearner):
                 self.teachers["medical"] = map_teacher(f"--medical-teacher {name}", name, survey, *shape)
             if config.cached:
                 self.known = {name: cached(teacher, survey, "train") for name, teacher in self.teachers.items()}
-
-    def _start(self, run: str) -> None:
-        """Take the weights of a finished run by name; modalities that it lacks keep their random weights."""
-        before = importlib.import_module("counterpoint.experiment").load_learner(run)
-        if not isinstance(before, EspMedSam):
-            raise CounterpointError(f"--from {run}: it is no run of esp-medsam")
-        old, mine = before.state_dict(), self.state_dict()
-        new = [_key(name) for name in self.names if name not in before.names]
-        lacking = [
-            name
-            for name, value in mine.items()
-            if (name not in old or old[name].shape != value.shape) and not any(part in new for part in name.split("."))
-        ]
-        if lacking:
-            raise CounterpointError(
-                f"--from {run}: its weights do not fit these settings: {', '.join(lacking[:3])}; keep the settings of its networks"
-            )
-        self.load_state_dict(mine | {name: value for name, value in old.items() if name in mine})
 
     # --- a step
 
@@ -400,103 +345,18 @@ class EspMedSam(DenseLearner):
         patches = None
         if self.self_prompt is not None:
             maps, patches = self.self_prompt(maps)
-        fine = self._decoded(maps, modality)
+        position = fourier_positions(cast(Tensor, self.gaussian), maps.shape[2], maps.shape[3])
+        parts = self.keys, self.queries, self.mask_mlps, self.decoder
+        fine = masks_of_modalities(maps, position, modality, *parts, alone=self.config.queries == "alone")
         found = F.interpolate(fine[:, None], images.shape[2:], mode="bilinear", align_corners=False)
         return found[:, 0], patches
 
-    def _decoded(self, maps: Tensor, modality: Tensor) -> Tensor:
-        """Decode the mask of each picture's own query."""
-        position = fourier_positions(cast(Tensor, self.gaussian), maps.shape[2], maps.shape[3])
-        rows = torch.arange(len(maps), device=maps.device)
-        if self.config.queries != "alone":
-            tokens = torch.stack(list(self.queries.values()), 1)
-            which = torch.zeros_like(modality) if self.config.queries == "shared" else modality
-            weights = self._weights(list(self.mask_mlps))
-            return query_decoupled_decoder(maps, position, tokens, weights, self.decoder.heads)[rows, which]
-        order, found = [], []
-        for number in modality.unique().tolist():
-            mine, key = rows[modality == number], _key(self.names[number])
-            weights = self._weights([key if key in self.mask_mlps else "all"])
-            token = self.queries[key][None]
-            found.append(query_decoupled_decoder(maps[mine], position, token, weights, self.decoder.heads, 1)[:, 0])
-            order.append(mine)
-        return torch.cat(found)[torch.cat(order).argsort()]
-
-    def _weights(self, keys: list[str]) -> dict[str, Tensor]:
-        """Return the decoder's weights by name, with the mask MLPs of these keys in order."""
-        found = tensors_of(self.decoder)
-        for number, key in enumerate(keys):
-            for name, value in self.mask_mlps[key].named_parameters():
-                found[f"output_hypernetworks_mlps.{number}.{name}"] = value
-        return found
-
     # --- what it learned
 
-    def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        if batch.get("domain") is None:
-            raise CounterpointError("esp-medsam needs the modality of each picture: batch['domain']")
-        logits, _ = self.segmented(batch["image"], batch["domain"])
-        return {"logits": torch.stack([torch.zeros_like(logits), logits], 1)}
-
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
-        """Measure Dice of each modality and IoU, both with 1 added above and below, as means over pictures.
-
-        The squared error of maps is that when segmentation began.
-        """
-
-        def row(batch: dict[str, Any]) -> Tensor:
-            logits, patches = self.segmented(batch["image"], batch["domain"])
-            known = batch["mask"] != IGNORE
-            p, y = (logits > 0) & known, (batch["mask"] != 0) & known
-            both, total = (p & y).sum((1, 2)), p.sum((1, 2)) + y.sum((1, 2))
-            each = [(2 * both + 1) / (total + 1), (both + 1) / (total - both + 1)]
-            if patches is not None:
-                truth = patch_labels(batch["mask"], *patches.shape[1:])
-                right = (truth == (patches >= 0)) & (truth != IGNORE)
-                each.append(right.sum((1, 2)) / (truth != IGNORE).sum((1, 2)).clamp(min=1))
-            return torch.stack([part.double() for part in each], 1)
-
-        rows = labelled_rows(survey.split(split))
-        values = survey.over(split, row, rows)
-        domains = torch.from_numpy(survey.split(split).domains[rows])
-        names = ["dice", "iou", "patch_accuracy"][: values.shape[1]]
-        present = [number for number in range(len(self.names)) if bool((domains == number).any())]
-        by = torch.stack([values[domains == number].mean(0) for number in present])
-        found = {f"modality_{name}": float(value) for name, value in zip(names, by.mean(0), strict=True)}
-        found |= {f"dice_{self.names[number]}": float(by[n, 0]) for n, number in enumerate(present)}
+        """Add the squared error of maps, when segmentation began, to the measures of each modality."""
         error = float(self.distilled[("valid", "test").index(split)])
-        return found if np.isnan(error) else found | {"modality_distil_mse": error}
-
-    def figures(self, survey: Survey) -> dict[str, Any]:
-        """Draw two pictures of each modality with predicted patches, truth and prediction."""
-        split = survey.split("test")
-        rows = labelled_rows(split)
-        drawn = []
-        training = self.training
-        self.eval()
-        for number in range(len(self.names)):
-            chosen = rows[split.domains[rows] == number][:2]
-            if not len(chosen):
-                continue
-            batch = survey.batch("test", chosen)
-            with torch.no_grad():
-                logits, patches = self.segmented(batch["image"], batch["domain"])
-            coarse = torch.zeros_like(logits) if patches is None else patches
-            coarse = F.interpolate(coarse[:, None], logits.shape[1:])[:, 0]
-            shown = [(value >= 0).byte().cpu().numpy() for value in (coarse, logits)]
-            pictures, masks = split.images(chosen), split.masks(chosen)
-            for n in range(len(chosen)):
-                parts = [pictures[n], *(painted(part, 2) for part in (shown[0][n], masks[n], shown[1][n]))]
-                drawn.append([png(enlarged(part)) for part in parts])
-        self.train(training)
-        return {
-            "Modalities": {
-                "kind": "pictures",
-                "columns": ["picture", "self-prompt", "truth", "prediction"],
-                "rows": drawn,
-                "caption": f"Two test pictures of each modality, in the order {', '.join(self.names)}.",
-            }
-        }
+        return super().measures(survey, split) | ({} if np.isnan(error) else {"modality_distil_mse": error})
 
 
 TEACHER = "fit:finetune-seg?data=medical-shapes%3Fseed=900&encoder=vit-s&epochs=30&recipe=none&optimizer=adamw&lr=0.016"

@@ -53,7 +53,7 @@ from counterpoint.engine.optim import optimisers, restarts
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, snapshot
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.restored import RestoredConfig, RestoredLearner, shown, worst_part
 from counterpoint.views.images.sharpness import Samples
@@ -188,15 +188,9 @@ class PCLSRConfig(RestoredConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        kinds = (("contrast", Contrast), ("embedding", Literal["critic", "vgg19"]), ("norm", Literal["shared", "each"]))
-        for name, kind in kinds:
-            if getattr(self, name) not in get_args(kind):
-                raise unknown(name, getattr(self, name), get_args(kind))
         self.need_positive("pretrain_lr", "rgb_range")
         self.need_share("restart_weight")
-        for name in ("least_lr", "clip_value", "pretrain_epochs", "alpha", "copies"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        self.need_weight("least_lr", "clip_value", "pretrain_epochs", "alpha", "copies")
         for name, low in (("sharpness", 0.0), ("blur", 1e-6)):
             if not low <= self.__dict__[name][0] <= self.__dict__[name][1] < math.inf:
                 raise CounterpointError(f"{name} must be two numbers in order, above 0, got {self.__dict__[name]}")

@@ -5,7 +5,7 @@ Detection", arXiv 2410.05557 (version 1; version 3 names the method WSCo).
 
     symbol      here               meaning
     M, m, z     mapper             network that maps region features to the shared space: m(x), and z(x) for the contrast
-    g           Student.pooled     spatial mean of a region's feature map
+    g           pooled             spatial mean of a region's feature map
     P           probabilities      softmax of the teacher's logits over C classes and the background (number C)
     p_c         prototypes         mean of z over the memory of class c, moved by eta at each step
     rho         progress           share of the first epoch that is done
@@ -26,14 +26,14 @@ detector of torchvision are not built.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from counterpoint.core.centroids import plain_clustering, prototype_clustering
 from counterpoint.core.distributed import gather_rows, global_mean, mean_of_total
@@ -47,63 +47,20 @@ from counterpoint.core.proposals import (
     pseudo_boxes,
     weak_guided_contrast,
 )
-from counterpoint.core.teacher import EMATeacher
-from counterpoint.data.regions import SOURCE, TARGET, UNKNOWN
-from counterpoint.encoders.maps import Mapper
-from counterpoint.engine.loading import Batches, RowBatches
-from counterpoint.engine.optim import optimisers
-from counterpoint.engine.stages import Stage, Turn
+from counterpoint.encoders.regions import drawn_regions
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
-from counterpoint.tasks.regions import (
-    RegionEncoder,
-    RegionsConfig,
-    RegionsLearner,
-    drawn_regions,
-    regions_figure,
-)
+from counterpoint.tasks.measures import cosine_between_classes
+from counterpoint.tasks.source_free import SourceFreeConfig, SourceFreeLearner
 from counterpoint.views.images import normalise
-
-SHOWN = 4  # pictures on the page
-
-
-# ------------------------------------------------------------------------------------------------------------ equations
-
-
-# ------------------------------------------------------------------------------------------------------------- networks
-
-
-class Student(nn.Module):
-    """Encoder of regions, classifier of C classes and the background, and mapping network."""
-
-    def __init__(self, config: WSCoLConfig, classes: int) -> None:
-        super().__init__()
-        self.encoder = RegionEncoder(config.encoder, config.layer, config.crop, config.pretrained)
-        self.classifier = nn.Linear(self.encoder.dim, classes + 1)
-        self.mapper = Mapper(self.encoder.dim, self.encoder.side, config.hidden, config.projection)
-
-    def pooled(self, maps: Float[Tensor, "n dim side side"]) -> Float[Tensor, "n dim"]:
-        return maps.mean((2, 3))
-
-    def logits(self, maps: Float[Tensor, "n dim side side"]) -> Float[Tensor, "n classes"]:
-        return self.classifier(self.pooled(maps))
-
 
 # ---------------------------------------------------------------------------------------------------------- the learner
 
 
 @dataclass
-class WSCoLConfig(RegionsConfig):
+class WSCoLConfig(SourceFreeConfig):
     """Settings of WSCoL. Defaults are those of the authors' script for ResNet-50."""
 
-    lr: float = 0.256
-    source_epochs: int = 20
-    """Passes over the labelled pictures of the source, at least 1."""
-    source_batch: int = 8
-    """Pictures of the source in a batch."""
-    source_lr: float = 0.256
-    """Learning rate on the source at a batch of 256."""
     pseudo_threshold: float = 0.9
     """Least probability of a pseudo box, 0 to 1; pictures without a pseudo box are skipped."""
     contrast: Literal["none", "teacher", "clusters", "truth"] = "clusters"
@@ -133,124 +90,37 @@ class WSCoLConfig(RegionsConfig):
     """Weight of L_inst, the contrast of a region's weak and strong view, at least 0."""
     gradient_weight: float = 0.1
     """Weight of L_grad, the agreement of gradients of both views, at least 0."""
-    teacher_momentum: float = 0.9
-    """Share of the teacher that an update keeps, 0 to 1."""
-    teacher_every: int = 0
-    """Steps between updates of the teacher; 0: after each epoch."""
-    hidden: int = 1024
-    """Channels of the mapping network's convolutions."""
-    projection: int = 512
-    """Width of z."""
 
-    counts = (
-        *RegionsConfig.counts, "source_epochs", "source_batch", "rounds", "memory", "hidden", "projection",
-    )  # fmt: skip
+    counts = (*SourceFreeConfig.counts, "rounds", "memory")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.need_positive("temperature", "source_lr")
-        self.need_share("pseudo_threshold", "alpha", "eta", "teacher_momentum")
-        least = ("contrast_weight", "distil_weight", "instance_weight", "gradient_weight", "uncertainty")
-        for name in (*least, "plain_rounds", "teacher_every"):
-            if getattr(self, name) < 0:
-                raise CounterpointError(f"{name} must not be negative, got {getattr(self, name)}")
+        self.need_positive("temperature")
+        self.need_share("pseudo_threshold", "alpha", "eta")
+        self.need_weight(
+            "contrast_weight", "distil_weight", "instance_weight", "gradient_weight", "uncertainty", "plain_rounds"
+        )
 
 
-class WSCoL(RegionsLearner):
+class WSCoL(SourceFreeLearner):
     """A student, its teacher, the memory of regions and the prototypes."""
 
     bank: Tensor
     filled: Tensor
     prototypes: Tensor
     seen: Tensor
-    adapted: Tensor
-    before: Tensor
 
     def __init__(self, config: WSCoLConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
         config = self.config
-        self.student = Student(config, self.classes)
-        self.teacher = EMATeacher(self.student, buffers="copy", mode="eval")
         encoder = self.student.encoder
         maps = torch.zeros(self.classes, config.memory, encoder.dim, encoder.side, encoder.side)
         self.register_buffer("bank", maps)  # teacher features at pseudo boxes, the oldest first
         self.register_buffer("filled", torch.zeros(self.classes, dtype=torch.long))
         self.register_buffer("prototypes", torch.zeros(self.classes, config.projection))
         self.register_buffer("seen", torch.zeros(self.classes, dtype=torch.bool))
-        self.register_buffer("adapted", torch.zeros((), dtype=torch.bool))  # whether the teacher is the network to use
-        self.register_buffer("before", torch.zeros(SHOWN, self.count, self.classes + 1))  # logits before adaptation
-
-    # --- stages
-
-    def stages(self) -> list[Stage]:
-        config, student = self.config, self.student
-        found = [Stage("source", config.source_epochs, self.detector, turns=self.of_source, batches=self._sources)]
-        if config.epochs:
-            found.append(Stage("adapt", config.epochs, lambda: [student], batches=self._targets, enter=self.enter))
-        return found
-
-    def detector(self) -> list[nn.Module]:
-        """Return what the first stage trains."""
-        return [self.student.classifier] if self.config.frozen else [self.student.encoder, self.student.classifier]
-
-    def _sources(self, survey: Survey) -> Batches:
-        return RowBatches(np.flatnonzero(survey.split().domains == SOURCE), self.config.source_batch)
-
-    def _targets(self, survey: Survey) -> Batches:
-        return RowBatches(np.flatnonzero(survey.split().domains == TARGET), self.config.batch_size)
-
-    def of_source(self) -> list[Turn]:
-        config = replace(self.config, lr=self.config.source_lr)
-        return [
-            optimisers(config, self.detector(), self.epochs, config.source_batch, steps_per_epoch=self.steps_per_epoch)
-        ]
-
-    def turns(self) -> list[Turn]:
-        """Return an optimiser of the student with a constant learning rate."""
-        config = self.config
-        return [optimisers(config, [self.student], self.epochs, config.batch_size, curve=lambda epoch: 1.0)]
-
-    def enter(self, survey: Survey) -> None:
-        """Begin the adaptation: the teacher is the source network; keep its predictions for the page."""
-        self.teacher.update(self.student, 0.0)
-        self.adapted.fill_(True)
-        rows = np.arange(min(SHOWN, len(survey.split("valid"))))
-        self.before[: len(rows)] = survey.over("valid", lambda batch: self.predict(batch)["logits"], rows).to(
-            self.device
-        )
-
-    @property
-    def taught(self) -> Student:
-        """The teacher's network."""
-        return cast(Student, self.teacher.module)
-
-    @property
-    def strong(self) -> bool:
-        return bool(self.adapted)
-
-    def end_step(self) -> None:
-        every = self.config.teacher_every
-        if self.adapted and every and (self.position.step + 1) % every == 0:
-            self.teacher.update(self.student, self.config.teacher_momentum)
-
-    def end_epoch(self, epoch: int) -> None:
-        if self.adapted and not self.config.teacher_every:
-            self.teacher.update(self.student, self.config.teacher_momentum)
 
     # --- a step
-
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return self.on_target(batch) if self.adapted else self.on_source(batch)
-
-    def on_source(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Compute the cross-entropy of labelled regions."""
-        labels = batch["label"].flatten()
-        if self.config.frozen:
-            self.student.encoder.eval()
-        rows = F.cross_entropy(
-            self.student.logits(self.student.encoder(batch["views"][0])), labels, ignore_index=UNKNOWN, reduction="none"
-        )
-        return {"loss": global_mean(rows)}
 
     def on_target(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Compute the sum of all losses, the mean over the pictures with a pseudo box."""
@@ -390,10 +260,6 @@ class WSCoL(RegionsLearner):
 
     # --- what it learned
 
-    def classify(self, regions: Tensor) -> Tensor:
-        network = self.taught if self.adapted else self.student
-        return network.logits(network.encoder(regions))
-
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
         """Measure the mean cosine of the student's strong features between classes; lower is better."""
 
@@ -407,27 +273,16 @@ class WSCoL(RegionsLearner):
             return torch.cat([rows, batch["label"].flatten()[:, None].to(rows.dtype)], 1)
 
         found = survey.over(split, strong)
-        rows, labels = found[:, :-1], found[:, -1].long()
-        own = (labels >= 0) & (labels < self.classes)
-        sums = torch.zeros(self.classes, rows.shape[1]).index_add(0, labels[own], rows[own])
-        counts = labels[own].bincount(minlength=self.classes).float()
-        pairs = float(counts.sum() ** 2 - (counts**2).sum())
-        return {"class_cosine": float(sums.sum(0).square().sum() - sums.square().sum()) / pairs} if pairs else {}
+        cosine = cosine_between_classes(found[:, :-1], found[:, -1].long(), self.classes)
+        return {} if cosine is None else {"class_cosine": cosine}
 
     def figures(self, survey: Survey) -> dict[str, Any]:
-        """Draw the predicted classes before and after, and the clusters of the valid pictures."""
-        if not self.adapted:
-            return {}
-        shown = np.arange(min(SHOWN, len(survey.split("valid"))))
-        after = survey.over("valid", lambda batch: self.predict(batch)["logits"], shown)
-        found = regions_figure(
-            survey.split("valid"), survey.classes, shown, {"before": self.before.cpu(), "after": after}
-        )
-        return {"Regions of the target": found, **self._clustered(survey)}
+        """Add the clusters of the valid pictures."""
+        return super().figures(survey) | self._clustered(survey)
 
     def _clustered(self, survey: Survey) -> dict[str, Any]:
         """Count the labels that the clustering gives the regions of the valid pictures, by true class."""
-        if self.config.contrast != "clusters" or not self.seen.any():
+        if not self.adapted or self.config.contrast != "clusters" or not self.seen.any():
             return {}
         table = np.zeros((self.classes + 1, self.classes + 1), np.int64)
 

@@ -45,7 +45,6 @@ from counterpoint.core.distributed import gather_rows, global_mean, place
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
-from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP
 from counterpoint.tasks.pair_scorers import Side
@@ -295,17 +294,7 @@ class DCDConfig(TaughtScorerConfig):
         super().__post_init__()
         self.need_positive("distill_temperature")
         self.need_share("alpha")
-        if self.num_hard < 1:
-            raise CounterpointError(f"num_hard must be at least 1, got {self.num_hard}")
-        kinds = {
-            "objective": Objective,
-            "imitation_weighting": Weighting,
-            "task_weighting": TaskWeighting,
-            "teacher_order": Order,
-        }
-        for name, kind in kinds.items():
-            if getattr(self, name) not in get_args(kind):
-                raise unknown(name, getattr(self, name), get_args(kind))
+        self.need_count("num_hard")
 
 
 # ---------------------------------------------------------------------------------------------------------- the learner

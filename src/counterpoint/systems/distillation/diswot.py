@@ -220,12 +220,6 @@ class DisWOTConfig(SearchedConfig):
         *("relation_weight", "channel_weight", "gradient_weight"),
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.need_one_of("metric", "diswot", "relation", "semantic", "parameters", "flops")
-        self.need_one_of("semantic", "channels", "classes")
-        self.need_one_of("initialisation", "default", "normal")
-
 
 # ------------------------------------------------------------------------------------------------------------- the learner
 

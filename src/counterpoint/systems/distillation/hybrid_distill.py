@@ -161,9 +161,7 @@ class HybridDistillConfig(ImagesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("feature_weight", "relation_weight", "transition", "relation_heads"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        self.need_weight("feature_weight", "relation_weight", "transition", "relation_heads")
         if not self.feature_weight and not self.relation_weight:
             raise CounterpointError("feature_weight and relation_weight are both 0: the student has no teacher")
         if not 0 <= self.drop_path < 1:

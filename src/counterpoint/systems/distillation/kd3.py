@@ -37,7 +37,6 @@ counts, not the best one on the test split. Not built: generators of pictures (D
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -58,7 +57,7 @@ from counterpoint.core.world import over_group, world
 from counterpoint.encoders.maps import has_map, vector_and_map
 from counterpoint.engine.stepper import seed_of
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.web import LAPTOP, WebConfig, WebLearner, at_one_size, with_web
 from counterpoint.tasks.web_figures import selection_figures, sizes
@@ -199,12 +198,7 @@ class KD3Config(WebConfig):
         self.need_positive("vote_horizon", "temperature", "mix_alpha", "kd_temperature")
         self.need_share("cutoff", "mix_probability")
         weights = ("vote_until", "feature_weight", "contrast_weight", "kd_weight")
-        for name in weights:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
-        for name, known in (("when_empty", ("keep", "error")), ("classifier", ("teacher", "own"))):
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known)
+        self.need_weight(*weights)
         if self.feature_weight == 0 and (self.classifier == "teacher" or self.kd_weight == 0):
             raise CounterpointError(
                 "feature_weight 0 trains no prediction: set --feature-weight, or --classifier own with --kd-weight"

@@ -55,7 +55,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.class_teachers import ClassTextConfig, ClassTextLearner
 from counterpoint.tasks.labelled import cross_entropy
-from counterpoint.tasks.measures import principal_axes
+from counterpoint.tasks.measures import axes_figure
 
 DRAWN = 300  # test pictures in the picture of the space
 
@@ -172,12 +172,9 @@ class VL2VConfig(ClassTextConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.align_epochs < 0 or self.tolerance_ratio < 0:
-            raise CounterpointError("align_epochs and tolerance_ratio must not be negative")
-        if not (0 <= self.lmd <= 1 and 0 <= self.cutmix <= 1):
-            raise CounterpointError(f"lmd and cutmix must lie in 0 to 1, got {self.lmd} and {self.cutmix}")
-        if min(self.align_lr, self.cutmix_beta) <= 0:
-            raise CounterpointError("align_lr and cutmix_beta must be > 0")
+        self.need_weight("align_epochs", "tolerance_ratio")
+        self.need_share("lmd", "cutmix")
+        self.need_positive("align_lr", "cutmix_beta")
         if self.cutmix and (self.cached or self.teacher.startswith("file:")):
             raise CounterpointError(
                 "cutmix needs a teacher that sees the mixed pictures: name a network, without --cached"
@@ -213,11 +210,19 @@ class VL2V(ClassTextLearner):
         if config.swad:
             self.valley = LossValley(self.vector(), config.n_converge, config.n_tolerance, config.tolerance_ratio)
 
+    @property
+    def joint(self) -> bool:
+        """Whether stage `distill` trains the projector, too."""
+        return not self.config.align_epochs or self.config.objective != "vl2v"
+
+    def distilled(self) -> list[nn.Module]:
+        """Return the modules that stage `distill` trains."""
+        return [self.encoder, self.projector] if self.joint else [self.encoder]
+
     def averaged(self) -> list[nn.Parameter]:
         """Return the parameters that the last stage trains."""
-        joint = not self.config.align_epochs or self.config.objective != "vl2v"
         trained = adapter_parameters(self.encoder).values() if self.config.lora else self.encoder.parameters()
-        return [*trained, *(self.projector.parameters() if joint else ())]
+        return [*trained, *(self.projector.parameters() if self.joint else ())]
 
     def vector(self) -> Float[Tensor, " n"]:
         """Return these parameters as one vector."""
@@ -230,9 +235,7 @@ class VL2V(ClassTextLearner):
 
     def stages(self) -> list[Stage]:
         config = self.config
-        joint = not config.align_epochs or config.objective != "vl2v"
-        modules = [self.encoder, *([self.projector] if joint else [])]
-        found = [Stage("distill", config.epochs, lambda: modules, enter=self.enter)]
+        found = [Stage("distill", config.epochs, self.distilled, enter=self.enter)]
         if config.align_epochs:
             found.insert(0, Stage("align", config.align_epochs, lambda: [self.projector], turns=self.of_align))
         return found
@@ -247,8 +250,7 @@ class VL2V(ClassTextLearner):
         return [self._turn(config, [self.projector])]
 
     def turns(self) -> list[Turn]:
-        joint = not self.config.align_epochs or self.config.objective != "vl2v"
-        return [self._turn(self.config, [self.encoder, *([self.projector] if joint else [])])]
+        return [self._turn(self.config, self.distilled())]
 
     def _turn(self, config: VL2VConfig, modules: list[nn.Module]) -> Turn:
         """Return Adam with a constant learning rate."""
@@ -362,16 +364,8 @@ class VL2V(ClassTextLearner):
             network = self.network
             rows["teacher"] = F.normalize(survey.over("test", lambda batch: network(batch["image"]), shown), dim=1)
         rows["texts"] = self.prototypes.cpu()
-        flat, axes = principal_axes(torch.cat(list(rows.values())))
-        parts = flat.split([len(part) for part in rows.values()])
-        return {
-            "The teacher's space": {
-                "kind": "points",
-                "points": {name: np.round(part.numpy(), 4).tolist() for name, part in zip(rows, parts, strict=True)},
-                "axes": axes,
-                "caption": "Test pictures as student and teacher embed them, and the texts of the classes.",
-            }
-        }
+        caption = "Test pictures as student and teacher embed them, and the texts of the classes."
+        return {"The teacher's space": axes_figure(rows, caption)}
 
 
 TEACHER = (

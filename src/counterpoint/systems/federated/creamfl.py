@@ -48,7 +48,6 @@ from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.data.federations import Party
 from counterpoint.engine.run import Run
-from counterpoint.errors import unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import AlignedLearner, first_two
 from counterpoint.tasks.federations import FederationConfig, FederationTask, seeded
@@ -263,8 +262,6 @@ class CreamFLConfig(FederationConfig):
         super().__post_init__()
         self.need_positive("contrast_temperature", "class_lr", "pair_lr", "class_scale")
         self.need_weight("contrast_weight", "class_margin", "class_decay")
-        if self.fusion not in ("contrast", "mean"):
-            raise unknown("fusion", self.fusion, ["contrast", "mean"])
 
     def of_party(self, party: Party, number: int) -> CreamFLConfig:
         """Return the settings of a party: its networks, by its number, and its optimiser."""

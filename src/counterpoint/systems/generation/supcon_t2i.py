@@ -35,7 +35,7 @@ Regions are the last map of E_I with 4 cells a side or more.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -48,7 +48,7 @@ from counterpoint.core.precision import full_precision
 from counterpoint.core.rules import Diagonal
 from counterpoint.core.world import over_group, world
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.adversarial import AdversarialConfig, AdversarialLearner
 from counterpoint.tasks.branches import Partners, joined
@@ -144,8 +144,6 @@ class SupConT2IConfig(AdversarialConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.labels not in get_args(Labels):
-            raise unknown("labels", self.labels, get_args(Labels))
         self.need_positive("temperature")
         self.need_weight("inter_weight", "inner_weight", "sup_weight")
 

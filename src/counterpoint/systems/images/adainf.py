@@ -151,6 +151,7 @@ class AdaInfConfig(PartConfig):
     """Seed of the generator and its samples."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.replication < 0 or self.generated_count < 0:
             raise CounterpointError(
                 f"replication and generated_count must not be negative, got {self.replication} and {self.generated_count}"

@@ -302,8 +302,7 @@ class BSSConfig(PartConfig):
     """Largest share of the area, r_min to 1. Choose smaller shares for small images, whose strokes have low frequencies."""
 
     def __post_init__(self) -> None:
-        if self.transfer not in ("batch", "image", "none"):
-            raise CounterpointError(f"bss.transfer must be batch, image or none, got {self.transfer}")
+        super().__post_init__()
         if not 0 <= self.r_min <= self.r_max <= 1:
             raise CounterpointError(
                 f"bss.r_min and bss.r_max must satisfy 0 <= r_min <= r_max <= 1, got {self.r_min} and {self.r_max}"

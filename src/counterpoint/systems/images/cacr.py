@@ -274,15 +274,10 @@ class CACRConfig(ViewsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.form not in ("plain", "momentum", "nt_xent"):
-            raise CounterpointError(f"form must be 'plain', 'momentum' or 'nt_xent', got {self.form!r}")
-        if self.cost not in ("rbf", "euclidean"):
-            raise CounterpointError(f"cost must be 'rbf' or 'euclidean', got {self.cost!r}")
         for name in ("alpha", "beta", "positive_sharpness", "negative_sharpness"):
             if not 0 <= getattr(self, name) <= LARGEST:
                 raise CounterpointError(f"{name} must lie in 0..{LARGEST:g}, got {getattr(self, name)}")
-        if not 0 <= self.momentum_teacher <= 1:
-            raise CounterpointError(f"momentum_teacher must lie in 0..1, got {self.momentum_teacher}")
+        self.need_share("momentum_teacher")
         if self.positive_prior is not None and not (0 <= self.positive_prior < 1 and self.weight_neg):
             raise CounterpointError("positive_prior must be at least 0 and below 1, and needs weight_neg")
         if self.form == "momentum" and self.keys > self.positives + 1:

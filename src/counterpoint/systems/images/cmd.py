@@ -51,23 +51,30 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.alignment import swapped_entropy
-from counterpoint.core.checks import need_positive, need_rows, need_within, shapes
+from counterpoint.core.checks import need_positive, need_within, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.prototypes import DINOHead, moved_center
-from counterpoint.core.region_bags import Pooling, bag_terms, bag_weights, divergence, matched_regions
+from counterpoint.core.region_bags import (
+    GLOBAL,
+    Pooling,
+    bag_terms,
+    bag_weights,
+    crop_regions,
+    divergence,
+    matched_regions,
+    need_crop_rows,
+)
 from counterpoint.core.world import over_group
 from counterpoint.encoders.maps import feature_map, map_networks, vector_and_map
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.region_figures import region_figures
 from counterpoint.tasks.self_distilled import Levels, SelfDistilledConfig, SelfDistilledLearner, TwoLevels
 from counterpoint.tasks.views import LAPTOP
 
 Inter = Literal["within", "across", "literal", "none"]
-GLOBAL = 2  # global crops, the teacher's
 
 
 class CMDOutput(NamedTuple):
@@ -131,9 +138,9 @@ def cmd_loss(
     for name, kinds, value in (("inter", Inter, inter), ("pooling", Pooling, pooling)):
         if value not in get_args(kinds):
             raise ValueError(f"{name} must be one of {', '.join(get_args(kinds))}, got {value!r}")
-    counts = _crop_regions(regions, num_crops)
+    counts = crop_regions(regions, num_crops)
     student, teacher = (student_cls, student_region, student_feat), (teacher_cls, teacher_region, teacher_feat)
-    _need_shapes(*student, *teacher, counts)
+    need_crop_rows(*student, *teacher, counts)
     b, k = len(student_cls) // num_crops, student_cls.shape[1]
     for name, centre in (("center", center), ("center_grid", center_grid)):
         if centre.numel() != k:
@@ -195,41 +202,6 @@ def cmd_loss(
     return CMDOutput(loss, image, region, between, own_term)
 
 
-def _need_shapes(
-    student_cls: Tensor, student_region: Tensor, student_feat: Tensor,
-    teacher_cls: Tensor, teacher_region: Tensor, teacher_feat: Tensor, counts: list[int],
-) -> None:  # fmt: skip
-    """Raise ValueError for a tensor whose rows are not those of the crops and regions."""
-    crops = len(counts)
-    if student_cls.ndim != 2 or len(student_cls) % crops:
-        raise ValueError(f"student_cls must be [{crops} crops of b, outcomes], got {shapes(student_cls=student_cls)}")
-    need_rows(student_cls=student_cls)
-    b, k = len(student_cls) // crops, student_cls.shape[1]
-    rows, teacher_rows, dim = b * sum(counts), b * sum(counts[:GLOBAL]), teacher_feat.shape[-1]
-    for name, tensor, wanted in (
-        ("student_region", student_region, [rows, k]),
-        ("teacher_cls", teacher_cls, [GLOBAL * b, k]),
-        ("teacher_region", teacher_region, [teacher_rows, k]),
-        ("student_feat", student_feat, [rows, dim]),
-        ("teacher_feat", teacher_feat, [teacher_rows, dim]),
-    ):
-        if list(tensor.shape) != wanted:
-            raise ValueError(f"{name} must be {wanted}, got {shapes(**{name: tensor})}")
-
-
-def _crop_regions(regions: Sequence[int], num_crops: int) -> list[int]:
-    """Return the number of regions of each crop."""
-    if num_crops < GLOBAL:
-        raise ValueError(f"num_crops must be at least 2, the global crops; got {num_crops}")
-    found = [int(count) for count in regions]
-    if not 1 <= len(found) <= 2 or (num_crops > GLOBAL and len(found) < 2):
-        raise ValueError(f"regions must be the regions of a global and of a local crop, got {found}")
-    counts = found[:1] * GLOBAL + found[1:] * (num_crops - GLOBAL)
-    if min(counts) < 0 or (min(counts) == 0 and max(counts) > 0):
-        raise ValueError(f"regions must all be positive, or all 0, got {found}")
-    return counts
-
-
 @over_group
 @full_precision(keep=("center", "center_grid"))
 def esvit_loss(
@@ -289,11 +261,7 @@ class CMDConfig(SelfDistilledConfig):
         super().__post_init__()
         self.need_positive("attention_temperature")
         self.need_share("region_weight")
-        if not 0 <= self.inter_weight < float("inf"):
-            raise CounterpointError(f"inter_weight must be at least 0 and finite, got {self.inter_weight}")
-        for name, kinds in (("inter", Inter), ("pooling", Pooling)):
-            if getattr(self, name) not in get_args(kinds):
-                raise unknown(name, getattr(self, name), get_args(kinds))
+        self.need_weight("inter_weight")
 
 
 class CMD(SelfDistilledLearner):

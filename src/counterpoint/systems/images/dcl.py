@@ -118,6 +118,7 @@ class DCLConfig(PartConfig):
     """Use the decoupled loss; False: keep the base's own loss, the control of a claim."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.weight_sigma >= 0:
             raise CounterpointError(f"weight_sigma must not be negative, got {self.weight_sigma}")
 

@@ -101,6 +101,7 @@ class HallucinatorConfig(PartConfig):
     """Smooth extrapolated features by a small network."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.weight >= 0 or not 0 <= self.reach <= 1:
             raise CounterpointError(
                 f"hallucinator.weight must not be negative and reach must lie in 0..1, got {self.weight} and {self.reach}"

@@ -141,10 +141,9 @@ class HardContrastiveConfig(PartConfig):
     """Weights of negatives: softmax, at the temperature, or linear, all equal (the simple loss)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.keep_fraction <= 1:
             raise CounterpointError(f"keep_fraction must lie in 0..1, 0 not included, got {self.keep_fraction}")
-        if self.push not in ("softmax", "linear"):
-            raise CounterpointError(f"push must be 'softmax' or 'linear', got {self.push!r}")
 
 
 @dataclass(frozen=True)

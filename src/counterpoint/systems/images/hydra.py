@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.errors import CounterpointError, DataError
 from counterpoint.systems.base import System
 from counterpoint.tasks.images import ImageLearner
 from counterpoint.tasks.labelled import LAPTOP, EmbeddingConfig
@@ -275,9 +275,6 @@ class HydraConfig(EmbeddingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, kinds in (("pairs", Pairs), ("gate", Gate), ("form", Form)):
-            if getattr(self, name) not in get_args(kinds):
-                raise unknown(name, getattr(self, name), get_args(kinds))
         if not 0 < self.temperature < math.inf or self.gate_penalty < 0:
             raise CounterpointError(
                 f"temperature must be positive and gate_penalty not negative, got {self.temperature}, {self.gate_penalty}"

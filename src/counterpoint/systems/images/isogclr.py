@@ -256,6 +256,7 @@ class ISogCLRConfig(PartConfig):
     """Learning rate of temperatures; 0 fixes them (SogCLR)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.gamma <= 1 or not 0 < self.beta_u <= 1 or self.eta < 0:
             raise CounterpointError("gamma and beta_u must lie in 0..1, 0 not included, and eta must not be negative")
         if self.tau_min is not None and not 0 < self.tau_min <= self.tau_max:

@@ -96,12 +96,11 @@ class MCLConfig(PartConfig):
     """Normalise each stage's features before their concatenation."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.stages < 0 or self.clusters < 1:
             raise CounterpointError(
                 f"stages must not be negative and clusters must be at least 1, got {self.stages} and {self.clusters}"
             )
-        if self.restrict not in ("clusters", "shuffled", "none"):
-            raise CounterpointError(f"restrict must be 'clusters', 'shuffled' or 'none', got {self.restrict!r}")
 
 
 class MCL(Learner):

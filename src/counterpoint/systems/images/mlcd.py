@@ -46,18 +46,17 @@ from counterpoint.core.memory import kmeans, nearest_clusters
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
-from counterpoint.data.images import ImageData, Indices
-from counterpoint.data.shown import png
+from counterpoint.data.images import ImageData
 from counterpoint.engine.optim import light, optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.errors import CounterpointError, DataError
 from counterpoint.systems.base import System
+from counterpoint.tasks.cluster_figures import cluster_figures
 from counterpoint.tasks.image_teachers import check_teacher, teacher_features
 from counterpoint.tasks.images import BATCH, ImagesConfig
 from counterpoint.tasks.views import LAPTOP, ViewsLearner
 
-SHOWN = 8  # images of the gallery, and clusters of each
 COMPARED = 512  # images whose cosines are drawn
 
 # ------------------------------------------------------------------------------------------------------------- the losses
@@ -223,9 +222,6 @@ class MLCDConfig(ImagesConfig):
                 "margin must lie in 0..pi, pi not included, and cosine_margin must not be negative, got "
                 f"{self.margin} and {self.cosine_margin}"
             )
-        for name, known in (("objective", ("mlcd", "mlc", "softmax")), ("cluster_library", ("sklearn", "faiss"))):
-            if getattr(self, name) not in known:
-                raise unknown(name.replace("_", " "), getattr(self, name), known)
         check_teacher(self.teacher)
 
     def check(self) -> None:
@@ -333,40 +329,7 @@ class MLCD(ViewsLearner):
             survey.batch("train", part)["image"] for part in np.array_split(positions, -(-len(positions) // BATCH))
         ]
         u = torch.cat([unit(self.projector(self.encoder(images))).cpu() for images in parts])
-        labels, centers = self.labels.cpu(), self.centers.detach().cpu()
-        own = labels[positions]
-        classes = torch.cat([own.flatten(), torch.arange(len(centers))[:COMPARED]]).unique()
-        cosine = u @ unit(centers[classes]).T
-        positive = (own[:, :, None] == classes).any(1)
-        edges = np.linspace(-1, 1, 61)
-        series = {
-            name: [((edges[1:] + edges[:-1]) / 2).tolist(), np.histogram(part, edges, density=True)[0].tolist()]
-            for name, part in (("own clusters", cosine[positive]), ("other clusters", cosine[~positive]))
-        }
-        caption = f"Density, {len(positions)} training images and {len(classes)} of {len(centers)} classes."
-        curves = {"kind": "curves", "series": series, "xlabel": "cosine with a class centre", "caption": caption}
-        return self._gallery(survey, positions, cosine, classes) | {"Cosines with class centres": curves}
-
-    def _gallery(self, survey: Survey, positions: Indices, cosine: Tensor, classes: Tensor) -> dict[str, Any]:
-        """Show a few images, and for each of their clusters another image whose nearest cluster it is."""
-        split, labels = survey.split("train"), self.labels.cpu()
-        tags, truth, rows = survey.tags, survey.labels, list[dict[str, Any]]()
-        for number in range(0, len(positions), -(-len(positions) // SHOWN)):
-            query, found = int(positions[number]), []
-            for label in labels[query][:SHOWN]:
-                members = (labels[:, 0] == label).nonzero().flatten()
-                for item in members[members != query][:1].tolist():
-                    alike = truth is None or bool(truth[query] == truth[item])
-                    alike = alike if tags is None else bool((tags[query] & tags[item]).any())
-                    near = float(cosine[number, torch.searchsorted(classes, label)])
-                    found.append({"item": item, "similarity": near, "right": alike})
-            rows.append({"query": query, "found": sorted(found, key=lambda cell: -cell["similarity"])})
-        wanted = sorted({row["query"] for row in rows} | {cell["item"] for row in rows for cell in row["found"]})
-        larger = -(-48 // self.size)  # pictures of a few pixels are shown larger
-        pictures = split.images(np.array(wanted)).repeat(larger, axis=1).repeat(larger, axis=2)
-        items = {f"image/{n}": {"png": png(p)} for n, p in zip(wanted, pictures, strict=True)}
-        parts = [{"query": "image", "key": "image", "rows": rows}]
-        return {"Images and their clusters": {"kind": "gallery", "parts": parts, "items": items}}
+        return cluster_figures(survey, positions, u, self.labels.cpu(), self.centers.detach().cpu())
 
 
 # Settings for a small set of small pictures on a few cores.

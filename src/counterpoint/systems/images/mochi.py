@@ -169,6 +169,7 @@ class MoCHiConfig(PartConfig):
     """Number of first epochs without mixing, until the keys of the queue are useful."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.hardest < 1 or min(self.mixed, self.mixed_query, self.mixing_from) < 0:
             raise CounterpointError(
                 "hardest must be at least 1; mixed, mixed_query and mixing_from must not be negative"

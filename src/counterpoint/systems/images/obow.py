@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -249,7 +249,7 @@ class OBoW(ViewsLearner):
         super().__init__(config, data, seed)
         self.teacher = EMATeacher(self.encoder)
         queues = (Queue(config.words, dim, seed=seed + n, normalize=False) for n, dim in enumerate(self.channels))
-        self.vocabularies: Sequence[Queue] = nn.ModuleList(queues)  # type: ignore[assignment]
+        self.vocabularies: Sequence[Queue] = cast(Any, nn.ModuleList(queues))
         self.register_buffer("distance", torch.full((len(config.levels),), config.start_distance))
         kappa = torch.full((len(config.levels),), config.kappa)
         if config.learn_kappa:

@@ -33,7 +33,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -255,9 +255,6 @@ class SLAConfig(LabelledConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, kinds in (("method", Method), ("inference", Inference)):
-            if getattr(self, name) not in get_args(kinds):
-                raise unknown(name, getattr(self, name), get_args(kinds))
         if not 0 < self.temperature < math.inf:
             raise CounterpointError(f"temperature must be positive and finite, got {self.temperature}")
         if self.self_distill and self.method != "sla":

@@ -47,7 +47,7 @@ from counterpoint.engine.loading import RowBatches
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen
-from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.errors import CounterpointError, DataError
 from counterpoint.systems.base import System
 from counterpoint.tasks.chats import ChatsConfig
 from counterpoint.tasks.pooled_chats import PooledChatLearner
@@ -64,11 +64,6 @@ class CoMDConfig(TaughtChatsConfig):
 
     epochs: int = 3
     """Passes of each round over its items."""
-    optimizer: str = "adamw"
-    lr: float = 2.4e-2
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0
-    schedule: Literal["epoch", "step"] = "step"
     warmup: float = 0.03
     rounds: int = 4
     """Number of rounds; the first learns the seeds: the training chats without captions."""
@@ -121,15 +116,6 @@ class CoMDConfig(TaughtChatsConfig):
             raise CounterpointError("caption_epochs, probe, review_sampling and writing_sampling must not be negative")
         if math.isnan(self.threshold):
             raise CounterpointError("threshold must be a number, got nan")
-        for name, known in (
-            ("selection", ("competitive", "random", "uniform", "easy")),
-            ("assessor", ("likelihood", "agreement", "judge")),
-            ("augmentor", ("relatives", "rewrite")),
-            ("caption_learns", ("projector", "all")),
-            ("similar_to", ("picture", "all")),
-        ):
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known)
 
     def facts(self, data: ChatData) -> dict[str, Any]:
         """Return the facts of the data. The teacher gives texts alone, so a finished student keeps its own tokenizer."""

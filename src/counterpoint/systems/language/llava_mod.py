@@ -47,13 +47,13 @@ from counterpoint.core.checks import need_alike, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.masking import IGNORED
 from counterpoint.core.precision import full_precision
-from counterpoint.core.preferences import PREFERENCES, Preference, preference_loss
+from counterpoint.core.preferences import Preference, preference_loss
 from counterpoint.core.world import over_group
 from counterpoint.engine.loading import RowBatches
 from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, snapshot
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.chats import pictures_of, rows_of
 from counterpoint.tasks.sparse_chats import SparseChatLearner, SparseChatsConfig
@@ -108,11 +108,6 @@ def mimic_loss(
 class LLaVAMoDConfig(SparseChatsConfig):
     """Settings of LLaVA-MoD. `epochs` are those of the dense stage."""
 
-    optimizer: str = "adamw"
-    lr: float = 2.4e-2
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0
-    schedule: Literal["epoch", "step"] = "step"
     warmup: float = 0.03
     adaptor_epochs: int = 1
     """Passes over the chats for the projector alone; 0: none. A model without pictures has none."""
@@ -154,14 +149,6 @@ class LLaVAMoDConfig(SparseChatsConfig):
             raise CounterpointError(f"label_smoothing must be 0 to 0.5, got {self.label_smoothing}")
         if self.label_smoothing and self.preference != "sigmoid":
             raise CounterpointError("label_smoothing is for --preference sigmoid alone")
-        for name, known in (
-            ("objective", ("mimic", "sft")),
-            ("learns", ("feed-forward", "all")),
-            ("preference", PREFERENCES),
-            ("reference", ("teacher", "student")),
-        ):
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known)
 
 
 # --------------------------------------------------------------------------------------------------------------- learner

@@ -28,7 +28,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -51,9 +51,10 @@ from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.adapted_chats import AdaptedChatLearner, adapting_rows
 from counterpoint.tasks.chats import ChatsConfig, rows_of
+from counterpoint.tasks.choices import Scores, choice_accuracy, truth_figure
 
-METHODS = ("lol", "icd", "dola", "fusion", "refocus", "instructed", "plain")
-SHOWN = 6  # choices on the page
+Method = Literal["lol", "icd", "dola", "fusion", "refocus", "instructed", "plain"]
+METHODS = get_args(Method)
 AMATEUR = "amateur"
 
 
@@ -168,18 +169,8 @@ class Contrasted:
         omega = self.omega if self.method in ("lol", "fusion") else 0.0
         gamma = self.gamma if "guided" in by else -1.0
         lower = dict(zip(self.kinds, early[0], strict=True)) if omega else {}
-        return fused_scores(
-            by["plain"],
-            guided,
-            by["amateur"],
-            lower.get("plain"),
-            lower.get("guided", lower.get("plain")),
-            lower.get("amateur"),
-            omega,
-            gamma,
-            beta,
-            floor,
-        )
+        below = lower.get("plain"), lower.get("guided", lower.get("plain")), lower.get("amateur")
+        return fused_scores(by["plain"], guided, by["amateur"], *below, omega, gamma, beta, floor)
 
 
 # ------------------------------------------------------------------------------------------------------------- the learner
@@ -189,13 +180,9 @@ class Contrasted:
 class LOLConfig(ChatsConfig):
     """Settings of LOL. The model that is trained here is small; the paper decodes Llama-2-7B-chat."""
 
-    optimizer: str = "adamw"
     lr: float = 1e-2
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0
-    schedule: Literal["epoch", "step"] = "step"
     model: str = "llama-s"
-    method: Literal["lol", "icd", "dola", "fusion", "refocus", "instructed", "plain"] = "lol"
+    method: Method = "lol"
     """lol: both contrasts under the instruction; fusion: without the instruction; refocus: without the lower layer; icd: without
     both; dola: the last layer against an early one; instructed, plain: the model with and without the instruction."""
     compare: tuple[str, ...] = ()
@@ -227,7 +214,7 @@ class LOLConfig(ChatsConfig):
         super().__post_init__()
         self.need_share("beta", "amateur_truth")
         self.need_positive("amateur_lr")
-        for name in (self.method, *self.compare):
+        for name in self.compare:
             if name not in METHODS:
                 raise unknown("method", name, METHODS)
         if self.gamma < -1 or self.layer < 0:
@@ -281,10 +268,6 @@ class LOL(AdaptedChatLearner):
         ]
         rows = rows_of(self.model.tokenizer, messages)
         return batch | {name: value.to(self.device) for name, value in rows.items()}
-
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        # Before the amateur trains, its adapter adds zeros.
-        return super().loss(batch)
 
     def mean_log_probability(self, batch: dict[str, Any]) -> Float[Tensor, " n"]:
         with self.model.model.disable_adapter():
@@ -344,51 +327,26 @@ class LOL(AdaptedChatLearner):
         chosen = scores.gather(1, rows[1][:, None])[:, 0]
         return chosen.new_zeros(len(options["messages"])).index_add(0, rows[0], chosen)
 
+    def scorer(self, method: str) -> Scores:
+        """Return the scores of options by a method."""
+        return lambda options: self.option_scores(options, method)
+
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
         """Measure choices by the further methods that `compare` names, on the same model and amateur."""
-        main = self._choices(survey, split, self.config.method) if self.config.compare else None
+        compared = self.config.compare
+        main = choice_accuracy(survey, split, self.scorer(self.config.method)) if compared else None
         if main is None:
             return {}
         found: dict[str, float] = {}
-        for method in self.config.compare:
-            other = self._choices(survey, split, method) or 0.0
+        for method in compared:
+            other = choice_accuracy(survey, split, self.scorer(method)) or 0.0
             found |= {f"{method}_choice_accuracy": other, f"gain_over_{method}": main - other}
-        return found
-
-    def _choices(self, survey: Survey, split: str, method: str) -> float | None:
-        """Return the share of choices that a method takes right; None without any choice."""
-        evaluator = survey.evaluator(split)
-        for rows in survey.in_batches(split):
-            batch = survey.batch(split, rows)
-            if "options" in batch:
-                evaluator.choose(batch, self.option_scores(batch["options"], method))
-        found: float | None = evaluator.compute().get("choice_accuracy")
         return found
 
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Show how several methods share the probability between the options of some choices."""
-        split = survey.split("test")
-        rows = [n for n, chat in enumerate(split.chats) if chat.choices][:SHOWN]
-        if not rows:
-            return super().figures(survey)
-        options = survey.batch("test", rows)["options"]
         methods = ("plain", "instructed", "icd", "lol")
-        shares = {method: self.option_scores(options, method) for method in methods}
-        table = []
-        owner = options["owner"].tolist()
-        for at, n in enumerate(rows):
-            mine = [k for k, row in enumerate(owner) if row == at]
-            right = split.chats[n].choices.index(split.chats[n].answer)
-            cells = [f"{float(shares[method][mine].softmax(0)[right]):.0%}" for method in methods]
-            table.append([split.chats[n].question, split.chats[n].answer, *cells])
-        return super().figures(survey) | {
-            "Truth by method": {
-                "kind": "table",
-                "columns": ["question", "true answer", *methods],
-                "rows": table,
-                "caption": "Share of the true answer among the possible ones, by the scores of each method.",
-            }
-        }
+        return super().figures(survey) | truth_figure(survey, {method: self.scorer(method) for method in methods})
 
 
 def misled(survey: Survey) -> Indices:

@@ -190,8 +190,6 @@ class MENDConfig(DemonstrationsConfig):
         super().__post_init__()
         self.need_positive("pretrain_lr", "temperature")
         self.need_weight("kl_weight")
-        if self.placeholders not in ("vocabulary", "random"):
-            raise unknown("placeholders", self.placeholders, ("vocabulary", "random"))
         for name in self.compare:
             if name not in METHODS:
                 raise unknown("method", name, METHODS)

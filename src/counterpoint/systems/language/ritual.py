@@ -228,11 +228,7 @@ class TwoBranches:
 class RitualConfig(ChatsConfig):
     """Settings of RITUAL. Defaults of decoding are the paper's for LLaVA-1.5; the model that is trained here is small."""
 
-    optimizer: str = "adamw"
-    lr: float = 2.4e-2
     weight_decay: float = 0.01
-    clip_norm: float | None = 1.0
-    schedule: Literal["epoch", "step"] = "step"
     sampling: float = 1.0
     method: Literal["ritual", "ritual+", "same", "vcd", "m3id", "plain", "greedy"] = "ritual"
     """ritual: a random transformation; ritual+: the one that the model names; same: the same picture twice, a control; vcd: a

@@ -158,8 +158,6 @@ class Space2Config(DialogsConfig):
                 "word_weight, r_drop, subspace, second_epochs and tune_epochs must not be negative, got "
                 f"{self.word_weight}, {self.r_drop}, {self.subspace}, {self.second_epochs} and {self.tune_epochs}"
             )
-        if self.scores not in SCORES:
-            raise unknown("scores", self.scores, list(SCORES))
         for view in self.active:
             if view not in VIEWS:
                 raise unknown("view", view, list(VIEWS))
@@ -172,9 +170,6 @@ class Space2Config(DialogsConfig):
     def active(self) -> tuple[str, ...]:
         """Names of the active views."""
         return tuple(name.strip() for name in self.views.split(",") if name.strip())
-
-
-SCORES = ("tree", "combined", "equal", "none")
 
 
 class Space2(Learner):

@@ -47,7 +47,7 @@ from counterpoint.encoders.messages import IMAGE, Message
 from counterpoint.engine.loading import Steps
 from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.errors import CounterpointError, DataError
 from counterpoint.systems.base import System
 from counterpoint.tasks.adapted_chats import AdaptedChatLearner
 from counterpoint.tasks.chats import ChatsConfig, pictures_of, rows_of
@@ -85,11 +85,6 @@ def described(prompt: Prompt, description: str) -> Prompt:
 class STICConfig(ChatsConfig):
     """Settings of STIC. Defaults of both losses are the paper's; the model that is trained here is small."""
 
-    optimizer: str = "adamw"
-    lr: float = 2.4e-2
-    weight_decay: float = 0.0
-    clip_norm: float | None = 1.0
-    schedule: Literal["epoch", "step"] = "step"
     preference_epochs: int = 1
     """Passes over the pairs; 0: no preferences."""
     preference_lr: float = 1e-3
@@ -132,9 +127,6 @@ class STICConfig(ChatsConfig):
         self.need_positive("preference_lr", "description_lr", "beta", "pair_sampling")
         if min(self.alpha, self.preference_epochs, self.description_epochs) < 0:
             raise CounterpointError("alpha, preference_epochs and description_epochs must not be negative")
-        for name, known in (("objective", ("dpo", "sft")), ("rejected_scoring", ("label", "runner_up"))):
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known)
         if not self.ordinary or not self.inventive or not self.guided.strip():
             raise CounterpointError("ordinary, inventive and guided need at least one question each")
 

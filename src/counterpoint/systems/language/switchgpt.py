@@ -34,7 +34,8 @@ from counterpoint.core.answers import flag_weighted_lm_loss, masked_lm_loss
 from counterpoint.core.masking import IGNORED
 from counterpoint.data.chats import Chat, ChatData
 from counterpoint.data.images import Indices
-from counterpoint.encoders.chat_models import ChatModel, ChatTokenizer
+from counterpoint.encoders.chat_models import ChatModel
+from counterpoint.encoders.chat_tokenizers import ChatTokenizer
 from counterpoint.encoders.decoding import Decoder
 from counterpoint.encoders.flags import FlagDecoder, flag_ids, make_room, opening, start_rows, with_flags
 from counterpoint.encoders.messages import Message
@@ -56,11 +57,8 @@ ROUTERS = ("keywords", "words", "states", "shots")
 class SwitchGPTConfig(ChatsConfig):
     """Settings of SwitchGPT. Those of the adapter are ModaVerse's; the model that is trained here is small."""
 
-    optimizer: str = "adamw"
     lr: float = 1.6e-2
     weight_decay: float = 1e-3
-    clip_norm: float | None = 1.0
-    schedule: Literal["epoch", "step"] = "step"
     model: str = "llama-s"
     warmup: float = 0.1
     flags: tuple[str, ...] = FLAGS

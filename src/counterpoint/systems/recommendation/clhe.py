@@ -199,12 +199,6 @@ class CLHEConfig(SequencesConfig):
             raise CounterpointError(
                 f"drop must lie in 0..1, 1 not included, and kept be finite, got {self.drop}, {self.kept}"
             )
-        for name, known in (
-            ("item_views", ("tokens", "dropout", "noise", "same")),
-            ("bundle_views", ("drop", "replace")),
-        ):
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known)
         for name in self.chosen:
             if name not in SOURCES:
                 raise unknown("source of features", name, (*SOURCES, "none"))

@@ -59,7 +59,7 @@ from counterpoint.encoders.histories import Augmenter, HistoryEncoder, augmented
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.histories import Beginnings, SameTarget
 from counterpoint.tasks.sequences import SequencesConfig, SequencesLearner
@@ -207,14 +207,6 @@ class MCLRecConfig(SequencesConfig):
         self.need_positive("temperature", "augmenter_lr")
         self.need_share("dropout", "crop", "mask", "reorder")
         self.need_weight("view_weight", "learned_weight", "regulariser")
-        for name, known in (
-            ("objective", ("cross-entropy", "bpr")),
-            ("update", ("three-turns", "two-turns", "joint")),
-            ("similarity", ("dot", "cos")),
-            ("views", ("random", "same-target")),
-        ):
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known)
         if self.dim % self.heads or self.dim < 4:
             raise CounterpointError(f"dim must be at least 4 and a multiple of heads, got {self.dim} and {self.heads}")
 

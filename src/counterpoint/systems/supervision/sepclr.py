@@ -192,14 +192,10 @@ class SepCLRConfig(ViewsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_positive("bandwidth")
-        for name in ("salient_weight", "background_weight", "jem_weight", "uniform_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
-        if self.space not in SPACES:
-            raise unknown("space", self.space, list(SPACES))
+        self.need_weight("salient_weight", "background_weight", "jem_weight", "uniform_weight")
 
 
-SPACES = ("both", "common", "salient")
+SPACES = ("common", "salient")
 SHOWN = 500  # pictures of each set on the map
 
 
@@ -339,7 +335,7 @@ class SepCLR(ViewsLearner):
                 pair.append(torch.where(mask, values, absent))
             causes[name] = Cause(*pair)
         width = self.config.projection
-        spaces = {name: tuple(rows[part].split(width, 1)[n] for part in at) for n, name in enumerate(SPACES[1:])}
+        spaces = {name: tuple(rows[part].split(width, 1)[n] for part in at) for n, name in enumerate(SPACES)}
         chance = {
             name: float(there.bincount().max() / len(there))
             for name, cause in causes.items()
@@ -359,7 +355,7 @@ class SepCLR(ViewsLearner):
                 "regression. The column set tells targets from backgrounds. The last row always guesses the most frequent class.",
             )
         }
-        for name, part in zip(SPACES[1:], rows.split(self.config.projection, 1), strict=True):
+        for name, part in zip(SPACES, rows.split(self.config.projection, 1), strict=True):
             flat, axes = principal_axes(part)
             points = {what: flat[there][:SHOWN] for what, there in (("background", ~member), ("target", member))}
             shown[f"The {name} space"] = {

@@ -193,11 +193,8 @@ class SupReMixConfig(RegressionConfig):
             raise CounterpointError(
                 f"temperature must be finite and weight_power 0, 1 or 2, got {self.temperature} and {self.weight_power}"
             )
-        if self.reduction not in ("mean", "sum") or self.batch_size % self.pool:
-            raise CounterpointError(
-                f"reduction must be mean or sum, and pool divide batch_size ({self.batch_size}), got {self.reduction} and "
-                f"{self.pool}"
-            )
+        if self.batch_size % self.pool:
+            raise CounterpointError(f"pool must divide batch_size ({self.batch_size}), got {self.pool}")
 
 
 # ------------------------------------------------------------------------------------------------------------- the learner

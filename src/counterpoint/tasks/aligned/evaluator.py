@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from counterpoint.core.class_texts import class_prototypes
 from counterpoint.data.pairs import AlignedData, AlignedSplit
 from counterpoint.data.shown import shown
 from counterpoint.tasks.aligned.seen import Seen, embeddings_of
-from counterpoint.tasks.measures import gallery_rows, principal_axes
+from counterpoint.tasks.measures import axes_figure, gallery_rows
 from counterpoint.tasks.splits import named_split
 
 SHOWN = 6  # queries of the gallery for each direction, and retrieved items of each query
@@ -112,19 +111,10 @@ class AlignedEvaluator:
         seen = self.seen[""]
         all_of, there = seen.whole(""), seen.there
         rows = {name: value[there[name]][:DRAWN] for name, value in all_of.items()}
-        together = torch.cat(list(rows.values()))
-        if min(together.shape) < 2:
+        if sum(map(len, rows.values())) < 2 or min(value.shape[1] for value in rows.values()) < 2:
             return {}
-        flat, axes = principal_axes(together)
-        at = dict(zip(rows, flat.split([len(value) for value in rows.values()]), strict=True))
-        return {
-            "The shared space": {
-                "kind": "points",
-                "points": {name: np.round(value.numpy(), 4).tolist() for name, value in at.items()},
-                "axes": axes,
-                "caption": "Test items in every modality. Clouds that do not mix are a gap between modalities.",
-            }
-        }
+        caption = "Test items in every modality. Clouds that do not mix are a gap between modalities."
+        return {"The shared space": axes_figure(rows, caption)}
 
     def _gallery(self) -> dict[str, Any]:
         """Show a few queries and their retrieved items of the split, for every two modalities."""

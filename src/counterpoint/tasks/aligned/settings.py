@@ -80,9 +80,7 @@ class AlignedConfig(OptimConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "batch_size", "embedding", "context", "vocabulary", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise CounterpointError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.need_count("epochs", "batch_size", "embedding", "context", "vocabulary", "evaluate_every")
         if self.vector_noise < 0:
             raise CounterpointError(f"vector_noise must not be negative, got {self.vector_noise}")
         if "{}" not in self.prompt and not Path(self.prompt).suffix:

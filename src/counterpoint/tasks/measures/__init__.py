@@ -41,7 +41,15 @@ from counterpoint.tasks.measures.classes import (
     tag_precision,
     zero_shot_accuracy,
 )
-from counterpoint.tasks.measures.geometry import alignment, gallery_rows, principal_axes, tolerance, uniformity
+from counterpoint.tasks.measures.geometry import (
+    alignment,
+    axes_figure,
+    cosine_between_classes,
+    gallery_rows,
+    principal_axes,
+    tolerance,
+    uniformity,
+)
 from counterpoint.tasks.measures.retrieval import (
     RECALL,
     class_chance,
@@ -73,11 +81,13 @@ __all__ = [
     "ClassMeans",
     "RocCounts",
     "alignment",
+    "axes_figure",
     "class_chance",
     "class_means",
     "confusion",
     "confusion_figure",
     "confusion_of",
+    "cosine_between_classes",
     "decided",
     "decided_shares",
     "gallery_rows",

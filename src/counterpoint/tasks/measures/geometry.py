@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -56,6 +58,21 @@ def tolerance(x: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]) -> float:
     return float(((sums * sums).sum() - (x * x).sum()) / pairs)
 
 
+def cosine_between_classes(x: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], classes: int) -> float | None:
+    """Compute the mean cosine of two rows of different classes; None without such a pair.
+
+    Args:
+        x: unit rows.
+        labels: class numbers; rows with a number outside 0 to classes - 1 are left out.
+        classes: number of classes.
+    """
+    own = (labels >= 0) & (labels < classes)
+    sums = torch.zeros(classes, x.shape[1]).index_add(0, labels[own], x[own])
+    counts = labels[own].bincount(minlength=classes).float()
+    pairs = float(counts.sum() ** 2 - (counts**2).sum())
+    return float(sums.sum(0).square().sum() - sums.square().sum()) / pairs if pairs else None
+
+
 def principal_axes(x: Float[Tensor, "n dim"]) -> tuple[Float[Tensor, "n 2"], list[str]]:
     """Project rows on their first two principal axes; return the coordinates and the axes' names with their variance.
 
@@ -69,6 +86,19 @@ def principal_axes(x: Float[Tensor, "n dim"]) -> tuple[Float[Tensor, "n 2"], lis
     share = size.square() / size.square().sum().clamp(min=EPS)
     names = [f"principal axis {n + 1}, {float(value):.0%} of the variance" for n, value in enumerate(share[:2])]
     return centred @ axes[:2].T, names
+
+
+def axes_figure(groups: Mapping[str, Float[Tensor, "n dim"]], caption: str) -> dict[str, Any]:
+    """Draw groups of rows on the first two principal axes of all rows together.
+
+    Args:
+        groups: rows of each group by its name in the legend; at least two rows in all, of at least two columns.
+        caption: sentence below the figure.
+    """
+    flat, axes = principal_axes(torch.cat(list(groups.values())))
+    at = flat.split([len(rows) for rows in groups.values()])
+    points = {name: np.round(part.numpy(), 4).tolist() for name, part in zip(groups, at, strict=True)}
+    return {"kind": "points", "points": points, "axes": axes, "caption": caption}
 
 
 def gallery_rows(
