@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from counterpoint.encoders.chat_models import ChatModel, Prompt, chat_tokenizer
+from counterpoint.encoders.chat_models import ChatModel, Prompt
+from counterpoint.encoders.chat_tokenizers import chat_tokenizer
 from counterpoint.encoders.growing_cache import ROOM, GrowingLayer, growing_cache
 from counterpoint.encoders.messages import Message
 
