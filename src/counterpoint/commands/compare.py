@@ -6,9 +6,21 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from counterpoint.commands.common import COMPARISONS, Count, Text, console, say, settings_said, signed, table, unset
+from counterpoint.commands.common import (
+    COMPARISONS,
+    HERE,
+    Count,
+    Machines,
+    Text,
+    console,
+    say,
+    settings_said,
+    signed,
+    table,
+    unset,
+)
 
 
 def main(
@@ -20,8 +32,9 @@ def main(
     batch_size: Annotated[Count, unset(metavar="INT")] = None,
     settings: Annotated[tuple[str, ...], arg(name="set", metavar="NAME=VALUE [NAME=VALUE ...]")] = (),
     metric: Annotated[Text, unset(metavar="NAME")] = None,
-    jobs: int = 2,
+    jobs: Annotated[Count, unset(aliases=["--workers"], metavar="INT")] = None,
     out: Annotated[Path, arg(metavar="DIR")] = COMPARISONS,
+    machines: OmitArgPrefixes[Machines] = HERE,
 ) -> int:
     """Compare several systems on one data source, on the same seeds: paired differences, 95 % intervals, a page.
 
@@ -39,7 +52,8 @@ def main(
         batch_size: Examples a step for all systems. Default: each system's own number for this data.
         settings: Further settings of all systems, such as one teacher for several students; a system that lacks one leaves it out.
         metric: The metric to compare. Default: the task's headline metric, after the last epoch.
-        jobs: Number of parallel runs, one thread each; at least 1.
+        jobs: Number of runs at a time, one thread each; at least 1. Default: 2, on Ray all that there is room for.
+        machines: Where the runs take place.
         out: The folder of the record and the page.
     """
     from counterpoint.lab import compare as room
@@ -47,7 +61,16 @@ def main(
 
     overrides = {k: v for k, v in (("epochs", epochs), ("batch_size", batch_size)) if v is not None}
     overrides |= settings_said(settings)
-    record = room.compare(slugs, data, seeds=seeds, jobs=jobs, out=out, metric=metric, overrides=overrides)
+    record = room.compare(
+        slugs,
+        data,
+        seeds=seeds,
+        jobs=machines.jobs(jobs, 2),
+        cluster=machines.cluster(),
+        out=out,
+        metric=metric,
+        overrides=overrides,
+    )
     name = record["metric"]
     columns = ("system", "mean", "std", f"against {slugs[0]}", "95 % interval", "", "min a run")
     shown = table(*columns, right=columns[1:], title=f"{name} on {data}, {seeds} seeds")
