@@ -7,7 +7,7 @@ The vectors are made as embeddings are: unit rows of 512 numbers, in groups with
 noise whose spectrum falls. The queries are rows of the same kind, moved by a constant, as those of another modality are.
 
 Every index returns candidates, and the exact rows order them, because `search` holds the rows anyway. For each index the
-fastest setting with recall@10 >= 0.95 is found; then all are timed in turn, so that the machine's load meets all alike.
+fastest setting with recall@10 >= 0.95 is found. Then all are timed in turn, so that the machine's load meets all alike.
 usearch and pylance take part where they are installed. Writes results/bench/indices.json.
 """
 

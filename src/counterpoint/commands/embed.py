@@ -19,7 +19,7 @@ def main(
     jobs: Annotated[Count, unset(aliases=["--workers"], metavar="INT")] = None,
     machines: OmitArgPrefixes[Machines] = HERE,
 ) -> int:
-    """Write the embeddings of every item in every modality to a Parquet file or a folder of them, for `search` or your own tools.
+    """Write the embeddings of every item in every modality to Parquet, for `search` or your own tools.
 
     Each row names the file, or the table's row, that its item comes from. Of a run of sequences, a row is a user's history,
     a set, or an item to recommend. The memory is bounded, whatever the number of items.

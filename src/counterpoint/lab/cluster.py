@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -138,7 +138,8 @@ def _on_ray(
 ) -> None:
     """Run tasks on a Ray cluster. Ray itself runs a task again whose worker is lost."""
     with _connected(cluster, jobs) as ray:
-        room = jobs or _room(ray, cluster)
+        places = _room(ray, cluster)
+        room = jobs or places
         remote = ray.remote(there).options(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_retries=RETRIES)
         running: dict[Any, str] = {}
         try:
@@ -152,6 +153,12 @@ def _on_ray(
                     try:
                         result = ray.get(done)
                     except ray.exceptions.RayTaskError as error:
+                        if isinstance(error.cause, ray.exceptions.RayError):
+                            said = str(error.cause).splitlines()[0]
+                            raise CounterpointError(
+                                f"{name}: a worker cannot read its task ({said}); all machines need the same versions of "
+                                "Python, Ray and Counterpoint"
+                            ) from error
                         raise error.cause from None
                     except ray.exceptions.RayError as error:
                         raise _lost(name, f"its worker was lost ({type(error).__name__})") from error
@@ -178,12 +185,16 @@ def there(function: Callable[..., Any], arguments: tuple[Any, ...], folder: str)
 
 
 def _room(ray: Any, cluster: Cluster) -> int:
-    """Return the number of tasks that the cluster's machines hold at a time, at least 1."""
-    has = ray.cluster_resources()
-    counts = [int(has.get("CPU", 0) / cluster.cpus)]
-    if cluster.gpus:
-        counts.append(int(has.get("GPU", 0) / cluster.gpus))
-    return max(1, min(counts))
+    """Return the number of tasks that the cluster's machines hold at a time. CounterpointError where none holds a single one."""
+    wanted = {"CPU": cluster.cpus, "GPU": cluster.gpus}
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(min(int(has.get(name, 0) / count) for name, count in wanted.items() if count) for has in machines)
+    if not room:
+        raise CounterpointError(
+            f"no machine of the cluster has the {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs of a task; lower --cpus-per-task "
+            "or --gpus-per-task, or start such a machine first"
+        )
+    return room
 
 
 @contextlib.contextmanager
@@ -208,22 +219,30 @@ def _connected(cluster: Cluster, jobs: int | None) -> Iterator[Any]:
                     f"no Ray cluster answers at {cluster.address}; start one with ray start --head, or leave --address out"
                 )
         if not ray.is_initialized():
-            places = jobs or os.cpu_count() or 1
-            ray.init(
-                "local",
-                num_cpus=max(1, round(places * cluster.cpus)),
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                object_store_memory=STORE,
-                **options,
-            )
-        wanted = {"CPU": cluster.cpus, "GPU": cluster.gpus}
-        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if not any(all(has.get(name, 0) >= count for name, count in wanted.items()) for has in machines):
-            raise CounterpointError(
-                f"no machine of the cluster has {cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs for a task; lower --cpus-per-task "
-                "or --gpus-per-task, or start such a machine first"
-            )
+            _start(ray, cluster, jobs or os.cpu_count() or 1, options)
         yield ray
     finally:
         ray.shutdown()
+
+
+def _start(ray: Any, cluster: Cluster, places: int, options: Mapping[str, Any]) -> None:
+    """Start a cluster with room for so many tasks on the loopback address of this machine, without a dashboard.
+
+    Ray replaces a loopback address by the machine's own, and then anyone in its network can run code here. It leaves the address as
+    it is where clusters are switched off, as on Windows and macOS. Hence the switch.
+    """
+    switch = ray._private.ray_constants
+    name, before = switch.ENABLE_RAY_CLUSTERS_ENV_VAR, switch.ENABLE_RAY_CLUSTER
+    os.environ[name], switch.ENABLE_RAY_CLUSTER = "0", False  # for the processes that start now, and for this one
+    try:
+        ray.init(
+            "local",
+            num_cpus=max(1, round(places * cluster.cpus)),
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            object_store_memory=STORE,
+            **options,
+        )
+    finally:
+        del os.environ[name]
+        switch.ENABLE_RAY_CLUSTER = before

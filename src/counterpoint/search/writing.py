@@ -1,4 +1,4 @@
-"""Embed the items of a data source with a trained run, and write the embeddings to one file or to a folder of shards."""
+"""Embed the items of a data source with a trained run. Write the embeddings to a file, or to a folder of shards."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def embed(
         cluster: The cluster whose machines write the shards. Default: this machine alone.
         say: Receives notes, and a line for each shard.
 
-    Raises CounterpointError for another task, data that does not fit, an unknown split, and a folder with shards of other weights,
-    data or settings; DataError and RunError for files.
+    Raises CounterpointError for another task, data that does not fit, and an unknown split. So do shards of other weights, data
+    or settings in the folder. Raises DataError and RunError for files.
     """
     check_local(out, "embeddings are written to a file")
     if not isinstance(path, Run):
@@ -148,7 +148,7 @@ def _metadata(said: dict[str, Any]) -> dict[bytes, bytes]:
 
 
 def _job(items: Items, encoder: Encoder, out: Path, said: dict[str, Any]) -> Job:
-    """Survey a set for a folder of shards. CounterpointError when the folder has shards of another table."""
+    """Return the job of a folder of shards. CounterpointError when the folder has shards of another table."""
     earlier = [(file, _said(file)) for file in shards_of(out)]
     reasons = {
         "key": "of other weights",
