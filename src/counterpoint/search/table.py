@@ -187,8 +187,8 @@ def _embed_texts(
             rows[part] = encoder.rows(name, [next(source) for _ in part])
         rows.flush()
     os.replace(made, places[1])
-    with replacing(places[0]) as file:
-        np.save(file, digests)
+    with replacing(places[0]) as out:
+        np.save(out, digests)
 
 
 class Maker:
@@ -259,7 +259,7 @@ class Maker:
         made[at >= 0] = self.texts[name].rows[at[at >= 0]]
         new = np.flatnonzero(at < 0)
         if len(new):
-            made[new] = self.encoder.rows(name, [values[n] for n in new])
+            made[new] = self.encoder.rows(name, [values[int(n)] for n in new])
         return made
 
     def write(self, batches: Sequence[Batch], path: Path, said: Mapping[bytes, bytes]) -> int:
