@@ -13,9 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import multiprocessing
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +29,7 @@ from counterpoint.engine.services import Callback
 from counterpoint.errors import CounterpointError, Interrupted, unknown
 from counterpoint.experiment import Experiment, Say, silent
 from counterpoint.files import replacing
+from counterpoint.lab.cluster import Cluster, Task, run_tasks
 from counterpoint.lab.ranges import Range
 from counterpoint.report.run import smaller_is_better
 from counterpoint.systems.settings import flat
@@ -100,10 +99,11 @@ def sweep(
     sampler: Sampler = "tpe",
     pruner: Pruner = "median",
     seed: int = 0,
-    jobs: int = 1,
+    jobs: int | None = 1,
     keep: bool = False,
     out: Path | str | None = None,
     loop: Loop | None = None,
+    cluster: Cluster | None = None,
     say: Say = silent,
 ) -> dict[str, Any]:
     """Search the settings of a system for the best value of a measure on `valid`. Return the record (DIR/sweep.json).
@@ -119,10 +119,12 @@ def sweep(
         pruner: median ends a trial below the median of the others at the same epoch; halving gives more epochs to better trials;
             none.
         seed: Seed of sampler and trials. All trials have the same seed.
-        jobs: Number of processes that run trials; with several, the order of the results changes what the sampler tries.
+        jobs: Number of trials at a time; with several, the order of the results changes what the sampler tries. None: as many as
+            there is room for.
         keep: Keep the run of every trial. Default: of the best alone.
         out: The folder. Default: sweeps/SLUG.
         loop: Options of the training loop.
+        cluster: The cluster whose machines run the trials. Default: this machine alone.
         say: Receives messages, a line each.
 
     A second call with the same arguments continues: it resumes an interrupted trial and runs those that are missing. Raises
@@ -131,7 +133,7 @@ def sweep(
     for name, value, known in (("sampler", sampler, Sampler), ("pruner", pruner, Pruner)):
         if value not in get_args(known):
             raise unknown(name, value, get_args(known))
-    if trials < 1 or jobs < 1:
+    if trials < 1 or (jobs is not None and jobs < 1):
         raise CounterpointError(f"trials and jobs must be at least 1, got {trials} and {jobs}")
     ranges = tuple(Range.parse(text) for text in over)
     if not ranges or len({one.name for one in ranges}) < len(ranges):
@@ -166,7 +168,7 @@ def sweep(
     )
     place.mkdir(parents=True, exist_ok=True)
     with locked(place):
-        return _continued(plan, jobs, say)
+        return _continued(plan, jobs, cluster, say)
 
 
 @contextlib.contextmanager
@@ -180,7 +182,7 @@ def locked(place: Path) -> Iterator[None]:
         raise CounterpointError(f"another process runs the sweep in {place}; wait for it, or use --jobs") from None
 
 
-def _continued(plan: Plan, jobs: int, say: Say) -> dict[str, Any]:
+def _continued(plan: Plan, jobs: int | None, cluster: Cluster | None, say: Say) -> dict[str, Any]:
     study = _opened(plan)
     _take_up(study)
     missing = plan.trials - sum(trial.state.is_finished() and trial.state.name != "FAIL" for trial in study.trials)
@@ -188,7 +190,7 @@ def _continued(plan: Plan, jobs: int, say: Say) -> dict[str, Any]:
         missing = min(missing, math.prod(len(one.grid()) for one in plan.over))
     if missing > 0:
         say(f"{missing} trials of {plan.slug} on {plan.data}, judged by {plan.metric} on valid; in {plan.out}")
-        _run(plan, jobs, say)
+        _run(plan, missing, jobs, cluster, say)
     return _recorded(plan, say)
 
 
@@ -255,59 +257,90 @@ def _take_up(study: optuna.Study) -> None:
         study.enqueue_trial(trial.params, user_attrs={"run": run})
 
 
-def _run(plan: Plan, jobs: int, say: Say) -> None:
-    if jobs == 1:
-        _trials(plan, say)
-        return
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_worker, args=(plan,)) for _ in range(jobs)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if any(worker.exitcode for worker in workers):
-        raise CounterpointError(f"a process of the sweep ended with an error; the same command continues {plan.out}")
+def _run(plan: Plan, missing: int, jobs: int | None, cluster: Cluster | None, say: Say) -> None:
+    """Run trials. This process draws their settings when there is room for them, and records their outcomes."""
+    study = _opened(plan)
+    running: dict[str, optuna.Trial] = {}
+    threads = max(1, int(cluster.cpus)) if cluster is not None else 0 if jobs == 1 else 1
 
+    def drawn() -> Iterator[Task]:
+        for _ in range(missing):
+            trial = study.ask()
+            settings = {one.name: one.draw(trial) for one in plan.over}
+            run = str(trial.user_attrs.get("run", f"{trial.number:04d}"))
+            trial.set_user_attr("run", run)
+            running[run] = trial
+            yield run, (plan, trial, settings, run, threads)
 
-def _worker(plan: Plan) -> None:
-    """Run trials in a process of its own, with one thread. An error is a line, as on the command line."""
+    def finish(run: str, outcome: Outcome) -> None:
+        trial = running.pop(run)
+        for name in ("test", "error"):
+            if (value := getattr(outcome, name)) is not None:
+                trial.set_user_attr(name, value)
+        _tell(study, trial, outcome.value, "COMPLETE" if outcome.complete else "PRUNED")
+        say(f"trial {trial.number}: {outcome.said}")
+        if outcome.complete and not plan.keep:
+            _keep_best(plan, study)
+
     try:
-        _trials(plan, print, 1)
-    except CounterpointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        run_tasks(run_trial, drawn(), finish, jobs=jobs, cluster=cluster)
+    except BaseException as error:
+        for trial in running.values():
+            if isinstance(error, Interrupted | KeyboardInterrupt) or len(running) > 1:
+                trial.set_user_attr("interrupted", True)
+            _tell(study, trial, None, "FAIL")
+        raise
 
 
-def _trials(plan: Plan, say: Say, threads: int = 0) -> None:
-    """Run trials in this process until the sweep has as many as it wants."""
-    from optuna.study import MaxTrialsCallback
+def _tell(study: optuna.Study, trial: optuna.Trial, value: float | None, state: str) -> None:
+    """Record the end of a trial."""
     from optuna.trial import TrialState
+
+    # A grid that is complete asks a loop to stop, and there is none.
+    with contextlib.suppress(*([RuntimeError] if isinstance(study.sampler, _optuna().samplers.GridSampler) else [])):
+        study.tell(trial, value if state == "COMPLETE" else None, state=TrialState[state])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a trial."""
+
+    complete: bool  # or it ended early
+    said: str  # for the user: settings, and value or reason
+    value: float | None = None
+    test: dict[str, float] | None = None
+    error: str | None = None
+
+
+def run_trial(plan: Plan, trial: optuna.Trial, drawn: Mapping[str, Any], name: str, threads: int) -> Outcome:
+    """Train with the settings of a trial, or resume its run. Any process may do it, more than once.
+
+    Args:
+        plan: The sweep.
+        trial: The trial, to which values are reported while it trains.
+        drawn: Its settings.
+        name: The name of its run.
+        threads: Number of threads; 0 leaves it as it is.
+
+    Raises CounterpointError for a measure that `valid` lacks, Interrupted when it is interrupted.
+    """
+    from counterpoint import training
 
     if threads:
         import torch
 
         torch.set_num_threads(threads)
-    study = _opened(plan)
-    enough = MaxTrialsCallback(plan.trials, states=(TrialState.COMPLETE, TrialState.PRUNED))
-
-    def objective(trial: optuna.Trial) -> float:
-        return _one(plan, study, trial, say)
-
-    study.optimize(objective, callbacks=[enough])
-
-
-def _one(plan: Plan, study: optuna.Study, trial: optuna.Trial, say: Say) -> float:
-    from counterpoint import training
-
-    drawn = {one.name: one.draw(trial) for one in plan.over}
-    name = str(trial.user_attrs.get("run", f"{trial.number:04d}"))
-    trial.set_user_attr("run", name)
     said = ", ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in drawn.items()
     )
     reporter = Reporter(trial, plan.metric)
     folder = plan.out / TRIALS / name
     optuna = _optuna()
+
+    def ended(reason: str, error: str | None = None) -> Outcome:
+        shutil.rmtree(folder, ignore_errors=True)
+        return Outcome(False, f"{said}: {reason}", error=error)
+
     try:
         if (folder / "config.yaml").is_file() and not Run.open(folder).complete and Run.open(folder).begun:
             run = training.resume(folder, say=silent, callbacks=[reporter])
@@ -326,18 +359,12 @@ def _one(plan: Plan, study: optuna.Study, trial: optuna.Trial, say: Say) -> floa
                 callbacks=[reporter],
             )
     except optuna.TrialPruned:
-        say(f"trial {trial.number}: {said}: ended early at {plan.metric} {reporter.value:.4f}")
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        return ended(f"ended early at {plan.metric} {reporter.value:.4f}")
     except Interrupted:
-        trial.set_user_attr("interrupted", True)
         raise
     except CounterpointError as error:
         reason = str(error).partition("\n")[0]  # the next line names the run, which is removed
-        say(f"trial {trial.number}: {said}: {reason}")
-        trial.set_user_attr("error", reason)
-        shutil.rmtree(folder, ignore_errors=True)
-        raise optuna.TrialPruned from error
+        return ended(reason, reason)
     rows = [row for row in run.metrics() if f"valid/{plan.metric}" in row]
     if not rows:
         known = sorted({key.removeprefix("valid/") for row in run.metrics() for key in row if key.startswith("valid/")})
@@ -345,24 +372,17 @@ def _one(plan: Plan, study: optuna.Study, trial: optuna.Trial, say: Say) -> floa
     value = float(rows[-1][f"valid/{plan.metric}"])
     if not math.isfinite(value):  # Optuna would count no trial, and never reach the number wanted
         reason = f"{plan.metric} is {value} on valid"
-        say(f"trial {trial.number}: {said}: {reason}")
-        trial.set_user_attr("error", reason)
-        shutil.rmtree(folder, ignore_errors=True)
-        raise optuna.TrialPruned
+        return ended(reason, reason)
     test = {key: v for key, v in run.metrics()[-1].items() if key.startswith("test/")}
-    trial.set_user_attr("test", test)
-    say(f"trial {trial.number}: {said}: {plan.metric} {value:.4f}")
-    if not plan.keep:
-        _keep_best(plan, study, name, value)
-    return value
+    return Outcome(True, f"{said}: {plan.metric} {value:.4f}", value, test)
 
 
-def _keep_best(plan: Plan, study: optuna.Study, name: str, value: float) -> None:
+def _keep_best(plan: Plan, study: optuna.Study) -> None:
     """Remove the runs of all finished trials but the best one."""
     from optuna.trial import TrialState
 
     done = [t for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if t.value is not None]
-    ranked = {str(t.user_attrs.get("run")): float(t.value or 0.0) for t in done} | {name: value}
+    ranked = {str(t.user_attrs.get("run")): float(t.value or 0.0) for t in done}
     best = _best(plan, ranked)
     for other in ranked:
         if other != best:

@@ -12,7 +12,7 @@ from PIL import Image
 from counterpoint import cli, search
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.report.search import write_search_report
-from counterpoint.search import Encoder, shown, writing
+from counterpoint.search import Encoder, shown, table
 from counterpoint.search.stored import read_embeddings
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -92,7 +92,7 @@ def test_encode_refuses_what_it_cannot_encode(folder):
 
 
 def test_equal_texts_have_equal_embeddings_to_the_last_bit(folder, monkeypatch):
-    monkeypatch.setattr(writing, "BATCH", 5)  # texts of other batches, padded to other lengths
+    monkeypatch.setattr(table, "BATCH", 5)  # texts of other batches, padded to other lengths
     search.embed(folder / "clip", folder / "small.parquet")
     found = read_embeddings(folder / "small.parquet")
     for text in {"a red picture", "a blue picture"}:
@@ -221,7 +221,9 @@ def test_outputs_and_inputs_are_tried_before_the_work(folder, tmp_path, monkeypa
         search.search(run, ["red"], file, html=tmp_path)
     with pytest.raises(DataError, match=r"gone\.parquet: no such file; make it: counterpoint embed"):
         search.search(run, ["red"], tmp_path / "gone.parquet")
-    with pytest.raises(DataError, match="is a folder; name the file that counterpoint embed wrote"):
+    with pytest.raises(
+        DataError, match="is a folder without shards; name the file or folder that counterpoint embed wrote"
+    ):
         search.search(run, ["red"], tmp_path)
 
 

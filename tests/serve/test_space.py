@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from counterpoint.errors import CounterpointError
+from counterpoint.search import embed
 from counterpoint.search.stored import read_embeddings
 from counterpoint.serve.labels import LONGEST, add_labels, as_csv, read_labels
 from counterpoint.serve.space import Map, grouped, mapped
@@ -46,6 +47,19 @@ def test_words_a_picture_and_a_sound_find_items(page, project):
     sounds = re.findall(r'<audio controls preload="none" src="([^"]+)"', by_words)
     part = page.get(sounds[0], headers={"range": "bytes=0-3"})
     assert (part.status_code, part.headers["content-type"], part.content) == (206, "audio/wav", b"RIFF")
+
+
+def test_a_folder_of_shards_is_one_table_and_one_that_lacks_shards_is_none(copied):
+    (copied / "items.parquet").unlink()
+    embed(copied / "runs/first", copied / "many", shard_rows=1)
+    assert len(list((copied / "many").glob("part-*"))) == 3
+    other = served(copied)
+    form = {"form_token": other.form, "in": "0/many", "words": "a blue picture 3", "modality": "caption"}
+    assert "blue3.png" in hits(other.post("/search", data=form).text)[0]
+    assert len(other.get("/map/points?in=0/many&modality=image").json()["rows"]) == 24
+    (copied / "many" / "part-00001.parquet").unlink()
+    other = served(copied)
+    assert "is no file of embeddings" in other.post("/search", data=form | {"form_token": other.form}).text
 
 
 def test_a_search_without_a_query_or_a_run_names_the_mend(page, copied):

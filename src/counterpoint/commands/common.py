@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Literal, Optional
 
 from tyro.conf import arg
 
@@ -15,6 +16,8 @@ from counterpoint.errors import CounterpointError
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    from counterpoint.lab.cluster import Cluster
 
 RUNS = Path("runs")
 CLAIMS = Path("results/claims")
@@ -25,6 +28,38 @@ Text = Optional[str]  # noqa: UP045
 Place = Optional[Path]  # noqa: UP045
 Count = Optional[int]  # noqa: UP045
 Probability = Optional[float]  # noqa: UP045
+
+
+@dataclass(frozen=True)
+class Machines:
+    """The machines that run tasks: trials, runs or shards."""
+
+    on: Literal["local", "ray"] = "local"
+    """local: processes of this machine. ray: tasks of a Ray cluster, with the same results (extra [cluster])."""
+    address: str = "auto"
+    """With --on ray, the cluster: auto (the one that runs here, or a new one on this machine), local (a new one), or an address
+    such as ray://head:10001."""
+    cpus_per_task: float = 1.0
+    """With --on ray, CPUs that each task reserves."""
+    gpus_per_task: float = 0.0
+    """With --on ray, GPUs that each task reserves; a fraction shares one."""
+
+    def cluster(self) -> Cluster | None:
+        """Return the Ray cluster; None for this machine alone. CounterpointError for options that need --on ray."""
+        if self.on == "local":
+            if self != HERE:
+                raise CounterpointError("--address, --cpus-per-task and --gpus-per-task need --on ray")
+            return None
+        from counterpoint.lab.cluster import Cluster
+
+        return Cluster(self.address, self.cpus_per_task, self.gpus_per_task)
+
+    def jobs(self, given: int | None, default: int) -> int | None:
+        """Return the number of tasks at a time: the given one, or `default` here, and None on a cluster."""
+        return given if given is not None or self.on == "ray" else default
+
+
+HERE = Machines()
 
 
 def unset(**options: Any) -> Any:

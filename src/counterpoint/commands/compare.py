@@ -6,9 +6,21 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from counterpoint.commands.common import COMPARISONS, Count, Text, console, say, settings_said, signed, table, unset
+from counterpoint.commands.common import (
+    COMPARISONS,
+    HERE,
+    Count,
+    Machines,
+    Text,
+    console,
+    say,
+    settings_said,
+    signed,
+    table,
+    unset,
+)
 
 
 def main(
@@ -21,8 +33,9 @@ def main(
     settings: Annotated[tuple[str, ...], unset(name="set", metavar="NAME=VALUE [NAME=VALUE ...]")] = (),
     metric: Annotated[Text, unset(metavar="NAME")] = None,
     leave_one_domain_out: bool = False,
-    jobs: int = 2,
+    jobs: Annotated[Count, unset(aliases=["--workers"], metavar="INT")] = None,
     out: Annotated[Path, arg(metavar="DIR")] = COMPARISONS,
+    machines: OmitArgPrefixes[Machines] = HERE,
 ) -> int:
     """Compare several systems on one data source, on the same seeds: paired differences, 95 % intervals, a page.
 
@@ -44,7 +57,8 @@ def main(
         metric: The metric to compare. Default: the task's headline metric, after the last epoch.
         leave_one_domain_out: Leave each domain of the data out in turn, measure on it, and average over the domains. A seed
             then has a run for each domain.
-        jobs: Number of parallel runs, one thread each; at least 1.
+        jobs: Number of runs at a time, one thread each; at least 1. Default: 2, on Ray all that there is room for.
+        machines: Where the runs take place.
         out: The folder of the record and the page.
     """
     from counterpoint.lab import compare as room
@@ -56,7 +70,8 @@ def main(
         slugs,
         data,
         seeds=seeds,
-        jobs=jobs,
+        jobs=machines.jobs(jobs, 2),
+        cluster=machines.cluster(),
         out=out,
         metric=metric,
         overrides=overrides,

@@ -21,6 +21,7 @@ EXTRAS = {
     "search": ("faiss", "an index for large files of embeddings"),
     "serve": ("starlette", "the local page (serve)"),
     "sweep": ("optuna", "the search of settings (sweep)"),
+    "cluster": ("ray", "tasks on the machines of a cluster (--on ray)"),
     "export": ("onnxruntime", "encoders as ONNX files"),
     "federated": ("flwr", "parties on other machines, over Flower; in an environment of its own"),
     "bench": ("lightly", "the peers of the benchmarks"),

@@ -10,14 +10,14 @@ from counterpoint.commands.common import say
 
 
 def main(embeddings: Annotated[Positional[str], arg(metavar="FILE")]) -> int:
-    """Build an index beside a file of embeddings, for a million items and more; smaller files are searched exactly.
+    """Build an index of a file or folder of embeddings, for a million items and more; smaller files are searched exactly.
 
     Report the share of the exact neighbours that the index finds. Where the share is below 0.95, search stays exact.
 
     Example: counterpoint index embeddings.parquet
 
     Args:
-        embeddings: A file that `counterpoint embed` wrote.
+        embeddings: A file or folder that `counterpoint embed` wrote.
     """
     from counterpoint import search as room
 

@@ -30,7 +30,7 @@ def main(
         run: The run that made the embeddings.
         query: Words, or the path of an image, a sound or a vector (.npy). Where a run has several modalities of one kind,
             MODALITY=QUERY names the modality. For a run of sequences: names of items that a user has, or item=NAME.
-        in_: A file that `counterpoint embed` wrote.
+        in_: A file or folder that `counterpoint embed` wrote.
         k: Number of items to find, at least 1. Items with the same text or file are one hit.
         modality: The modality to search in. Default: the first modality that no query has.
         html: A page to write, with thumbnails and players. Default: none.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from counterpoint.commands.common import Place, Text, console, say, settings_said, table, unset
+from counterpoint.commands.common import HERE, Count, Machines, Place, Text, console, say, settings_said, table, unset
 
 
 def main(
@@ -21,9 +21,10 @@ def main(
     sampler: Literal["tpe", "random", "grid", "cmaes"] = "tpe",
     pruner: Literal["median", "halving", "none"] = "median",
     seed: int = 0,
-    jobs: int = 1,
+    jobs: Annotated[Count, unset(aliases=["--workers"], metavar="INT")] = None,
     keep: bool = False,
     out: Annotated[Place, unset(metavar="DIR")] = None,
+    machines: OmitArgPrefixes[Machines] = HERE,
 ) -> int:
     """Search a system's settings with Optuna: trials are judged on `valid`, and the best is measured on `test`.
 
@@ -45,7 +46,9 @@ def main(
         sampler: tpe, random, grid (five points of each interval), or cmaes.
         pruner: median ends trials below the median of the others at the same epoch; halving; none.
         seed: Seed of the sampler and of every trial.
-        jobs: Number of processes that run trials, with one thread each when there are several.
+        jobs: Number of trials at a time, with one thread each where there are several; at least 1. Default: 1, on Ray all
+            that there is room for.
+        machines: Where the trials take place.
         keep: Keep the run directories of all trials. Default: of the best one.
         out: The folder. Default: sweeps/SLUG.
     """
@@ -61,7 +64,8 @@ def main(
         sampler=sampler,
         pruner=pruner,
         seed=seed,
-        jobs=jobs,
+        jobs=machines.jobs(jobs, 1),
+        cluster=machines.cluster(),
         keep=keep,
         out=out,
         say=say,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from counterpoint.commands.common import CLAIMS, Count, console, say, table, unset
+from counterpoint.commands.common import CLAIMS, HERE, Count, Machines, console, say, table, unset
 
 
 def main(
@@ -15,10 +15,11 @@ def main(
     *,
     seeds: Annotated[Count, unset(metavar="INT")] = None,
     quick: bool = False,
-    jobs: int = 2,
+    jobs: Annotated[Count, unset(aliases=["--workers"], metavar="INT")] = None,
     out: Annotated[Path, arg(metavar="DIR")] = CLAIMS,
     variants: bool = True,
     rejudge: bool = False,
+    machines: OmitArgPrefixes[Machines] = HERE,
 ) -> int:
     """Test a paper's central claim by its protocol: all arms on the same seeds, an interval and a verdict for each part.
 
@@ -30,7 +31,8 @@ def main(
         slug: The system whose claim is tested.
         seeds: Number of seeds, from 0 on; at least 5. Default: the protocol's.
         quick: Rehearse on a smaller setting in 1 to 2 minutes. The result is no evidence; it is written to SLUG-quick.json.
-        jobs: Number of parallel runs, one thread each; at least 1.
+        jobs: Number of runs at a time, one thread each; at least 1. Default: 2, on Ray all that there is room for.
+        machines: Where the runs take place.
         out: The folder of records.
         variants: Also run the claim's variants, which are reported beside it.
         rejudge: Train nothing. Judge the recorded figures again by the protocol.
@@ -42,7 +44,15 @@ def main(
     if rejudge:
         record = room.rejudge(slug, out)
     else:
-        record = lab.verify(slug, seeds=seeds, quick=quick, jobs=jobs, out=out, variants=variants)
+        record = lab.verify(
+            slug,
+            seeds=seeds,
+            quick=quick,
+            jobs=machines.jobs(jobs, 2),
+            cluster=machines.cluster(),
+            out=out,
+            variants=variants,
+        )
     for title, part in (("claim", record), *record.get("variants", {}).items()):
         shown = table(*room.COLUMNS, title=f"{slug}, {title}: {part['verdict']}")
         for row in part["conjuncts"]:

@@ -20,6 +20,7 @@ from counterpoint.engine.run import machine, versions
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment, task_class
 from counterpoint.lab import runner, statistics
+from counterpoint.lab.cluster import Cluster
 from counterpoint.lab.verify import RunOne, interval_said, write
 from counterpoint.systems.settings import flat
 
@@ -33,13 +34,14 @@ def compare(
     data: str,
     *,
     seeds: int = 3,
-    jobs: int = 2,
+    jobs: int | None = 2,
     out: Path = FOLDER,
     metric: str | None = None,
     overrides: dict[str, Any] | None = None,
     leave_one_domain_out: bool = False,
     console: Console | None = None,
     run_one: RunOne | None = None,
+    cluster: Cluster | None = None,
 ) -> dict[str, Any]:
     """Run every system on seeds 0..seeds-1 and write `<out>/<name>.json`. Return the record.
 
@@ -50,20 +52,21 @@ def compare(
         slugs: At least two different systems. The others are compared with the first.
         data: The data source, the same for all seeds.
         seeds: Number of seeds, at least 1.
-        jobs: Number of parallel runs, one thread each; at least 1.
+        jobs: Number of parallel runs, one thread each; at least 1. None: as many as there is room for.
         out: Folder of the record. Finished runs are kept in its `.partial/`, so an interrupted comparison continues.
         metric: Name of the metric to compare. Default: the task's headline metric, on the domain left out if there is one.
         overrides: Settings for all systems that have them. Default: none.
         leave_one_domain_out: Leave each domain of the data out in turn.
         console: Console of the progress bar. Default: standard error.
         run_one: Function that runs a system. Default: `lab.runner.run_one`.
+        cluster: The cluster whose machines run the systems. Default: this machine alone. The figures are the same.
 
     Raises CounterpointError for systems of tasks that cannot be compared.
     """
     overrides = overrides or {}
     if len(slugs) < 2 or len(set(slugs)) < len(slugs):
         raise CounterpointError("name at least two different systems to compare")
-    if seeds < 1 or jobs < 1:
+    if seeds < 1 or (jobs is not None and jobs < 1):
         raise CounterpointError("--seeds and --jobs must be at least 1")
     systems = {slug: catalog.load_system(slug) for slug in slugs}
     tasks = {slug: task_class(system) for slug, system in systems.items()}
@@ -92,6 +95,7 @@ def compare(
         jobs=jobs,
         title=f"compare {len(slugs)} systems on {data}",
         console=console,
+        cluster=cluster,
     )
     by_domain = {
         domain: {slug: {str(s): _figures(done[_key(slug, s, number)]) for s in range(seeds)} for slug in slugs}

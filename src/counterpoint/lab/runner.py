@@ -12,9 +12,7 @@ import math
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ import counterpoint
 from counterpoint.engine.run import versions
 from counterpoint.experiment import Experiment
 from counterpoint.files import replacing
+from counterpoint.lab.cluster import Cluster, run_tasks
 
 PACKAGE = Path(counterpoint.__file__).parent
 SECONDS, DATA = "seconds", "data"  # beside the figures of a run: processor time, and a digest of its training data
@@ -97,20 +96,22 @@ def run_all(
     *,
     cache: Path,
     stamp: str,
-    jobs: int,
+    jobs: int | None,
     title: str,
     console: Console | None = None,
+    cluster: Cluster | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Call `run_one(*arguments)` for every entry of `todo`, in `jobs` parallel processes. Return the results by name.
+    """Call `run_one(*arguments)` for every entry of `todo`, in parallel. Return the results by name.
 
     Args:
         todo: Maps names to arguments. Each name must be a valid file name.
         run_one: A function at the top level of a module, so that other processes can import it.
         cache: Folder of finished runs. Those with the same `stamp` are not run again.
         stamp: Hash of the code and the settings; see `stamp_of`.
-        jobs: Number of parallel processes, at least 1.
+        jobs: Number of parallel processes, at least 1; None: see `cluster.run_tasks`.
         title: Title of the progress bar.
         console: Console of the progress bar. Default: standard error.
+        cluster: The cluster whose machines run them. Default: this machine alone.
     """
     done: dict[str, dict[str, Any]] = {}
     for key in todo:
@@ -137,19 +138,9 @@ def run_all(
                 file.write(json.dumps({"stamp": stamp, "metrics": metrics}).encode())
             progress.advance(bar)
 
-        rest = [key for key in todo if key not in done]
-        if jobs == 1 or len(rest) <= 1:
-            for key in rest:
-                finish(key, run_one(*todo[key]))
-        else:
-            with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-                futures = {pool.submit(run_one, *todo[key]): key for key in rest}
-                try:
-                    for future in as_completed(futures):
-                        finish(futures[future], future.result())
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+        rest = [(key, todo[key]) for key in todo if key not in done]
+        here = cluster is None and len(rest) <= 1
+        run_tasks(run_one, rest, finish, jobs=1 if here else jobs, cluster=cluster)
     return done
 
 

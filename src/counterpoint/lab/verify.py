@@ -25,6 +25,7 @@ from counterpoint.engine.run import machine, versions
 from counterpoint.errors import CounterpointError, ProtocolError, unknown
 from counterpoint.files import replacing
 from counterpoint.lab import runner, statistics
+from counterpoint.lab.cluster import Cluster
 from counterpoint.lab.protocol import LEAST_SEEDS, Conjunct, Protocol, Results, fault, of_system
 
 RunOne = Callable[[str, str, Mapping[str, Any], Mapping[str, Any], int, bool], dict[str, Any]]
@@ -122,12 +123,13 @@ def verify(
     *,
     seeds: int | None = None,
     quick: bool = False,
-    jobs: int = 2,
+    jobs: int | None = 2,
     out: Path = FOLDER,
     variants: bool = True,
     console: Console | None = None,
     protocol: Protocol | None = None,
     run_one: RunOne | None = None,
+    cluster: Cluster | None = None,
 ) -> dict[str, Any]:
     """Run the claim of `slug` by its protocol and write `<out>/<slug>.json`. Return the record.
 
@@ -135,18 +137,19 @@ def verify(
         slug: The system.
         seeds: Number of seeds, from 0 on; at least 5, or 1 with `quick`. Default: the protocol's.
         quick: Rehearse on the protocol's smaller setting. The result is no evidence; it is written to `<slug>-quick.json`.
-        jobs: Number of parallel runs, one thread each; at least 1.
+        jobs: Number of parallel runs, one thread each; at least 1. None: as many as there is room for.
         out: Folder of the records. Finished runs are kept in its `.partial/`, so an interrupted verification continues.
         variants: Also run the protocol's variants. Without them the record keeps the variants that it had, with their own commit.
         console: Console of the progress bars. Default: standard error.
         protocol: The protocol. Default: the package's protocol of `slug`.
         run_one: Function that runs an arm. Default: `lab.runner.run_one`.
+        cluster: The cluster whose machines run the arms. Default: this machine alone. The figures are the same.
 
     Raises ProtocolError for a protocol that is invalid or not committed, and for figures that cannot decide the claim.
     """
     protocol = protocol or of_system(slug)
     count = protocol.seeds if seeds is None else seeds
-    if count < 1 or jobs < 1:
+    if count < 1 or (jobs is not None and jobs < 1):
         raise CounterpointError("--seeds and --jobs must be at least 1")
     if count < LEAST_SEEDS and not quick:
         raise ProtocolError(
@@ -165,7 +168,7 @@ def verify(
     for variant, part in parts.items():
         where = out / ".partial" / name / (re_named(variant) if variant else "claim")
         found = _part(slug, part, seeds or part.seeds, quick, jobs, where, f"verify {name}{f', {variant}' if variant else ''}",
-                      console, run_one or runner.run_one)  # fmt: skip
+                      console, run_one or runner.run_one, cluster)  # fmt: skip
         if variant is None:
             record |= found
         else:
@@ -212,11 +215,12 @@ def _part(
     part: Protocol,
     count: int,
     quick: bool,
-    jobs: int,
+    jobs: int | None,
     where: Path,
     title: str,
     console: Console | None,
     run_one: RunOne,
+    cluster: Cluster | None,
 ) -> dict[str, Any]:
     """Run and judge a claim or one of its variants."""
     fixed = asdict(replace(part, variants={}, notes=(), sentence="", conjuncts=(), reported=(), metrics={}, path=""))
@@ -224,7 +228,7 @@ def _part(
     points: dict[str, dict[str, Any]] = {arm: {} for arm in part.arms}
     tuned: dict[str, Any] | None = None
     if part.tuning is not None and not quick:
-        points, tuned = _tuned(slug, part, jobs, where / "tuning", stamp, title, console, run_one)
+        points, tuned = _tuned(slug, part, jobs, where / "tuning", stamp, title, console, run_one, cluster)
     seeds = list(range(count))
     done = runner.run_all(
         {
@@ -241,6 +245,7 @@ def _part(
         jobs=jobs,
         title=title,
         console=console,
+        cluster=cluster,
     )  # fmt: skip
     runs = {arm: {str(seed): dict(done[f"{re_named(arm)}-{seed}"]) for seed in seeds} for arm in part.arms}
     data = {arm: [run.pop(runner.DATA, None) for run in by_seed.values()] for arm, by_seed in runs.items()}
@@ -305,12 +310,13 @@ def check_data(part: Protocol, digests: Mapping[str, Sequence[str | None]]) -> b
 def _tuned(
     slug: str,
     part: Protocol,
-    jobs: int,
+    jobs: int | None,
     where: Path,
     stamp: str,
     title: str,
     console: Console | None,
     run_one: RunOne,
+    cluster: Cluster | None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Choose a grid point for every arm, by its mean figure on `valid` over the pilot seeds."""
     tuning = part.tuning
@@ -331,6 +337,7 @@ def _tuned(
         jobs=jobs,
         title=f"{title}: tuning on pilot seeds",
         console=console,
+        cluster=cluster,
     )  # fmt: skip
     chosen, scores = {}, {}
     sign = 1 if tuning.direction == "higher" else -1

@@ -1,4 +1,4 @@
-"""Write the embeddings of a whole set to one file, and search it.
+"""Write the embeddings of a whole set to a file or a folder of shards, and search them.
 
 A query is a text, an image, a sound or a vector. Several queries are combined.
 
@@ -9,7 +9,7 @@ The package is a function, too (see `counterpoint.face.functions.search`):
     run          the run that made the embeddings, or its path
     query        words, or the path of an image, a sound or a vector (.npy); the queries of a list are combined; for a run of
                  sequences, names of items
-    embeddings   the file that `counterpoint.embed` wrote
+    embeddings   the file or folder that `counterpoint.embed` wrote
     k            number of items
     modality     the modality to search in; default: the first that no query has
     html         a page to write
@@ -21,8 +21,10 @@ The package is a function, too (see `counterpoint.face.functions.search`):
 
     transform.py   files, arrays and words -> the tensors that a run's encoders take
     encoder.py     a trained run as a function from items to embeddings
-    stored.py      the file of embeddings
-    writing.py     `embed`: the items of a data source, written to such a file
+    items.py       the items of a data source, by split and position
+    table.py       their table, made batch by batch in bounded memory
+    writing.py     `embed`: the table in a file, or in a folder of shards, by this process or by others
+    stored.py      such files and folders, read
     nearest.py     exact search, graphs, and the recall of a graph
     asking.py      `search`: queries, hits
 
@@ -38,9 +40,10 @@ import sys
 import counterpoint
 from counterpoint.search.asking import search
 from counterpoint.search.encoder import Encoder, encode
+from counterpoint.search.items import SPLITS
 from counterpoint.search.nearest import GraphReport, _graph, _nearest, index
 from counterpoint.search.stored import Embeddings, Hit, read_embeddings
-from counterpoint.search.writing import SPLITS, embed
+from counterpoint.search.writing import embed
 
 __all__ = [
     "SPLITS",

@@ -1,4 +1,4 @@
-"""Search a file of embeddings for the items most similar to texts, images, sounds or vectors."""
+"""Search embeddings for the items most similar to texts, images, sounds or vectors."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def search(
             combines modalities. "MODALITY=QUERY" names the modality, for a run with several modalities of one kind. Of a run of
             sequences, queries are names of items: one history or set. They are no hits, where the run masks known items.
             "item=NAME" asks for the histories or sets that an item fits.
-        embeddings: The file that `embed` wrote.
+        embeddings: The file or folder that `embed` wrote.
         k: Number of hits, at least 1. Fewer are returned only if there are fewer items.
         modality: The modality to search in. Default: the first modality that no query has.
         html: A page to write, with thumbnails and players; checked for writing before the work begins. Default: none.
@@ -92,9 +92,10 @@ def search(
 def check_key(encoder: Encoder, found: Embeddings) -> None:
     """Raise CounterpointError when a file of embeddings was made by other weights."""
     if found.key != encoder.key:
+        place = f"{found.path}-new/" if found.path.is_dir() else found.path
         raise CounterpointError(
             f"{found.path} holds embeddings of other weights ({found.run}); make them again: counterpoint embed "
-            f"{encoder.run.path} -o {found.path}"
+            f"{encoder.run.path} -o {place}"
         )
 
 

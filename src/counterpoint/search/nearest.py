@@ -94,7 +94,9 @@ def _faiss() -> Any:
 
 
 def graph_file(path: Path, modality: str) -> Path:
-    """Return the path of a graph, beside the file of embeddings. The path of its report ends in .json."""
+    """Return the path of a graph: beside a file of embeddings, or in a folder of shards. The path of its report ends in .json."""
+    if path.is_dir():
+        return path / f"{modality}.faiss"
     return path.with_name(f"{path.name}.{modality}.faiss")
 
 
@@ -151,7 +153,9 @@ def _ranked(vectors: NDArray[np.float32], rows: NDArray[np.int64], query: NDArra
 
 
 def index(path: Path | str, *, say: Callable[[str], None] = lambda _: None) -> list[Path]:
-    """Build a graph (HNSW) over each modality of a file of embeddings, beside it. Return the files of the usable graphs.
+    """Build a graph (HNSW) over each modality of embeddings. Return the files of the usable graphs.
+
+    They are beside a file, and inside a folder of shards.
 
     The measurements are written beside each graph (FILE.MODALITY.faiss.json) and reported. A graph that finds fewer than
     95 % of the exact neighbours is not kept: search stays exact. A graph is used only for the content that it was made from.

@@ -17,8 +17,8 @@ from counterpoint.data.shown import NUMBERS, png
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
 from counterpoint.search.encoder import Encoder
+from counterpoint.search.items import shown_items
 from counterpoint.search.stored import WORDED, Embeddings, Hit
-from counterpoint.search.writing import shown_items
 from counterpoint.tasks.histories import BETWEEN
 
 EMBEDDED = 300_000  # maximum bytes of a sound or video to embed in the page; a larger file is linked

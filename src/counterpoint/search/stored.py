@@ -1,4 +1,4 @@
-"""Read the file of embeddings: a Parquet table, one row for each item."""
+"""Read embeddings: a Parquet table with one row for each item, in a file or in a folder of shards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RESERVED = ("item", "split", "label", "source")  # columns that are not texts of
 
 @dataclass(frozen=True, repr=False)
 class Embeddings:
-    """A file that `embed` wrote."""
+    """The table of a file or folder that `embed` wrote."""
 
     path: Path
     run: str
@@ -88,58 +88,121 @@ def check_local(name: Path | str, what: str) -> None:
         raise DataError(f"{url} is a URL; {what} on this machine: download it and give its path")
 
 
+def shard_name(number: int) -> str:
+    """Return the name of a shard's file."""
+    return f"part-{number:05d}.parquet"
+
+
+def is_shard(name: str) -> bool:
+    """Return whether a file's name is that of a shard."""
+    return re.fullmatch(r"part-\d{5,}\.parquet", name) is not None
+
+
+def shards_of(folder: Path) -> list[Path]:
+    """List the shards in a folder, in order; empty for a folder without shards, and for a file."""
+    return sorted(file for file in folder.glob("part-*.parquet") if is_shard(file.name))
+
+
 def check_embeddings(path: Path | str) -> Path:
-    """Return the path of a file of embeddings. DataError when the file is missing."""
+    """Return the path of a file of embeddings, or of a folder of shards. DataError when it is missing."""
     check_local(path, "embeddings are a file")
     path = Path(path)
-    if not path.is_file():
-        if path.is_dir():
-            raise DataError(f"{path} is a folder; name the file that counterpoint embed wrote")
+    if path.is_dir():
+        if not shards_of(path):
+            raise DataError(f"{path} is a folder without shards; name the file or folder that counterpoint embed wrote")
+    elif not path.is_file():
         raise DataError(f"{path}: no such file; make it: counterpoint embed RUN -o {path}")
     return path
 
 
+def facts_of(path: Path) -> tuple[dict[str, Any], int]:
+    """Return what a file or folder of embeddings says about itself, and its number of rows. Read no rows.
+
+    Raises DataError when `embed` did not write it, when it is damaged, and when shards are missing.
+    """
+    pa, pq = arrow()
+    try:
+        about = [pq.read_metadata(file) for file in shards_of(path) or [path]]
+        said = [json.loads((one.metadata or {})[b"counterpoint"]) for one in about]
+        first = dict(said[0])
+        first["modalities"] = {str(name): str(kind) for name, kind in dict(first["modalities"]).items()}
+    except (KeyError, ValueError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from error
+    if path.is_dir():
+        if any(one.get("key") != first["key"] or one.get("content") != first.get("content") for one in said):
+            raise DataError(f"{path} mixes shards of different tables; remove it, and embed again")
+        if [one.get("shard") for one in said] != list(range(int(first.get("shards", 0)))):
+            raise DataError(
+                f"{path} has {len(said)} of {first.get('shards')} shards; the command that wrote them continues: "
+                f"counterpoint embed {first.get('run')} -o {path}/"
+            )
+    return first, sum(int(one.num_rows) for one in about)
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path}: not a file that counterpoint embed wrote, or damaged ({str(error).splitlines()[0][:160]})"
+    )
+
+
 def read_embeddings(path: Path | str) -> Embeddings:
-    """Read a file that `embed` wrote.
+    """Read a file or a folder of shards that `embed` wrote.
 
     Search excludes rows that are not finite, and `notes` counts them. Raises DataError when `embed` did not write the file,
-    or when it is damaged.
+    when it is damaged, and when shards are missing.
     """
     pa, pq = arrow()
     path = check_embeddings(path)
+    said, rows = facts_of(path)
+    modalities: dict[str, str] = said["modalities"]
+    words: dict[str, list[str | None]] = {}
+    item = np.empty(rows, np.int64)
+    vectors: dict[str, NDArray[np.float32]] = {}
+    present = {name: np.zeros(rows, bool) for name in modalities}
+    numbers = {f"{name}_embedding" for name in modalities} | {"item"}
     try:
-        table = pq.read_table(path)
-        said = json.loads((table.schema.metadata or {})[b"counterpoint"])
-        modalities = dict(said["modalities"])
-        vectors, present, notes = {}, {}, []
+        at = 0
+        for file in shards_of(path) or [path]:
+            with pq.ParquetFile(file) as opened:
+                for group in range(opened.num_row_groups):  # so that few rows are in memory twice
+                    table = opened.read_row_group(group)
+                    here = slice(at, at + len(table))
+                    for name in modalities:
+                        values, present[name][here] = _rows(table[f"{name}_embedding"].combine_chunks())
+                        vectors.setdefault(name, np.zeros((rows, values.shape[1]), np.float32))[here] = values
+                    item[here] = table["item"].to_numpy()
+                    for name in table.column_names:
+                        if name not in numbers:
+                            words.setdefault(name, []).extend(table[name].to_pylist())
+                    at += len(table)
+        notes = []
         for name in modalities:
-            values, there = _rows(table[f"{name}_embedding"].combine_chunks())
-            finite = np.isfinite(values).all(1)
-            if not finite.all():
-                notes.append(f"{path}: {int((~finite).sum())} embeddings of {name} are not finite and are not searched")
-                values[~finite], there = 0, there & finite
-            vectors[name], present[name] = values, there
-        names = set(table.column_names)
+            values = vectors.setdefault(name, np.zeros((rows, 1), np.float32))
+            if (bad := ~np.isfinite(values).all(1)).any():
+                notes.append(f"{path}: {int(bad.sum())} embeddings of {name} are not finite and are not searched")
+                values[bad], present[name][bad] = 0, False
+        for name in ("split", "label", *(text_column(name) for name, kind in modalities.items() if kind in WORDED)):
+            if rows and name not in words:
+                raise KeyError(name)
+            words.setdefault(name, [])
         return Embeddings(
             path,
             str(said["run"]),
             str(said["key"]),
             modalities,
-            table["item"].to_numpy(),
-            table["split"].to_pylist(),
-            table["label"].to_pylist(),
-            {name: table[text_column(name)].to_pylist() for name, kind in modalities.items() if kind in WORDED},
+            item,
+            [str(name) for name in words["split"]],
+            words["label"],
+            {name: words[text_column(name)] for name, kind in modalities.items() if kind in WORDED},
             vectors,
             present,
-            table["source"].to_pylist() if "source" in names else [None] * len(table),
-            {name: table[file_column(name)].to_pylist() for name in modalities if file_column(name) in names},
+            words.get("source", [None] * rows),
+            {name: words[file_column(name)] for name in modalities if file_column(name) in words},
             str(said.get("data", "")),
             notes,
         )
     except (KeyError, ValueError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"{path}: not a file that counterpoint embed wrote, or damaged ({str(error).splitlines()[0][:160]})"
-        ) from error
+        raise _damaged(path, error) from error
 
 
 def _rows(column: Any) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

@@ -1,136 +1,49 @@
-"""Embed the items of a data source with a trained run, and write the embeddings to one file."""
+"""Embed the items of a data source with a trained run. Write the embeddings to a file, or to a folder of shards."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from filelock import FileLock, Timeout
 
-from counterpoint.data.dialogs import DialogData
-from counterpoint.data.federations import FederatedData
-from counterpoint.data.histories import HistoryData, HistorySplit
-from counterpoint.data.images import ImageData, Indices, Listed
-from counterpoint.data.pairs import AlignedData
-from counterpoint.data.targets import TargetData
-from counterpoint.data.tokens import TokenData
+from counterpoint.data.memory import is_memory
 from counterpoint.engine.run import Run
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.experiment import Experiment
-from counterpoint.files import check_writable, replacing
-from counterpoint.search.encoder import BATCH, Encoder
-from counterpoint.search.stored import RESERVED, WORDED, arrow, check_local, file_column, text_column
-from counterpoint.tasks.histories import BETWEEN, items_read
+from counterpoint.files import check_writable
+from counterpoint.lab.cluster import Cluster, run_tasks
+from counterpoint.search.encoder import Encoder
+from counterpoint.search.items import SPLITS, Items
+from counterpoint.search.stored import arrow, check_local, shard_name, shards_of
+from counterpoint.search.table import Batch, Layout, Maker, survey
 
-SPLITS = ("all", "train", "valid", "test", "unpaired", "items")
+SHARD = 65_536  # rows of a shard
+TEXTS = ".texts"  # in a folder of shards, until it is complete: the embeddings of texts that occur more than once
 
 
 @dataclass(frozen=True)
-class Items:
-    """The splits of a data source, of images, texts, aligned items or histories, read by name, split and position."""
+class Job:
+    """A table to write, in a form that another process takes."""
 
-    source: Any
-    specs: Mapping[str, Mapping[str, Any]]  # modality -> kind, and further facts
-    splits: dict[str, Any]
+    run: str
+    data: str
+    split: str
+    layout: Layout
+    texts: Path
+    said: dict[str, Any]  # what the files say about themselves
 
     @property
-    def kinds(self) -> dict[str, str]:
-        """The kind of each modality."""
-        return {name: spec["kind"] for name, spec in self.specs.items()}
-
-    @classmethod
-    def of(cls, source: Any, encoder: Encoder, split: str) -> Items:
-        """Check that a source has the modalities of the run, and choose its splits.
-
-        Raises CounterpointError for other modalities, and for a split that the source lacks.
-        """
-        names = SPLITS[1:] if split == "all" else (split,)
-        source = source.public if isinstance(source, FederatedData) else source
-        if isinstance(source, AlignedData):
-            trained = {name: dict(spec) for name, spec in encoder.transform.modalities.items()}
-            if trained != source.spec["modalities"]:
-                raise CounterpointError(
-                    f"{source.name} gives {source.spec['modalities']}, but the run was trained on {trained}"
-                )
-            # Learners concatenate modalities in the order of the batch.
-            source = replace(source, modalities={name: source.modalities[name] for name in trained})
-        elif isinstance(source, ImageData):
-            facts = encoder.run.facts()
-            for name in ("size", "channels"):
-                if facts.get(name) != source.spec[name]:
-                    raise CounterpointError(
-                        f"{source.name} has images of {name} {source.spec[name]}, but the run was trained on {facts.get(name)}"
-                    )
-        elif isinstance(source, TargetData | HistoryData):
-            Experiment.of_run(encoder.run).measured(source).check_facts(encoder.run.facts())
-        elif not isinstance(source, TokenData | DialogData):
-            raise CounterpointError(
-                f"{getattr(source, 'name', source)} holds neither pictures, texts, aligned items nor histories"
-            )
-        splits = {name: part for name in names if (part := getattr(source, name, None)) is not None}
-        if not splits:
-            raise CounterpointError(f"{source.name} has no split '{split}'")
-        return cls(source, encoder.transform.modalities, splits)
-
-    def column(self, split: str, name: str, rows: Indices) -> Any:
-        """Return one modality of the items at n positions."""
-        part = self.splits[split]
-        if isinstance(self.source, HistoryData):
-            if split == "items":
-                return rows.tolist() if name == "item" else [()] * len(rows)
-            known = [() if name == "item" else part.known[n].tolist() for n in rows.tolist()]
-            return [tuple(items) for items in known]
-        if isinstance(self.source, TargetData) and self.source.kind != "image":
-            return part.inputs(rows).reshape(len(rows), -1)
-        if isinstance(self.source, TokenData):
-            return [part.texts[n] for n in rows.tolist()]
-        if isinstance(self.source, DialogData):  # the last turn, without the turns before it
-            return [part.context(n)[-1].text for n in rows.tolist()]
-        return part.column(name, rows) if isinstance(self.source, AlignedData) else part.images(rows)
-
-    def words(self, name: str, values: Sequence[Any]) -> list[str | None]:
-        """Return n items of a modality as texts: themselves, names of items, or the names of a history that are read."""
-        if not isinstance(self.source, HistoryData):
-            return list(values)
-        names, spec = self.source.items, self.specs[name]
-        if spec["kind"] == "item":
-            return [None if value == () else names[value] for value in values]
-        read = [items_read(value, spec["length"], ordered=spec["kind"] == "history") for value in values]
-        return [BETWEEN.join(names[n] for n in items) or None for items in read]
-
-    def present(self, split: str, name: str, rows: Indices) -> NDArray[np.bool_]:
-        """Return whether each item has a modality."""
-        part = self.splits[split]
-        if isinstance(self.source, HistoryData):
-            some = np.ones(len(rows), bool) if split == "items" else part.known.lengths[rows] > 0
-            return some if (split == "items") == (name == "item") else np.zeros(len(rows), bool)
-        aligned = isinstance(self.source, AlignedData)
-        return np.asarray(part.present(name, rows)) if aligned else np.ones(len(rows), bool)
-
-    def labels(self, split: str, rows: Indices) -> list[str | None]:
-        """Return the name of each item's class, None where it has none."""
-        labels, classes = getattr(self.splits[split], "labels", None), getattr(self.source, "classes", None)
-        if labels is None or not classes:
-            return [None] * len(rows)
-        return [classes[n] if n >= 0 else None for n in labels[rows].tolist()]
-
-    def names(self, split: str, rows: Indices) -> list[str | None]:
-        """Return the source of each item: its file, or its row of a table, or its user; None for built-in data."""
-        part = self.splits[split]
-        if isinstance(part, HistorySplit):
-            return [part.names[n] for n in rows.tolist()] if len(part.names) else [None] * len(rows)
-        return list(part.row_names(rows)) if isinstance(part, Listed) else [None] * len(rows)
-
-    def files(self, split: str, name: str, rows: Indices) -> list[str | None]:
-        """Return the absolute path of each item's image, sound or video; None where it has no file."""
-        part = self.splits[split]
-        found = part.files(rows, name) if isinstance(part, Listed) else [None] * len(rows)
-        return [None if path is None else os.path.abspath(path) for path in found]
+    def name(self) -> str:
+        """All that tells this table from others."""
+        return json.dumps(self.said, sort_keys=True)
 
 
 def embed(
@@ -139,11 +52,14 @@ def embed(
     *,
     data: str | None = None,
     split: str = "all",
+    shard_rows: int | None = None,
+    jobs: int | None = 1,
+    cluster: Cluster | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> int:
     """Write the embeddings of a run's data, or of another source of the same modalities. Return the number of items.
 
-    A row of the Parquet file is an item. The columns are:
+    A row is an item. The columns are:
 
     - `item`: its position in its split;
     - `split`, `label` and its texts;
@@ -151,112 +67,216 @@ def embed(
     - `<modality>_file`: path of its image, sound or video where there is one;
     - `<modality>_embedding`: null where the item lacks the modality.
 
-    The split "unpaired" has items in one modality each, where the data has such items. Equal texts are embedded once. Of a run of
-    sequences, a row is a history or a set. Its split "items" has the items to recommend.
+    The split "unpaired" has items in one modality each, where the data has such items. Equal texts have equal embeddings. Of a run
+    of sequences, a row is a history or a set. Its split "items" has the items to recommend.
+
+    The memory is bounded, whatever the number of items. A folder gets shards, `part-00000.parquet` and so on. Each appears when
+    it is complete. So the same call continues where it was interrupted. The rows are those of one file, bit for bit.
 
     Args:
         path: A finished run of the task aligned, views, labelled, regression, tokens, dialogs, sequences or federations.
-        out: The file to write, .parquet; checked for writing before the work begins.
+        out: A file that ends in .parquet, or a folder; checked for writing before the work begins. A name without an ending, or
+            with a slash at its end, is a folder.
         data: Another data source. Default: the run's own.
         split: One of all, train, valid, test, unpaired, items.
-        say: Receives notes.
+        shard_rows: Rows of a shard at most, at least 1, in whole batches of 256. Default: 65,536 in a folder.
+        jobs: Number of processes that write shards, at least 1. None: on a cluster, as many as it has room for.
+        cluster: The cluster whose machines write the shards. Default: this machine alone.
+        say: Receives notes, and a line for each shard.
 
-    Raises CounterpointError for another task, data that does not fit, an unknown split; DataError and RunError for files.
+    Raises CounterpointError for another task, data that does not fit, and an unknown split. So do shards of other weights, data
+    or settings in the folder. Raises DataError and RunError for files.
     """
-    pa, pq = arrow()
     check_local(out, "embeddings are written to a file")
     if not isinstance(path, Run):
         check_local(path, "a run is a folder")
-    out = Path(out)
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    if out.suffix != ".parquet":
-        raise CounterpointError(f"embeddings are written as Parquet; name a file that ends in .parquet, not {out}")
-    check_writable(out)
+    folder = _is_folder(out, shard_rows)
+    out = Path(out)
+    if shard_rows is not None and shard_rows < 1:
+        raise CounterpointError(f"a shard needs at least 1 row, got {shard_rows}")
+    if not folder and (jobs != 1 or cluster is not None):
+        raise CounterpointError("several processes write shards: name a folder, -o embeddings/")
+    check_writable(out / shard_name(0) if out.is_dir() else out)
     encoder = Encoder.load(path)
     experiment = Experiment.of_run(encoder.run)
     spec = data or experiment.data
+    if is_memory(spec) and (jobs != 1 or cluster is not None):
+        raise CounterpointError("an object in memory is embedded by this process alone; save the data as files")
     source = experiment.source(data)
     for note in source.notes:
         say(f"note: {note}")
     items = Items.of(source, encoder, split)
-    columns, vectors = _embedded(items, encoder)
-    for modality, (rows, there) in vectors.items():
-        columns[f"{modality}_embedding"] = pa.FixedSizeListArray.from_arrays(
-            pa.array(rows.ravel()), rows.shape[1], mask=pa.array(~there)
+    said = {"run": str(encoder.run.path), "key": encoder.key, "data": spec, "modalities": encoder.kinds, "split": split}
+    if not folder:
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as texts:
+            layout = survey(items, encoder, Path(texts))
+            maker = Maker(items, encoder, layout, Path(texts))
+            with _bar(layout.rows) as maker.progress:
+                return maker.write(layout.batches, out, _metadata(said))
+    out.mkdir(exist_ok=True)
+    with _alone(out):
+        job = _job(items, encoder, out, said | {"shard_rows": shard_rows or SHARD})
+        try:
+            _HELD["maker"] = job.name, Maker(items, encoder, job.layout, job.texts)
+            _write_shards(job, out, jobs, cluster, say)
+        finally:
+            _HELD.clear()
+        shutil.rmtree(job.texts)
+    return job.layout.rows
+
+
+def _is_folder(out: Path | str, shard_rows: int | None) -> bool:
+    """Return whether an output is a folder of shards. CounterpointError for names that are neither folder nor .parquet file."""
+    place = Path(out)
+    folder = str(out).endswith(("/", os.sep)) or place.is_dir() or not place.suffix
+    if folder and place.is_file():
+        raise CounterpointError(f"{place} is a file; name a folder for shards, or a file that ends in .parquet")
+    if not folder and place.suffix != ".parquet":
+        raise CounterpointError(f"embeddings are written as Parquet; name a file that ends in .parquet, not {place}")
+    if not folder and shard_rows is not None:
+        raise CounterpointError(f"shards are written to a folder, and {place} is a file; name a folder, -o embeddings/")
+    return folder
+
+
+def _metadata(said: dict[str, Any]) -> dict[bytes, bytes]:
+    return {b"counterpoint": json.dumps(said).encode()}
+
+
+# ---------------------------------------------------------------------------------------------------------------- shards
+
+
+def _job(items: Items, encoder: Encoder, out: Path, said: dict[str, Any]) -> Job:
+    """Return the job of a folder of shards. CounterpointError when the folder has shards of another table."""
+    earlier = [(file, _said(file)) for file in shards_of(out)]
+    reasons = {
+        "key": "of other weights",
+        "data": "of other data",
+        "modalities": "of other modalities",
+        "split": "of another split",
+        "shard_rows": "with another number of rows a shard",
+    }
+    for file, found in earlier:  # before the survey, which may take minutes
+        _refuse(file, found, said, reasons)
+    texts = out / TEXTS
+    if (marker := texts / "key").is_file() and marker.read_text() != encoder.key:
+        shutil.rmtree(texts)
+    texts.mkdir(exist_ok=True)
+    marker.write_text(encoder.key)
+    layout = survey(items, encoder, texts)
+    said |= {"content": layout.content, "rows": layout.rows}
+    for file, found in earlier:
+        _refuse(file, found, said, {"content": "of data that have changed since"})
+    return Job(str(encoder.run.path), said["data"], said["split"], layout, texts, said)
+
+
+def _said(file: Path) -> dict[str, Any]:
+    """Return what a shard says about itself. DataError where `embed` did not write it."""
+    pa, pq = arrow()
+    try:
+        return dict(json.loads((pq.read_metadata(file).metadata or {})[b"counterpoint"]))
+    except (KeyError, ValueError, TypeError, OSError, pa.ArrowException) as error:
+        raise DataError(f"{file}: not a shard that counterpoint embed wrote, or damaged; remove it") from error
+
+
+def _refuse(file: Path, found: dict[str, Any], said: dict[str, Any], reasons: dict[str, str]) -> None:
+    for name, reason in reasons.items():
+        if found.get(name) != said[name]:
+            detail = {"key": f" ({found.get('run')})", "content": ""}.get(name, f" ({found.get(name)})")
+            raise CounterpointError(
+                f"{file} has embeddings {reason}{detail}; name another folder, or remove {file.parent}"
+            )
+
+
+def _shards(layout: Layout, rows: int) -> list[tuple[Batch, ...]]:
+    """Group consecutive batches into shards of at most `rows` rows, or of one batch where that has more."""
+    shards: list[list[Batch]] = []
+    count = 0
+    for batch in layout.batches:
+        if not shards or count + len(batch.rows) > rows:
+            shards.append([])
+            count = 0
+        shards[-1].append(batch)
+        count += len(batch.rows)
+    return [tuple(shard) for shard in shards]
+
+
+def _write_shards(job: Job, out: Path, jobs: int | None, cluster: Cluster | None, say: Callable[[str], None]) -> None:
+    """Write the shards that a folder lacks."""
+    for torn in out.glob(".part-*.parquet.*"):  # of a process that was killed
+        torn.unlink()
+    shards = _shards(job.layout, job.said["shard_rows"])
+    there = {file.name for file in shards_of(out)}
+    missing = [number for number in range(len(shards)) if shard_name(number) not in there]
+    if len(missing) < len(shards):
+        say(f"{len(shards) - len(missing)} of {len(shards)} shards are in {out}")
+    here = cluster is None and (jobs == 1 or len(missing) <= 1)
+    threads = 0 if here else max(1, int(cluster.cpus)) if cluster is not None else 1
+    with _bar(sum(len(batch.rows) for number in missing for batch in shards[number])) as advance:
+        if here:
+            _HELD["maker"][1].progress = advance
+
+        def finish(name: str, rows: int) -> None:
+            say(f"{out / name}: {rows} rows")
+            if not here:
+                advance(rows)
+
+        tasks = (
+            (shard_name(n), (job, shards[n], out / shard_name(n), {"shard": n, "shards": len(shards)}, threads))
+            for n in missing
         )
-    said = {"run": str(encoder.run.path), "key": encoder.key, "data": spec, "modalities": encoder.kinds}
-    table = pa.table(columns).replace_schema_metadata({b"counterpoint": json.dumps(said).encode()})
-    with replacing(out) as file:
-        pq.write_table(table, file)
-    return int(table.num_rows)
+        run_tasks(write_shard, tasks, finish, jobs=1 if here else jobs, cluster=cluster)
 
 
-def _embedded(
-    items: Items, encoder: Encoder
-) -> tuple[dict[str, list[Any]], dict[str, tuple[NDArray[np.float32], NDArray[np.bool_]]]]:
-    """Return the file's columns without the embeddings, and for each modality its rows and the mask of its items."""
+_HELD: dict[str, tuple[str, Maker]] = {}  # the maker of this process; a worker writes many shards with one
+
+
+def write_shard(job: Job, batches: Sequence[Batch], path: Path, said: dict[str, Any], threads: int) -> int:
+    """Write one shard, in this process. Return its number of rows.
+
+    Args:
+        job: The table.
+        batches: The shard's part of it.
+        path: The file.
+        said: What this shard says about itself beside the table's own facts.
+        threads: Number of threads; 0 leaves it as it is.
+    """
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    if _HELD.get("maker", ("",))[0] != job.name:
+        encoder = Encoder.load(job.run)
+        items = Items.of(Experiment.of_run(encoder.run).source(job.data), encoder, job.split)
+        _HELD["maker"] = job.name, Maker(items, encoder, job.layout, job.texts)
+    return _HELD["maker"][1].write(batches, path, _metadata(job.said | said))
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder for one process at a time. CounterpointError when another process holds it."""
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise CounterpointError(f"another process embeds into {folder}; wait for it, or use --jobs") from None
+
+
+@contextlib.contextmanager
+def _bar(rows: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar of so many rows on standard error. Yield a function that advances it."""
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    worded = [name for name, kind in items.kinds.items() if kind in WORDED]
-    columns: dict[str, list[Any]] = {name: [] for name in (*RESERVED, *map(text_column, worded))}
-    files: dict[str, list[str | None]] = {name: [] for name in items.kinds if name not in worded}
-    parts: dict[str, list[tuple[NDArray[np.float32], NDArray[np.bool_]]]] = {name: [] for name in items.kinds}
-    texts: dict[str, dict[Any, NDArray[np.float32]]] = {name: {} for name in worded}
-    chunks = [
-        (split, np.arange(at, min(at + BATCH, len(part))))
-        for split, part in items.splits.items()
-        for at in range(0, len(part), BATCH)
-    ]
-    for split, rows in track(chunks, "embedding", console=Console(stderr=True), transient=True):
-        columns["item"] += rows.tolist()
-        columns["split"] += [split] * len(rows)
-        columns["label"] += items.labels(split, rows)
-        columns["source"] += items.names(split, rows)
-        for name in items.kinds:
-            values, there = items.column(split, name, rows), items.present(split, name, rows)
-            if name in worded:
-                columns[text_column(name)] += items.words(name, values)
-                found = _embedded_texts(encoder, name, [values[n] for n in np.flatnonzero(there)], texts[name])
-            else:
-                files[name] += items.files(split, name, rows)
-                found = encoder.rows(name, values if there.all() else values[there])
-            parts[name].append((found, there))
-    # Leave out columns without any path.
-    columns |= {file_column(name): paths for name, paths in files.items() if any(path is not None for path in paths)}
-    return columns, {name: _whole(found) for name, found in parts.items()}
-
-
-def _embedded_texts(
-    encoder: Encoder, name: str, values: Sequence[Any], known: dict[Any, NDArray[np.float32]]
-) -> NDArray[np.float32]:
-    """Return the embeddings of texts or lists of items. Equal texts get the same embedding, bit for bit."""
-    new: list[Any] = [text for text in dict.fromkeys(values) if text not in known]
-    if new:
-        known |= dict(zip(new, encoder.rows(name, new), strict=True))
-    return np.stack([known[text] for text in values]) if values else np.zeros((0, 1), np.float32)
-
-
-def _whole(
-    parts: Sequence[tuple[NDArray[np.float32], NDArray[np.bool_]]],
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return all items' rows [n, dim], zeros for items without the modality, and the mask [n] of the others."""
-    there = np.concatenate([here for _, here in parts])
-    dim = max(rows.shape[1] for rows, _ in parts)
-    whole = np.zeros((len(there), dim), np.float32)
-    found = [rows for rows, _ in parts if len(rows)]
-    if found:
-        whole[there] = np.concatenate(found)
-    return whole, there
-
-
-def shown_items(source: Any, kinds: Mapping[str, str], split: str, row: int) -> dict[str, dict[str, Any]]:
-    """Return each modality that an item has, in the form that a page shows (see `data.shown`)."""
-    from counterpoint.data.shown import png, shown
-
-    part = getattr(source, split)
-    if isinstance(source, ImageData):
-        return {"image": {"png": png(part.images(np.array([row]))[0])}}
-    there = [name for name in kinds if part.present(name, np.array([row]))[0]]
-    return {name: shown(source, part, name, row) for name in there}
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("items"), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(TextColumn("embedding"), *columns, console=Console(stderr=True), transient=True) as shown:
+        bar = shown.add_task("", total=rows)
+        yield lambda count: shown.advance(bar, count)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
-import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from counterpoint.errors import CounterpointError, DataError, RunError
 from counterpoint.experiment import Experiment
 from counterpoint.search.asking import check_key, find
 from counterpoint.search.encoder import Encoder
-from counterpoint.search.stored import Embeddings, Hit, arrow, read_embeddings
-from counterpoint.search.writing import shown_items
+from counterpoint.search.items import shown_items
+from counterpoint.search.stored import Embeddings, Hit, facts_of, is_shard, read_embeddings
 from counterpoint.serve.places import OutsideError, Places
 from counterpoint.serve.walking import Walk
 
@@ -90,21 +90,17 @@ class Space:
         self._lock = threading.RLock()
 
     def tables(self) -> list[Table]:
-        """List the files of embeddings."""
-        _, pq = arrow()
+        """List the files of embeddings, and the folders of shards."""
         found = []
-        for file in self.walk().ending(".parquet"):
+        for file in dict.fromkeys(_whole(file) for file in self.walk().ending(".parquet")):
             path = Path(file)
             stamp = path.stat().st_mtime_ns
             if file not in self._tables or self._tables[file][0] != stamp:
                 table = None
-                try:
-                    about = pq.read_metadata(file)
-                    said = json.loads((about.metadata or {})[b"counterpoint"])
-                    kinds = {str(name): str(kind) for name, kind in said["modalities"].items()}
-                    table = Table(self.places.key(path), path, int(about.num_rows), str(said["run"]), kinds)
-                except Exception:  # whatever pyarrow raises: it is no file of embeddings
-                    table = None
+                # Whatever is not a file of embeddings, or lacks shards, is no table.
+                with contextlib.suppress(DataError):
+                    said, rows = facts_of(path)
+                    table = Table(self.places.key(path), path, rows, str(said["run"]), said["modalities"])
                 self._tables[file] = stamp, table
             if (kept := self._tables[file][1]) is not None:
                 found.append(kept)
@@ -285,6 +281,12 @@ def grouped(names: list[str | None]) -> tuple[list[str], list[int]]:
     number = {name: n for n, name in enumerate(shown)} | dict.fromkeys(rest, len(shown))
     titles = [name or "without a label" for name in shown] + ([f"{len(rest)} others"] if rest else [])
     return titles, [number[name or ""] for name in names]
+
+
+def _whole(file: str) -> str:
+    """Return the folder of a shard, and any other file itself."""
+    path = Path(file)
+    return str(path.parent) if is_shard(path.name) else file
 
 
 def _stamp(path: Path) -> tuple[str, int]:

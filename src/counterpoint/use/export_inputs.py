@@ -12,7 +12,7 @@ from torch import Tensor
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.search.encoder import Encoder
-from counterpoint.search.writing import Items
+from counterpoint.search.items import Items
 
 LOOKED = 256  # rows of a split that are looked through for items with a modality
 Checked = tuple[
