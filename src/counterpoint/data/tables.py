@@ -96,7 +96,7 @@ def load_imagefolder(
     Raises DataError for missing or damaged files, CounterpointError for an invalid option.
     """
     inputs = Inputs(target, series, columns, channels)
-    return _load("imagefolder", place, task, size, image, label, text, test, valid, domain, unseen, inputs)
+    return load_rows("imagefolder", place, task, size, image, label, text, test, valid, domain, unseen, inputs)
 
 
 def load_parquet(
@@ -118,7 +118,7 @@ def load_parquet(
 ) -> ImageData | AlignedData | TargetData:
     """Open Parquet files (see the module; arguments as of `load_imagefolder`, place: a file, folder or pattern)."""
     inputs = Inputs(target, series, columns, channels)
-    return _load("parquet", place, task, size, image, label, text, test, valid, domain, unseen, inputs)
+    return load_rows("parquet", place, task, size, image, label, text, test, valid, domain, unseen, inputs)
 
 
 def load_csv(
@@ -140,7 +140,7 @@ def load_csv(
 ) -> ImageData | AlignedData | TargetData:
     """Open CSV files (see the module; arguments as of `load_imagefolder`, place: a file, folder or pattern)."""
     inputs = Inputs(target, series, columns, channels)
-    return _load("csv", place, task, size, image, label, text, test, valid, domain, unseen, inputs)
+    return load_rows("csv", place, task, size, image, label, text, test, valid, domain, unseen, inputs)
 
 
 def load_webdataset(
@@ -162,10 +162,10 @@ def load_webdataset(
 ) -> ImageData | AlignedData | TargetData:
     """Open WebDataset archives (see the module; arguments as of `load_imagefolder`, place: a file, folder or pattern)."""
     inputs = Inputs(target, series, columns, channels)
-    return _load("webdataset", place, task, size, image, label, text, test, valid, domain, unseen, inputs)
+    return load_rows("webdataset", place, task, size, image, label, text, test, valid, domain, unseen, inputs)
 
 
-def _load(
+def load_rows(
     kind: str,
     place: str,
     task: str,
@@ -178,7 +178,15 @@ def _load(
     domain: str,
     unseen: str,
     inputs: Inputs,
+    max_bad: float | None = None,
 ) -> ImageData | AlignedData | TargetData:
+    """Open a source of one picture and at most one text a row; arguments as of `load_imagefolder`.
+
+    Args:
+        kind: imagefolder, parquet, csv, webdataset, lance or litdata.
+        inputs: the options of the task targets.
+        max_bad: maximum number of bad rows, or their maximum fraction if below 1. None: any number.
+    """
     checked_size(size)
     pairs, numbers = task == "aligned", task == "targets"
     if not numbers and inputs != Inputs():
@@ -219,11 +227,11 @@ def _load(
                 known = {name: role for name, role in known.items() if role != "label"}
             roles = target_roles(place, table.columns, known, image, inputs.series, inputs.columns, inputs.target)
             reader = Reader(table, roles, Wanted(size, 16000, 1), accounts)
-            reader.judge(None)
+            reader.judge(max_bad)
             return target_data(reader, f"{kind}:{place}", test, valid, notes, inputs.channels)
         roles = image_roles(place, table.columns, known, image, label, text, domain, pairs=pairs)
         reader = Reader(table, roles, Wanted(size, 16000, 1), accounts)
-        reader.judge(None)
+        reader.judge(max_bad)
         if pairs:
             return aligned_data(reader, f"{kind}:{place}", test, valid, notes)
         return image_data(reader, f"{kind}:{place}", test, valid, notes, unseen)
