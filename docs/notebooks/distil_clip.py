@@ -116,7 +116,7 @@ loss = cp.losses.CLIP()  # each batch holds every class once
 optimiser = torch.optim.AdamW([*clip.parameters(), *loss.parameters()], lr=1e-3)
 templates = ["a photo of a {}", "one {}", "the picture of a {}"]
 history = []
-for step in range(150):
+for _ in range(150):
     names = [CLASSES[n] for n in rng.permutation(len(CLASSES))]
     pixels = processor([draw(name, rng) for name in names], return_tensors="pt")["pixel_values"]
     texts = tokenizer([str(rng.choice(templates)).format(name) for name in names], padding=True, return_tensors="pt")
