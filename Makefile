@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 FLOWER := .venv-flower
 
-.PHONY: demo test test-slow test-flower check new try claims lint types prose docs bench bench-check catalogue tour lock clean
+.PHONY: demo test test-slow test-flower check new try claims lint types prose docs notebooks bench bench-check catalogue tour lock clean
 
 demo: $(STAMP)  ## learn from labelled game clips, find violent moments in a video, write a page
 	$(BIN)/python -m counterpoint.demo
@@ -40,7 +40,10 @@ types: $(STAMP)  ## type checker
 prose: $(STAMP)  ## the English of docstrings, messages and pages
 	$(BIN)/python tools/prose.py
 
-docs: $(STAMP)  ## the documentation, into site/
+notebooks: $(STAMP)  ## the notebooks of docs/notebooks that changed, executed, with their outputs, into build/notebooks/
+	$(BIN)/python tools/notebooks.py
+
+docs: notebooks  ## the documentation, into site/
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/mkdocs build --strict
 
@@ -115,13 +118,14 @@ clean:  ## the environment and what was built
 	rm -rf .venv .venv-flower site build dist runs .mypy_cache .ruff_cache .pytest_cache
 
 # The arcade, qtawesome, pretty_midi, recbole and nilearn wheels are wanted for sprites, sounds, fonts, soundfont and data only,
-# tinysoundfont without what it plays through.
+# tinysoundfont without what it plays through. litdata's boto3 refuses the python-dateutil of constraints.txt, and runs with it.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "counterpoint needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[demo,dev]'
 	$(BIN)/python -m pip install --constraint constraints.txt --no-deps arcade qtawesome tinysoundfont pretty_midi recbole nilearn
+	$(BIN)/python -m pip install --constraint constraints.txt --no-deps litdata obstore tifffile boto3 botocore s3transfer jmespath
 	touch $(STAMP)
 
 # Flower's packages come first, all others from .venv.

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "docs")]
 
 from docstrings import lists  # noqa: E402
+from notebook_pages import pages as notebook_pages  # noqa: E402
 from records import performance, with_verdicts  # noqa: E402
 
 from counterpoint import catalog  # noqa: E402
@@ -108,7 +109,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages |= {f"systems/{entry.slug}.md": system_page(entry) for entry in built()}
     pages |= {f"api/{room}.md": api_page(room) for room in rooms()}
     pages |= {page: document(name) for name, page in DOCUMENTS.items()}
-    for uri, content in pages.items():
+    for uri, content in (pages | notebook_pages()).items():
         files.append(File.generated(config, uri, content=content))
     for drawing in ("results/bench/contrast.svg", "results/claims/claims.svg"):  # RESULTS.md shows them
         files.append(File.generated(config, drawing, abs_src_path=str(ROOT / drawing)))

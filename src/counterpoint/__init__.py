@@ -12,6 +12,7 @@
     run.export("encoder.onnx")                                  the encoder for other programs, checked
     learner = cp.create("simclr", encoder="timm:resnet18", size=32)   an untrained nn.Module for your own loop
     cp.compare("simclr", "dcl", data="digits")                  paired differences on the same seeds, with intervals
+    cp.register(SYSTEM)                                         a system of your own, known by its name
     cp.train("clip", data=frame)                                your own DataFrame, datasets.Dataset, torch Dataset, arrays
 
     cp.losses, cp.functional                                    each loss as a module, each paper's functions
@@ -28,6 +29,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from counterpoint.catalog import register
     from counterpoint.errors import CounterpointError
     from counterpoint.face.creating import create
     from counterpoint.face.functions import compare, embed, load, own, resume, train
@@ -42,6 +44,7 @@ _PLACES = {
     "create": "counterpoint.face.creating",
     "settings": "counterpoint.face.listing",
     "Trained": "counterpoint.face.trained",
+    "register": "counterpoint.catalog",
     "CounterpointError": "counterpoint.errors",
 }
 # Packages; of these, `systems` and `search` are called like functions, too.
@@ -57,6 +60,7 @@ __all__ = [
     "load",
     "losses",
     "own",
+    "register",
     "resume",
     "search",
     "settings",

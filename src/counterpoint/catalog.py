@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 import tomllib
 from dataclasses import asdict, dataclass, replace
@@ -78,6 +79,31 @@ def get(slug: str) -> Entry:
     )
 
 
+_REGISTERED: dict[str, System] = {}  # systems of the user's own, by slug
+
+
+def register(system: System, *, title: str = "") -> None:
+    """Add a system of your own to the catalogue, for this process: `train`, `compare`, `load` and `systems` know its name.
+
+    Args:
+        system: the declaration (`counterpoint.systems.base.System`). A system with the same name that was registered before is
+            replaced.
+        title: its title in lists. Default: its name.
+
+    Raises CounterpointError for a name of the catalogue, and for one that is not lower-case words joined by hyphens.
+    """
+    slug = system.slug
+    if slug in entries() and slug not in _REGISTERED:
+        raise CounterpointError(f"'{slug}' is a system of the catalogue; choose another name")
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", slug):
+        raise CounterpointError(
+            f"'{slug}' is no name of a system: use lower-case words joined by hyphens, such as my-method"
+        )
+    module = str(getattr(system.learner, "__module__", ""))
+    entries()[slug] = Entry(slug, title or slug, "own", system.task, "built", module=module)
+    _REGISTERED[slug] = system
+
+
 def verdicts() -> dict[str, str]:
     """Return the verdict of each recorded claim, by system. `counterpoint claims` writes the file from the records."""
     file = resources.files("counterpoint").joinpath("claims/verdicts.json")
@@ -120,6 +146,8 @@ def _record(slug: str) -> Any:
         raise CounterpointError(
             f"'{slug}' is in the catalogue but not built yet; choose one that is built: {', '.join(built)}"
         )
+    if slug in _REGISTERED:
+        return _REGISTERED[slug]
     module, _, name = entry.module.partition(":")  # the row of a file with two systems has the record's name
     return getattr(importlib.import_module(module), name or "SYSTEM")
 

@@ -98,6 +98,60 @@ def test_sentence_transformers_gives_the_run_s_own_embeddings(pairs: cp.Trained,
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("pooling", ["cls", "lasttoken", "mean"])
+def test_a_folder_of_sentence_transformers_keeps_its_pooling(places: Path, tmp_path: Path, pooling: str) -> None:
+    sentences = pytest.importorskip("sentence_transformers", reason="needs the package sentence-transformers")
+    from counterpoint.encoders.text import build_text_encoder, build_tokenizer
+
+    modules = library_parts._modules()
+    chain = [modules.Transformer(str(places / "bert"), max_seq_length=12), modules.Pooling(16, pooling_mode=pooling)]
+    sentences.SentenceTransformer(modules=chain, device="cpu").save(str(tmp_path), create_model_card=False)
+    name, texts = f"hf:{tmp_path}", ["the blue dog", "red"]
+    with torch.no_grad():
+        rows = build_text_encoder(name).eval()(*build_tokenizer(name).encode(texts, 12))
+    np.testing.assert_allclose(
+        rows, sentences.SentenceTransformer(str(tmp_path), device="cpu").encode(texts), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", ["spectrogram", "waveform"])
+def test_transformers_loads_the_encoder_of_sounds(kind: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra language")
+    torch.manual_seed(0)
+    sizes: Any = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    if kind == "spectrogram":
+        config = transformers.ASTConfig(num_mel_bins=32, max_length=64, patch_size=16, initializer_range=0.3, **sizes)
+        model, extractor = (
+            transformers.ASTModel(config),
+            transformers.ASTFeatureExtractor(num_mel_bins=32, max_length=64),
+        )
+    else:
+        layers: Any = {"conv_dim": (8,), "conv_kernel": (10,), "conv_stride": (5,), "num_feat_extract_layers": 1}
+        layers |= {"num_conv_pos_embeddings": 2, "num_conv_pos_embedding_groups": 2, "initializer_range": 0.3}
+        model = transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**layers, **sizes))
+        extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
+    model.save_pretrained(tmp_path / "model")
+    extractor.save_pretrained(tmp_path / "model")
+    waves = np.random.default_rng(0).uniform(-1, 1, (24, 3200)).astype(np.float32)
+    data = cp.own({"text": TEXTS, "audio": waves}, rate=16000, seconds=0.2)
+    named = {"audio_encoder": f"hf:{tmp_path / 'model'}", "text_encoder": "text-16-1-2"}
+    run = cp.train("clip", data=data, out=tmp_path, name="run", embedding=8, context=12, **named, **SMALL)
+    (made,) = run.export(tmp_path / "hf", to="hf")
+    assert (made.modality, made.path.name) == ("audio", "audio")
+    assert made.real > 0
+    assert "text is left out" in made.note
+    names: dict[str, Any] = {"wave": waves[0]}
+    card = (made.path / "README.md").read_text(encoding="utf-8")
+    code = card.partition("```python\n")[2].partition("```")[0].replace("FOLDER", str(made.path))
+    exec(compile(code, "card", "exec"), names)  # the card's own lines
+    from safetensors.torch import load_file
+
+    features = names["features"].detach()
+    rows = F.normalize(features @ load_file(made.path / "projection.safetensors")["weight"].T, dim=1)
+    np.testing.assert_allclose(rows, run.encode(sounds=waves[:1]), atol=1e-3)
+    assert not np.allclose(rows, run.encode(sounds=waves[1:2]), atol=1e-2)
+
+
 def test_timm_loads_our_small_vision_transformer(plain: cp.Trained, tmp_path: Path) -> None:
     import timm
 

@@ -19,6 +19,8 @@ EXTRAS = {
     "dense": ("pycocotools", "boxes and run lengths in COCO's layouts, volumes as NIfTI files"),
     "adapters": ("peft", "low-rank adapters of networks (--lora)"),
     "search": ("faiss", "an index for large files of embeddings"),
+    "lance": ("lance", "tables of Lance (the lance: source)"),
+    "litdata": ("litdata", "optimised folders of litdata (the litdata: source)"),
     "serve": ("starlette", "the local page (serve)"),
     "sweep": ("optuna", "the search of settings (sweep)"),
     "cluster": ("ray", "tasks on the machines of a cluster (--on ray)"),

@@ -50,8 +50,8 @@ class Train:
     """Additions to the system, such as mochi to moco-v2; the same as the name moco-v2+mochi. Their settings become options
     too. `counterpoint systems --additions` lists them."""
     max_bad: Annotated[Text, unset(metavar="N")] = None
-    """Maximum number of bad rows in a `manifest:` source, or their maximum fraction if below 1. The same as the source's
-    option max_bad."""
+    """Maximum number of bad rows in a `manifest:`, `lance:` or `litdata:` source, or their maximum fraction if below 1. The same
+    as the source's option max_bad."""
 
     def run(self) -> int:
         """Train, resume or continue a run, depending on the options. Return the exit code."""
@@ -63,8 +63,10 @@ class Train:
             raise CounterpointError("which system? counterpoint train SLUG (see: counterpoint systems)")
         data = self.data
         if self.max_bad is not None:
-            if not (data or "").startswith("manifest:"):
-                raise CounterpointError("--max-bad needs --data manifest:FILE; leave it out for other data")
+            if (data or "").partition(":")[0] not in ("manifest", "lance", "litdata"):
+                raise CounterpointError(
+                    "--max-bad needs --data manifest:FILE, lance:DIR or litdata:DIR; leave it out for other data"
+                )
             data = f"{data}{'&' if '?' in str(data) else '?'}max_bad={self.max_bad}"
         from counterpoint import training
 

@@ -100,23 +100,54 @@ def load_manifest(
     Raises DataError for unreadable files, missing columns, too many bad rows, no usable row, and a modality without an item.
     Raises CounterpointError for an invalid option.
     """
-    checked_size(size)
-    samples = checked_rate(rate, seconds)
+    return load_items("manifest", place, "", task, size, rate, seconds, test, valid, max_bad, columns)
+
+
+def checked_bad(max_bad: float) -> float:
+    """Return `max_bad`. Raises CounterpointError for a number that is negative or NaN."""
     if not max_bad >= 0:
         raise CounterpointError(f"max_bad is a number of rows, or a fraction of them below 1; got {max_bad}")
+    return max_bad
+
+
+def load_items(
+    name: str,
+    place: str,
+    kind: str,
+    task: str,
+    size: int,
+    rate: int,
+    seconds: float,
+    test: str,
+    valid: str,
+    max_bad: float,
+    columns: str,
+) -> AlignedData | TargetData:
+    """Open items in any number of modalities; arguments as of `load_manifest`.
+
+    Args:
+        name: the source's name.
+        kind: the kind of its files, as `open_table` takes it.
+    """
+    checked_size(size)
+    samples = checked_rate(rate, seconds)
+    checked_bad(max_bad)
     if not place:
-        raise CounterpointError("manifest needs a path: manifest:FILE")
+        raise CounterpointError(f"{name} needs a path: {name}:{'FILE' if name == 'manifest' else 'DIR'}")
     named = {part.rpartition(":")[0] for part in filter(None, columns.split(","))}
     named |= {name.partition(".")[0] for name in named}
     accounts = Accounts(place, columns)
     least = 1 if task == "federations" else 2
     table, notes = open_table(
-        place, "", lambda name: name in named if named else bool(known_by_name(name, {})) or task == "targets", accounts
+        place,
+        kind,
+        lambda name: name in named if named else bool(known_by_name(name, {})) or task == "targets",
+        accounts,
     )
     if task == "targets":
         said = {kind: name for name, kind in said_columns(place, table.columns, columns).items()}
         if odd := set(said) - {"image", "vector", "target", "split", "id"}:
-            raise CounterpointError(f"manifest: a target is predicted from an image or a vector, not from {min(odd)}")
+            raise CounterpointError(f"{name}: a target is predicted from an image or a vector, not from {min(odd)}")
         given = said.get("image", ""), said.get("vector", ""), "", said.get("target", "")
         roles = target_roles(place, table.columns, table.usual, *given)
         roles.split, roles.id = said.get("split", roles.split), said.get("id", roles.id)
@@ -125,5 +156,5 @@ def load_manifest(
     reader = Reader(table, roles, Wanted(size, rate, samples), accounts)
     reader.judge(max_bad)
     if task == "targets":
-        return target_data(reader, f"manifest:{place}", test, valid, notes)
-    return aligned_data(reader, f"manifest:{place}", test, valid, notes, least)
+        return target_data(reader, f"{name}:{place}", test, valid, notes)
+    return aligned_data(reader, f"{name}:{place}", test, valid, notes, least)

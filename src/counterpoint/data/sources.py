@@ -754,6 +754,30 @@ SOURCES: dict[str, Source] = {
             also=("aligned", "targets"),
             function="load_webdataset",
         ),
+        Source(
+            "lance",
+            "views",
+            "counterpoint.data.stores",
+            "your own items in tables of Lance: images with labels or targets, by parquet's options; any modalities, by manifest's",
+            "yours",
+            "what you have",
+            argument="DIR",
+            needs="lance",
+            also=("aligned", "targets"),
+            function="load_lance",
+        ),
+        Source(
+            "litdata",
+            "views",
+            "counterpoint.data.stores",
+            "your own items in optimised folders of litdata: options as lance's",
+            "yours",
+            "what you have",
+            argument="DIR",
+            needs="litdata",
+            also=("aligned", "targets"),
+            function="load_litdata",
+        ),
     )
 }
 
@@ -766,5 +790,7 @@ PLACES = {
     "interactions": "users and items, an interaction in a row",
     "csv": "pictures with labels or captions",
     "parquet": "the same in Parquet files",
+    "lance": "items in a table of Lance",
+    "litdata": "items in an optimised folder of litdata",
     "videos": "video files",
 }

@@ -99,6 +99,31 @@ def load_table(
     Raises DataError for missing or damaged files, CounterpointError for an invalid option.
     """
     inputs = Inputs(target, series, columns, channels)
+    return load_rows(kind, place, task, size, image, label, text, test, valid, domain, unseen, inputs)
+
+
+def load_rows(
+    kind: str,
+    place: str,
+    task: str,
+    size: int,
+    image: str,
+    label: str,
+    text: str,
+    test: str,
+    valid: str,
+    domain: str,
+    unseen: str,
+    inputs: Inputs,
+    max_bad: float | None = None,
+) -> ImageData | AlignedData | TargetData:
+    """Open a source of one picture and at most one text a row; arguments as of `load_table`.
+
+    Args:
+        kind: imagefolder, parquet, csv, webdataset, lance or litdata.
+        inputs: the options of the task targets.
+        max_bad: maximum number of bad rows, or their maximum fraction if below 1. None: any number.
+    """
     checked_size(size)
     pairs, numbers = task == "aligned", task == "targets"
     if not numbers and inputs != Inputs():
@@ -139,11 +164,11 @@ def load_table(
                 known = {name: role for name, role in known.items() if role != "label"}
             roles = target_roles(place, table.columns, known, image, inputs.series, inputs.columns, inputs.target)
             reader = Reader(table, roles, Wanted(size, 16000, 1), accounts)
-            reader.judge(None)
+            reader.judge(max_bad)
             return target_data(reader, f"{kind}:{place}", test, valid, notes, inputs.channels)
         roles = image_roles(place, table.columns, known, image, label, text, domain, pairs=pairs)
         reader = Reader(table, roles, Wanted(size, 16000, 1), accounts)
-        reader.judge(None)
+        reader.judge(max_bad)
         if pairs:
             return aligned_data(reader, f"{kind}:{place}", test, valid, notes)
         return image_data(reader, f"{kind}:{place}", test, valid, notes, unseen)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import itertools
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -408,7 +409,7 @@ def build_text_encoder(
     *,
     vocabulary: int | None = None,
     length: int = 77,
-    pooling: Pooling = "mean",
+    pooling: Pooling | None = None,
     pretrained: bool = True,
     dropout: float = 0.0,
 ) -> TextTransformer | PretrainedText | towers.TextTower:
@@ -418,7 +419,8 @@ def build_text_encoder(
         name: name from the module's table.
         vocabulary: number of tokens of the tokenizer, which text-s needs; other encoders ignore it.
         length: maximum number of tokens for text-s, by default 77; other encoders ignore it.
-        pooling: "mean" (default; as all-MiniLM-L6-v2 was trained), "end" (CLIP) or "first" (BERT).
+        pooling: "mean", "end" (CLIP) or "first" (BERT). Default: as sentence-transformers pools the model where its folder
+            says how, else "mean".
         pretrained: load the published weights of minilm and hf: models (default); False: random weights.
         dropout: probability in text-s and text-W-D-H, by default 0; other encoders ignore it.
 
@@ -427,7 +429,7 @@ def build_text_encoder(
     if name.startswith("text-"):
         if vocabulary is None:
             raise CounterpointError(f"{name} needs the vocabulary of its tokenizer: vocabulary=tokenizer.vocabulary")
-        return TextTransformer(vocabulary, length, pooling=pooling, dropout=dropout, **_sizes(name))
+        return TextTransformer(vocabulary, length, pooling=pooling or "mean", dropout=dropout, **_sizes(name))
     if name.startswith("tower-"):
         if vocabulary is None:
             raise CounterpointError("a tower needs the vocabulary of its tokenizer: vocabulary=tokenizer.vocabulary")
@@ -444,7 +446,30 @@ def build_text_encoder(
     if "input_ids" not in inspect.signature(model.forward).parameters:
         raise CounterpointError(f"{name} is no text model; its input is not input_ids")
     # transformers 5 keeps the type of the file, transformers 4 converted to float32: widen half-precision files.
-    return PretrainedText(model.float(), pooling)
+    return PretrainedText(model.float(), pooling or published_pooling(place) or "mean")
+
+
+def published_pooling(place: str) -> Pooling | None:
+    """Return how sentence-transformers pools the tokens of a model; None where its folder does not tell, or tells another way.
+
+    Args:
+        place: a folder, or a name on the Hub, of which the local cache is read.
+    """
+    file: Any = Path(place) / "1_Pooling" / "config.json"
+    if not Path(place).is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        file = try_to_load_from_cache(place, "1_Pooling/config.json")
+    try:
+        facts = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return None
+    # Version 6 writes one name, earlier ones wrote a flag for each way.
+    older = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "lasttoken"}
+    said = facts.get("pooling_mode") or [way for flag, way in older.items() if facts.get(f"pooling_mode_{flag}")]
+    ways: dict[str, Pooling] = {"mean": "mean", "lasttoken": "end", "cls": "first"}
+    only = said[0] if isinstance(said, list) and len(said) == 1 else said
+    return ways.get(only) if isinstance(only, str) else None
 
 
 def check_text_encoder(name: str) -> None:

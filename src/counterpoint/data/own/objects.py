@@ -277,17 +277,17 @@ def _of_frame(frame: Any, name: str) -> Segment:
 def _of_datasets(data: Any, name: str, spool: Spool) -> Segment:
     import json
 
-    from counterpoint.data.own.parquet import _cells, _known
+    from counterpoint.data.own.parquet import cells_of, known_columns
 
     names = list(data.column_names)
     metadata = {b"huggingface": json.dumps({"info": {"features": data.features.to_dict()}}).encode()}
-    usual, classes = _known(metadata, names)
+    usual, classes = known_columns(metadata, names)
     parts: dict[str, list[Cells]] = {column: [] for column in names}
     raw = data.with_format("arrow")
     for start in range(0, len(data), AT_ONCE):
         rows = raw[start : start + AT_ONCE]
         for column in names:
-            parts[column] += [_cells(chunk, spool) for chunk in rows[column].chunks]
+            parts[column] += [cells_of(chunk, spool) for chunk in rows[column].chunks]
     usual |= {column: "label" for column in classes if not known_by_name(column, usual)}
     cells: dict[str, Cells] = {column: Joined(found) for column, found in parts.items()}
     return Segment(Path(name), len(data), cells, names=names, usual=usual, classes=classes)

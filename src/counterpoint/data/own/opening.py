@@ -8,6 +8,8 @@ from pathlib import Path
 from counterpoint.data.accounts import Accounts, Line
 from counterpoint.data.own.archives import read_archives
 from counterpoint.data.own.delimited import read_delimited
+from counterpoint.data.own.lance_tables import read_lance
+from counterpoint.data.own.litdata_folders import read_litdata
 from counterpoint.data.own.parquet import read_parquet
 from counterpoint.data.own.places import file_splits, files_of
 from counterpoint.data.own.records import read_json, read_jsonl
@@ -22,7 +24,7 @@ def open_table(
 
     Args:
         place: A file, folder or pattern.
-        kind: csv, jsonl, json, parquet or tar. Empty: from the files' endings.
+        kind: csv, jsonl, json, parquet, tar, lance or litdata. Empty: from the files' endings and contents.
         wanted: Returns whether a column of this name is read. Of other columns only the names are kept.
         accounts: Counts files and members of archives.
         prefer: Preferred ending of a member, for samples with two members of one kind.
@@ -68,6 +70,10 @@ def _read(path: Path, kind: str, wanted: Callable[[str], bool], spool: Spool) ->
             return read_delimited(path, wanted)
         if kind == "parquet":
             return read_parquet(path, wanted, spool)
+        if kind == "lance":
+            return read_lance(path, wanted, spool)
+        if kind == "litdata":
+            return read_litdata(path, wanted, spool)
         return read_jsonl(path, wanted) if kind == "jsonl" else read_json(path, wanted)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -34,14 +34,14 @@ def read_parquet(path: Path, wanted: Wanted, spool: Spool) -> Segment:
             names = list(schema.names)
             if len(set(names)) != len(names):
                 raise DataError(f"{path}: has two columns of one name")
-            usual, classes = _known(schema.metadata, names)
+            usual, classes = known_columns(schema.metadata, names)
             read = [name for name in names if wanted(name) or name in usual]
             parts: dict[str, list[Cells]] = {name: [] for name in read}
             size = sum(file.metadata.row_group(n).total_byte_size for n in range(file.metadata.num_row_groups))
             rows = max(64, min(ROWS, HELD * max(1, file.metadata.num_rows) // max(1, size)))
             for batch in file.iter_batches(batch_size=rows, columns=read):
                 for name in read:
-                    parts[name].append(_cells(batch.column(batch.schema.get_field_index(name)), spool))
+                    parts[name].append(cells_of(batch.column(batch.schema.get_field_index(name)), spool))
             count = file.metadata.num_rows
     except DataError:
         raise
@@ -52,7 +52,8 @@ def read_parquet(path: Path, wanted: Wanted, spool: Spool) -> Segment:
     return Segment(path, count, columns, names=names, usual=usual, classes=classes)
 
 
-def _cells(array: Any, spool: Spool) -> Cells:
+def cells_of(array: Any, spool: Spool) -> Cells:
+    """Return the cells of an Arrow array: vectors as float32, bytes in memory or in the spool."""
     kind = array.type
     if is_numbers(kind) and pa.types.is_floating(kind.value_type) and kind.value_type != pa.float32():
         # Values beyond float32 become infinite, which a later check reports.
@@ -82,7 +83,7 @@ def _bytes(array: Any, spool: Spool) -> Cells:
     return SpooledCells(descriptor, start + at[:-1] - at[0], sizes)
 
 
-def _known(metadata: Any, names: list[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+def known_columns(metadata: Any, names: list[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Return the columns' roles and the classes' names that `datasets` writes into a Parquet file."""
     try:
         features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
 import stat
@@ -37,6 +38,7 @@ ENDINGS = {
     ".tar.xz": "tar",
 }
 READABLE = ".csv, .tsv, .jsonl, .json, .parquet, .tar"
+STORES = {"lance": "a table of Lance", "litdata": "an optimised folder of litdata"}  # kinds that are folders
 # train.csv, train-0.csv, test_00001.parquet, validation-00000-of-00004.parquet
 _SPLIT_NAME = re.compile(rf"({'|'.join(SPLITS)})([-_. ]?\d+)?([-_. ]of[-_. ]\d+)?")
 
@@ -65,6 +67,29 @@ def kind_of(path: Path) -> str:
     return next((kind for ending, kind in ENDINGS.items() if name.endswith(ending) and name != ending), "")
 
 
+def store_of(path: Path) -> str:
+    """Return the kind in STORES of a folder that is one table, empty for any other folder."""
+    if (path / "_versions").is_dir():
+        return "lance"
+    try:
+        with (path / "index.json").open("rb") as file:
+            index = json.load(file)
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return "litdata" if isinstance(index, dict) and {"chunks", "config"} <= index.keys() else ""
+
+
+def _stores(root: Path) -> list[tuple[Path, str]]:
+    """Return a folder itself where it is a table, else the tables among the folders in it."""
+    if kind := store_of(root):
+        return [(root, kind)]
+    try:
+        inside = sorted(path for path in root.iterdir() if not path.name.startswith(".") and path.is_dir())
+    except OSError:
+        return []  # `_inside` reports it
+    return [(path, kind) for path in inside if (kind := store_of(path))]
+
+
 def matches(place: str) -> list[Path]:
     """Return the files and folders that match a pattern. Brackets in the names of existing folders are not patterns."""
     parts = Path(place).parts
@@ -85,9 +110,9 @@ def files_of(place: str, kind: str, accounts: Accounts) -> list[tuple[Path, str]
     Args:
         place: A file, a folder (searched recursively, through links) or a pattern. The name of an existing file or folder
             is never a pattern.
-        kind: csv, jsonl, json, parquet or tar: the kind of files that are named. Empty: from their endings.
-        accounts: Counts the files. In a folder, files that are neither tables nor archives are not counted; they may be
-            the pictures that a table names.
+        kind: csv, jsonl, json, parquet, tar, lance or litdata: the kind of what is named. Empty: from endings and contents.
+        accounts: Counts the files. A table of Lance and a folder of litdata count as one file. In a folder, files that are
+            neither tables nor archives are not counted; they may be the pictures that a table names.
 
     Raises DataError when no file can be read.
     """
@@ -98,7 +123,13 @@ def files_of(place: str, kind: str, accounts: Accounts) -> list[tuple[Path, str]
     found: list[tuple[Path, str]] = []
     for root in roots:
         if is_folder(root):
-            found += _inside(root, kind, accounts)
+            stores = _stores(root)
+            accounts.find("files", len(stores))
+            found += stores
+            if kind not in STORES and not (stores and stores[0][0] == root):
+                found += _inside(root, kind, accounts, [path for path, _ in stores])
+        elif kind in STORES:
+            raise DataError(f"{root}: is a file; {STORES[kind]} is a folder")
         elif kind or kind_of(root):
             accounts.find("files")
             found.append((root, kind or kind_of(root)))
@@ -108,35 +139,39 @@ def files_of(place: str, kind: str, accounts: Accounts) -> list[tuple[Path, str]
             accounts.find("files")
             accounts.leave(_file(root, f"its ending says no kind that can be read: {READABLE}"))
     kinds = sorted({what for _, what in found})
+    if kind and (other := set(kinds) - {kind}):
+        raise DataError(f"{place}: holds files of the kind {other.pop()}, not {kind}")
     if len(kinds) > 1:
         raise DataError(f"{place}: holds files of several kinds ({', '.join(kinds)}); name one, or a pattern")
     full = []
     for path, what in found:
-        if os.stat(path).st_size:
+        if what in STORES or os.stat(path).st_size:
             full.append((path, what))
         else:
             accounts.leave(_file(path, "is empty (0 bytes)"))
     if not full:
         if len(found) == 1:
             raise DataError(f"{found[0][0]}: is empty (0 bytes)")
+        if kind in STORES and roots:
+            raise DataError(f"{place}: is not {STORES[kind]}, and holds none")
         what = "holds no table or archive" if roots and is_folder(roots[0]) else "no such file, folder or pattern"
         left = f" ({accounts.examples()})" if accounts.left("files") else ""
         raise DataError(f"{place}: {what}{left}; name {READABLE} files")
     return full
 
 
-def _inside(root: Path, kind: str, accounts: Accounts) -> list[tuple[Path, str]]:
-    """Return the tables and archives below a folder."""
+def _inside(root: Path, kind: str, accounts: Accounts, but: Sequence[Path] = ()) -> list[tuple[Path, str]]:
+    """Return the tables and archives below a folder, without what is in the folders `but`."""
     inside = walk(root)
     found = []
     for path, reason in inside.left_out:
         # The content of an unreadable folder is unknown.
-        if kind_of(path) or not path.suffix:
+        if (kind_of(path) or not path.suffix) and not any(store in path.parents for store in but):
             accounts.find("files")
             accounts.leave(_file(path, reason))
     for path in inside.files:
         what = kind_of(path)
-        if not what:
+        if not what or any(store in path.parents for store in but):
             continue
         accounts.find("files")
         if kind and what != kind:
