@@ -1,4 +1,4 @@
-"""Train twice, once with an interruption, and check that a resumed run ends as if it had not been interrupted."""
+"""Interrupt trainings and resume them; check that they end as if they had not been interrupted."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from counterpoint import training
 from counterpoint.engine.run import Run
 from counterpoint.errors import Interrupted
+from counterpoint.experiment import Experiment
 
 
 class Whole(NamedTuple):
@@ -65,3 +66,28 @@ def need_equal_ends(
     for name, value in wanted.weights.items():
         assert torch.equal(value, mine[name]), name
     return halves
+
+
+def cut_and_resumed(experiment: Experiment, learner: type, stop: int, folder: Path) -> Run:
+    """Train with an interruption, and resume. Return the run.
+
+    Args:
+        learner: The class whose method `end_step` is counted.
+        stop: Number of finished steps at which to interrupt, from 1.
+        folder: The folder for the run "cut".
+    """
+    cut, count, before = Run.create(folder, experiment.record(0), "cut"), 0, learner.end_step  # type: ignore[attr-defined]
+
+    def counted(self: Any) -> None:
+        nonlocal count
+        before(self)
+        count += 1
+        if count == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner, "end_step", counted)
+        with pytest.raises(Interrupted):
+            experiment.run(0, run=cut)
+    training.resume(cut.path, say=lambda _: None)
+    return cut

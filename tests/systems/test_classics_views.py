@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -19,10 +17,11 @@ from counterpoint.catalog import load_system
 from counterpoint.encoders.images import build_image_encoder, need_size
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
-from counterpoint.errors import CounterpointError, Interrupted
+from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment, task_class
 from counterpoint.systems.classics.mae import patchify
 from counterpoint.tasks.images import ImageBatches
+from interrupted import need_equal_ends
 from launch import command_over_processes
 
 DATA = "digits?size=16&train=320"
@@ -111,28 +110,7 @@ def test_defaults_are_the_paper_s_and_the_recipe_fits(slug):
 @pytest.mark.parametrize("slug", ["moco-v2", "byol", "swav", "dino"])
 def test_interrupted_and_resumed_it_ends_the_same(slug, tmp_path, monkeypatch):
     settings = config(slug, epochs=2, batch_size=64)  # of 5 steps
-    system = load_system(slug)
-    count, loss = 0, system.learner.loss
-
-    def counted(self, batch):
-        nonlocal count
-        if count == interrupt_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        count += 1
-        return loss(self, batch)
-
-    monkeypatch.setattr(system.learner, "loss", counted)
-    interrupt_at = -1
-    whole = training.train(slug, settings, data=DATA, seed=3, out=tmp_path, name="whole", say=lambda _: None)
-    interrupt_at, count = 6, 0  # in the second epoch
-    with pytest.raises(Interrupted):
-        training.train(slug, settings, data=DATA, seed=3, out=tmp_path, name="halves", say=lambda _: None)
-    halves = training.resume(tmp_path / "halves", say=lambda _: None)
-    assert count == 10
-    assert whole.metrics() == halves.metrics()
-    mine = halves.load_weights()
-    for name, value in whole.load_weights().items():
-        assert torch.equal(value, mine[name]), name
+    need_equal_ends(monkeypatch, load_system(slug).learner, slug, settings, DATA, 6, tmp_path)  # in the second epoch
 
 
 @pytest.fixture(scope="module")

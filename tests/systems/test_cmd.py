@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,11 +18,12 @@ from counterpoint.catalog import load_system
 from counterpoint.core.region_bags import attention, bag_terms
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
-from counterpoint.errors import CounterpointError, Interrupted
+from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.images import cmd
 from counterpoint.tasks.region_figures import region_figures
 from counterpoint.views.images import Recipe, ViewPipeline
+from interrupted import need_equal_ends
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "cmd.npz")
 NAMES = ("student_cls", "student_region", "student_feat", "teacher_cls", "teacher_region", "teacher_feat")
@@ -329,27 +328,8 @@ def test_the_literal_term_stops_a_run_that_it_makes_nan():
 
 def test_interrupted_and_resumed_it_ends_the_same(tmp_path, monkeypatch, undrawn):
     config = Experiment.resolve("cmd", DATA, overrides=SMALL).config
-    count, loss, interrupt_at = 0, cmd.CMD.loss, -1
-
-    def counted(self, batch):
-        nonlocal count
-        if count == interrupt_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        count += 1
-        return loss(self, batch)
-
-    monkeypatch.setattr(cmd.CMD, "loss", counted)
-    whole = training.train("cmd", config, data=DATA, seed=3, out=tmp_path, name="whole", say=lambda _: None)
-    interrupt_at, count = 4, 0  # in the second epoch
-    with pytest.raises(Interrupted):
-        training.train("cmd", config, data=DATA, seed=3, out=tmp_path, name="halves", say=lambda _: None)
-    halves = training.resume(tmp_path / "halves", say=lambda _: None)
-    assert count == 6
-    assert whole.metrics() == halves.metrics()
-    mine = halves.load_weights()
-    for name, value in whole.load_weights().items():
-        assert torch.equal(value, mine[name]), name
-    assert {"center", "center_grid", "teacher.module.region.last.weight"} <= set(mine)
+    run = need_equal_ends(monkeypatch, cmd.CMD, "cmd", config, DATA, 4, tmp_path)  # in the second epoch
+    assert {"center", "center_grid", "teacher.module.region.last.weight"} <= set(run.load_weights())
 
 
 def test_trains_from_the_command_line_on_a_folder_of_pictures(tmp_path):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,10 +18,11 @@ from counterpoint.core.tracks import Tracker
 from counterpoint.data.frames import PADDING, ArrayClips, Clip
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
-from counterpoint.errors import CounterpointError, DataError, Interrupted
+from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.dense import ctvis
 from counterpoint.tasks.frames import chosen_frames, matches, track_clip, tracked
+from interrupted import need_equal_ends
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "ctvis.npz")
 TYPES = pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
@@ -413,27 +412,8 @@ def test_embeddings_of_places_without_a_detection_are_zero():
 
 def test_interrupted_and_resumed_it_ends_the_same(tmp_path, monkeypatch):
     config = Experiment.resolve("ctvis", DATA, overrides=SMALL | {"noise": 0.2}).config
-    count, loss, interrupt_at = 0, ctvis.CTVIS.loss, -1
-
-    def counted(self, batch):
-        nonlocal count
-        if count == interrupt_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        count += 1
-        return loss(self, batch)
-
-    monkeypatch.setattr(ctvis.CTVIS, "loss", counted)
-    whole = training.train("ctvis", config, data=DATA, seed=3, out=tmp_path, name="whole", say=lambda _: None)
-    interrupt_at, count = 3, 0
-    with pytest.raises(Interrupted):
-        training.train("ctvis", config, data=DATA, seed=3, out=tmp_path, name="halves", say=lambda _: None)
-    halves = training.resume(tmp_path / "halves", say=lambda _: None)
-    assert count == 4
-    assert whole.metrics() == halves.metrics()
-    mine = halves.load_weights()
-    for name, value in whole.load_weights().items():
-        assert torch.equal(value, mine[name]), name
-    assert "Instances over time" in (whole.path / "report.html").read_text()
+    run = need_equal_ends(monkeypatch, ctvis.CTVIS, "ctvis", config, DATA, 3, tmp_path)
+    assert "Instances over time" in (run.path / "report.html").read_text()
 
 
 def test_trains_from_the_command_line(tmp_path):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from counterpoint import functional as fn
-from counterpoint import training
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, Interrupted
+from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.distillation import dcd as file
 from counterpoint.tasks.class_teachers import open_network
+from interrupted import cut_and_resumed
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "dcd.npz")
 DATA = "clustered-pairs?train=48&test=16&clusters=4"
@@ -291,21 +289,7 @@ def test_an_interrupted_run_resumes_bit_for_bit_in_each_stage(tmp_path: Path, st
     experiment = Experiment.resolve("dcd", DATA, overrides=SMALL)
     whole = Run.create(tmp_path, experiment.record(0), "whole")
     experiment.run(0, run=whole)
-    cut = Run.create(tmp_path, experiment.record(0), "cut")
-    before, count = file.DCD.end_step, 0
-
-    def counted(self: Any) -> None:
-        nonlocal count
-        before(self)
-        count += 1
-        if count == stop:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(file.DCD, "end_step", counted)
-        with pytest.raises(Interrupted):
-            experiment.run(0, run=cut)
-    training.resume(cut.path)
+    cut = cut_and_resumed(experiment, file.DCD, stop, tmp_path)
     ours, theirs = cut.load_weights(), whole.load_weights()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,13 @@ from counterpoint import training
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, Interrupted
+from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.search.encoder import Encoder
 from counterpoint.systems.distillation import gopro as file
 from counterpoint.tasks.kept_classes import foreign_classes, kept_shares
 from counterpoint.use.export import export
+from interrupted import cut_and_resumed
 from tiny_clips import saved_clip
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "gopro.npz")
@@ -295,21 +294,9 @@ def test_the_rate_warms_up_at_a_constant_and_then_falls_on_a_cosine() -> None:
 
 def test_an_interrupted_run_resumes_bit_for_bit_and_loads_and_exports(tmp_path: Path) -> None:
     experiment = resolved()
-    whole, cut = (Run.create(tmp_path, experiment.record(0), name) for name in ("whole", "cut"))
+    whole = Run.create(tmp_path, experiment.record(0), "whole")
     experiment.run(0, run=whole)
-    count = 0
-
-    def counted(self: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(file.GOPro, "end_step", counted, raising=False)
-        with pytest.raises(Interrupted):
-            experiment.run(0, run=cut)
-    training.resume(cut.path)
+    cut = cut_and_resumed(experiment, file.GOPro, 3, tmp_path)
     ours = cut.load_weights()
     assert all(torch.equal(ours[name], value) for name, value in whole.load_weights().items())
     assert not any(name.startswith(("network", "encoder")) for name in ours)

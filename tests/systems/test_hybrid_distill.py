@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,10 +21,11 @@ from counterpoint.encoders.vision_transformers import vit_s
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, Interrupted
+from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.distillation import hybrid_distill
 from counterpoint.systems.distillation.hybrid_distill import HybridDistill
+from interrupted import need_equal_ends
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "hybrid-distill.npz")
 TYPES = pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
@@ -457,28 +456,10 @@ def test_teachers_have_no_gradient_and_are_no_part_of_the_weights():
 
 def test_interrupted_and_resumed_it_ends_the_same(tmp_path, monkeypatch, undrawn):
     config = Experiment.resolve("hybrid-distill", DATA, overrides=SMALL).config
-    count, loss, interrupt_at = 0, HybridDistill.loss, -1
-
-    def counted(self, batch):
-        nonlocal count
-        if count == interrupt_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        count += 1
-        return loss(self, batch)
-
-    monkeypatch.setattr(HybridDistill, "loss", counted)
-    kept = {"data": DATA, "seed": 3, "out": tmp_path, "say": lambda _: None}
-    whole = training.train("hybrid-distill", config, name="whole", **kept)
-    interrupt_at, count = 4, 0  # in the second epoch
-    with pytest.raises(Interrupted):
-        training.train("hybrid-distill", config, name="halves", **kept)
-    halves = training.resume(tmp_path / "halves", say=lambda _: None)
-    assert count == 6
-    assert whole.metrics() == halves.metrics()
-    mine = halves.load_weights()
-    assert "projector.weight" in mine
-    for name, value in whole.load_weights().items():
-        assert torch.equal(value, mine[name]), name
+    run = need_equal_ends(
+        monkeypatch, HybridDistill, "hybrid-distill", config, DATA, 4, tmp_path
+    )  # in the second epoch
+    assert "projector.weight" in run.load_weights()
 
 
 def test_trains_from_the_command_line_on_a_folder_with_runs_as_teachers_and_exports(tmp_path):

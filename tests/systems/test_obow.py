@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,10 +21,11 @@ from counterpoint.core.codes import pooled_codes
 from counterpoint.core.memory import Queue
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
-from counterpoint.errors import CounterpointError, Interrupted
+from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.images import obow
 from counterpoint.systems.images.obow import WordGenerator
+from interrupted import need_equal_ends
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "obow.npz")
 TYPES = pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
@@ -370,27 +369,8 @@ def test_the_monitor_s_gradient_reaches_no_network():
 
 def test_interrupted_and_resumed_it_ends_the_same(tmp_path, monkeypatch):
     config = Experiment.resolve("obow", DATA, overrides=SMALL).config
-    count, loss, interrupt_at = 0, obow.OBoW.loss, -1
-
-    def counted(self, batch):
-        nonlocal count
-        if count == interrupt_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        count += 1
-        return loss(self, batch)
-
-    monkeypatch.setattr(obow.OBoW, "loss", counted)
-    whole = training.train("obow", config, data=DATA, seed=3, out=tmp_path, name="whole", say=lambda _: None)
-    interrupt_at, count = 4, 0  # in the second epoch
-    with pytest.raises(Interrupted):
-        training.train("obow", config, data=DATA, seed=3, out=tmp_path, name="halves", say=lambda _: None)
-    halves = training.resume(tmp_path / "halves", say=lambda _: None)
-    assert count == 6
-    assert whole.metrics() == halves.metrics()
-    mine = halves.load_weights()
-    for name, value in whole.load_weights().items():
-        assert torch.equal(value, mine[name]), name
-    assert {"vocabularies.0.rows", "vocabularies.1.pointer", "distance"} <= set(mine)
+    run = need_equal_ends(monkeypatch, obow.OBoW, "obow", config, DATA, 4, tmp_path)  # in the second epoch
+    assert {"vocabularies.0.rows", "vocabularies.1.pointer", "distance"} <= set(run.load_weights())
 
 
 def test_trains_from_the_command_line_on_a_folder_of_pictures(tmp_path):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,10 +18,11 @@ from counterpoint.catalog import load_system
 from counterpoint.core.operands import unit
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
-from counterpoint.errors import CounterpointError, Interrupted
+from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.dense import pixpro
 from counterpoint.views.images import ViewPipeline, denormalise
+from interrupted import need_equal_ends
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "pixpro.npz")
 WHOLE = torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
@@ -281,27 +280,8 @@ def test_instance_loss_lies_in_its_range_and_reaches_the_encoder():
 def test_interrupted_and_resumed_it_ends_the_same(tmp_path, monkeypatch):
     settings = SMALL | {"instance_weight": 1.0}
     config = Experiment.resolve("pixpro", DATA, overrides=settings).config
-    count, loss, interrupt_at = 0, pixpro.PixPro.loss, -1
-
-    def counted(self, batch):
-        nonlocal count
-        if count == interrupt_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        count += 1
-        return loss(self, batch)
-
-    monkeypatch.setattr(pixpro.PixPro, "loss", counted)
-    whole = training.train("pixpro", config, data=DATA, seed=3, out=tmp_path, name="whole", say=lambda _: None)
-    interrupt_at, count = 4, 0  # in the second epoch
-    with pytest.raises(Interrupted):
-        training.train("pixpro", config, data=DATA, seed=3, out=tmp_path, name="halves", say=lambda _: None)
-    halves = training.resume(tmp_path / "halves", say=lambda _: None)
-    assert count == 6
-    assert whole.metrics() == halves.metrics()
-    mine = halves.load_weights()
-    for name, value in whole.load_weights().items():
-        assert torch.equal(value, mine[name]), name
-    assert "Cells found again" in (whole.path / "report.html").read_text()
+    run = need_equal_ends(monkeypatch, pixpro.PixPro, "pixpro", config, DATA, 4, tmp_path)  # in the second epoch
+    assert "Cells found again" in (run.path / "report.html").read_text()
 
 
 def test_trains_from_the_command_line_on_a_folder_of_pictures(tmp_path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,13 @@ from counterpoint.encoders.prompts import appended_prompts, replaced_prompts
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, Interrupted
+from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.distillation import promptkd as file
 from counterpoint.tasks import class_teachers, image_towers, tuned_teachers
 from counterpoint.tasks.class_teachers import AlignedDual
 from embedded import embeddings
+from interrupted import cut_and_resumed
 from tiny_clips import saved_clip
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "promptkd.npz")
@@ -492,21 +491,9 @@ def test_an_interrupted_run_resumes_bit_for_bit_in_both_stages(
     rooms: dict[str, AlignedDual], tmp_path: Path, stop: int
 ) -> None:
     experiment = resolved(tune_epochs=3, epochs=1)
-    whole, cut = (Run.create(tmp_path, experiment.record(0), name) for name in ("whole", "cut"))
+    whole = Run.create(tmp_path, experiment.record(0), "whole")
     experiment.run(0, run=whole)
-    count = 0
-
-    def counted(self: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == stop:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(file.PromptKD, "end_step", counted)
-        with pytest.raises(Interrupted):
-            experiment.run(0, run=cut)
-    training.resume(cut.path)
+    cut = cut_and_resumed(experiment, file.PromptKD, stop, tmp_path)
     ours = cut.load_weights()
     assert all(torch.equal(ours[name], value) for name, value in whole.load_weights().items())
 

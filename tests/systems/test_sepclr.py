@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,15 +13,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from counterpoint import cli, training
+from counterpoint import cli
 from counterpoint import functional as fn
 from counterpoint.core import gaussian
 from counterpoint.data import load
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError, Interrupted
+from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.supervision import sepclr as module
 from counterpoint.tasks.spaces import Cause, probe_matrix
+from interrupted import need_equal_ends
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "sepclr.npz")
 HEADS = ("common1", "common2", "salient1", "salient2")
@@ -264,26 +263,7 @@ def test_without_membership_every_picture_is_a_target():
 
 def test_interrupted_and_resumed_it_ends_the_same(tmp_path, monkeypatch):
     config = Experiment.resolve("sepclr", DATA, overrides=SMALL).config
-    count, loss, interrupt_at = 0, module.SepCLR.loss, -1
-
-    def counted(self, batch):
-        nonlocal count
-        if count == interrupt_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        count += 1
-        return loss(self, batch)
-
-    monkeypatch.setattr(module.SepCLR, "loss", counted)
-    whole = training.train("sepclr", config, data=DATA, seed=3, out=tmp_path, name="whole", say=silent)
-    interrupt_at, count = 5, 0  # in the second epoch
-    with pytest.raises(Interrupted):
-        training.train("sepclr", config, data=DATA, seed=3, out=tmp_path, name="halves", say=silent)
-    halves = training.resume(tmp_path / "halves", say=silent)
-    assert count == 8
-    assert whole.metrics() == halves.metrics()
-    mine = halves.load_weights()
-    for name, value in whole.load_weights().items():
-        assert torch.equal(value, mine[name]), name
+    need_equal_ends(monkeypatch, module.SepCLR, "sepclr", config, DATA, 5, tmp_path)  # in the second epoch
 
 
 def test_trains_on_an_own_folder_and_draws_the_matrix(tmp_path):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +23,12 @@ from counterpoint.core.label_mixtures import BetaShares, Groups, Terms
 from counterpoint.engine.fit import fit
 from counterpoint.engine.options import Loop
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError, Interrupted
+from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.search import Encoder
 from counterpoint.systems.supervision import supremix as file
 from counterpoint.tasks.regression import RegressionEvaluator
+from interrupted import need_equal_ends
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "supremix.npz")
 TYPES = pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
@@ -348,26 +347,7 @@ def test_the_learning_rate_falls_to_a_tenth_once():
 @pytest.mark.parametrize(("regressor", "interrupt_at"), [("frozen", 5), ("fine-tuned", 2), ("fine-tuned", 9)])
 def test_interrupted_and_resumed_it_ends_the_same(regressor, interrupt_at, tmp_path, monkeypatch, undrawn):
     config = Experiment.resolve("supremix", DATA, overrides=SMALL | {"regressor": regressor}).config
-    count, loss, stop_at = 0, file.SupReMix.loss, -1
-
-    def counted(self, batch):
-        nonlocal count
-        if count == stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        count += 1
-        return loss(self, batch)
-
-    monkeypatch.setattr(file.SupReMix, "loss", counted)
-    whole = training.train("supremix", config, data=DATA, seed=3, out=tmp_path, name="whole", say=lambda _: None)
-    total, stop_at, count = count, interrupt_at, 0
-    with pytest.raises(Interrupted):
-        training.train("supremix", config, data=DATA, seed=3, out=tmp_path, name="halves", say=lambda _: None)
-    halves = training.resume(tmp_path / "halves", say=lambda _: None)
-    assert count == total == (8 if regressor == "frozen" else 12)
-    assert whole.metrics() == halves.metrics()
-    mine = halves.load_weights()
-    for name, value in whole.load_weights().items():
-        assert torch.equal(value, mine[name]), name
+    need_equal_ends(monkeypatch, file.SupReMix, "supremix", config, DATA, interrupt_at, tmp_path)
 
 
 def trained() -> tuple[list[dict[str, float]], dict[str, Tensor]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,11 @@ from counterpoint.engine.fit import fit
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, Interrupted
+from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.distillation import tinyclip as file
 from counterpoint.tasks import tower_figures, tower_pairs
+from interrupted import cut_and_resumed
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "tinyclip.npz")
 ROWS = ("student_image", "student_text", "teacher_image", "teacher_text")
@@ -459,24 +458,9 @@ def test_an_interrupted_run_resumes_bit_for_bit_in_each_stage(
     whole_runs: dict[str, tuple[Experiment, Run]], tmp_path: Path, inherit: str, stop: int
 ) -> None:
     experiment, whole = whole_runs[inherit]
-    cut = Run.create(tmp_path, experiment.record(0), "cut")
-    before = file.TinyCLIP.end_step
-    count = 0
-
-    def counted(self: Any) -> None:
-        nonlocal count
-        before(self)
-        count += 1
-        if count == stop:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(file.TinyCLIP, "end_step", counted)
-        with pytest.raises(Interrupted):
-            experiment.run(0, run=cut)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "_shown", lambda run, say: run)  # the page takes seconds
-        training.resume(cut.path)
+        cut = cut_and_resumed(experiment, file.TinyCLIP, stop, tmp_path)
     ours, theirs = cut.load_weights(), whole.load_weights()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())

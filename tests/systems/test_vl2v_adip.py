@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +11,15 @@ import torch
 from torch import Tensor
 
 from counterpoint import functional as fn
-from counterpoint import training
 from counterpoint.core.loss_valley import LossValley
 from counterpoint.engine.fit import fit
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run
-from counterpoint.errors import CounterpointError, DataError, Interrupted
+from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.distillation import vl2v_adip as file
 from embedded import embeddings
+from interrupted import cut_and_resumed
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "vl2v-adip.npz")
 DATA = "styled-shapes?train=32&valid=16&test=16&size=16&label=shape&unseen=bright"
@@ -170,22 +168,7 @@ def test_an_interrupted_run_resumes_bit_for_bit_in_each_stage(tmp_path: Path, st
 
     whole = Run.create(tmp_path, experiment.record(0), "whole")
     experiment.run(0, run=whole)
-    cut = Run.create(tmp_path, experiment.record(0), "cut")
-    before = file.VL2V.end_step
-    count = 0
-
-    def counted(self: Any) -> None:
-        nonlocal count
-        before(self)
-        count += 1
-        if count == stop:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(file.VL2V, "end_step", counted)
-        with pytest.raises(Interrupted):
-            experiment.run(0, run=cut)
-    training.resume(cut.path)
+    cut = cut_and_resumed(experiment, file.VL2V, stop, tmp_path)
     ours, theirs = cut.load_weights(), whole.load_weights()
     assert ours.keys() == theirs.keys()
     assert not any(name.startswith("valley") for name in ours)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from counterpoint import functional as fn
-from counterpoint import training
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError, Interrupted
+from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.distillation import vlm_ood_distill as file
 from embedded import embeddings
+from interrupted import cut_and_resumed
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "vlm-ood-distill.npz")
 DATA = "styled-shapes?train=64&valid=32&test=32&size=16&label=shape-colour"
@@ -194,21 +192,9 @@ def test_captions_need_a_line_for_each_picture_and_a_network(tmp_path: Path, mon
 
 def test_an_interrupted_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     experiment = Experiment.resolve("vlm-ood-distill", DATA, overrides=settings())
-    whole, cut = (Run.create(tmp_path, experiment.record(0), name) for name in ("whole", "cut"))
+    whole = Run.create(tmp_path, experiment.record(0), "whole")
     experiment.run(0, run=whole)
-    count = 0
-
-    def counted(self: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(file.VLMOOD, "end_step", counted)
-        with pytest.raises(Interrupted):
-            experiment.run(0, run=cut)
-    training.resume(cut.path)
+    cut = cut_and_resumed(experiment, file.VLMOOD, 5, tmp_path)
     ours = cut.load_weights()
     assert all(torch.equal(ours[name], value) for name, value in whole.load_weights().items())
 

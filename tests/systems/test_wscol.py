@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,9 +20,10 @@ from counterpoint.core.proposals import pseudo_boxes
 from counterpoint.data.regions import SOURCE, TARGET, RegionSplit, iou
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
-from counterpoint.errors import CounterpointError, Interrupted
+from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.dense import wscol
+from interrupted import need_equal_ends
 from launch import command_over_processes
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "wscol.npz")
@@ -406,26 +405,9 @@ def test_interrupted_in_each_stage_and_resumed_it_ends_the_same(tmp_path, monkey
     config = Experiment.resolve(
         "wscol", DATA, overrides=SMALL | {"source_epochs": 2, "epochs": 2, "batch_size": 1}
     ).config
-    count, loss, interrupt_at = 0, wscol.WSCoL.loss, -1
-
-    def counted(self, batch):
-        nonlocal count
-        if count == interrupt_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        count += 1
-        return loss(self, batch)
-
-    monkeypatch.setattr(wscol.WSCoL, "loss", counted)
-    whole = training.train("wscol", config, data=DATA, seed=3, out=tmp_path, name="whole", say=lambda _: None)
     for at in (1, 7):  # the second step of the source, the sixth of the adaptation
-        interrupt_at, count = at, 0
-        with pytest.raises(Interrupted):
-            training.train("wscol", config, data=DATA, seed=3, out=tmp_path, name=f"at{at}", say=lambda _: None)
-        halves = training.resume(tmp_path / f"at{at}", say=lambda _: None)
-        assert whole.metrics() == halves.metrics()
-        mine = halves.load_weights()
-        for name, value in whole.load_weights().items():
-            assert torch.equal(value, mine[name]), name
+        (tmp_path / str(at)).mkdir()
+        need_equal_ends(monkeypatch, wscol.WSCoL, "wscol", config, DATA, at, tmp_path / str(at))
 
 
 def test_trains_from_the_command_line(tmp_path):

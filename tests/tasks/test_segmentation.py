@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,7 @@ from counterpoint import cli, data, training
 from counterpoint.core.cells import near_cells
 from counterpoint.data.dense import IGNORE, ArrayScenes, DenseData
 from counterpoint.engine.run import Run
-from counterpoint.errors import CounterpointError, Interrupted
+from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.classics import finetune_seg
 from counterpoint.tasks.cells import cell_classes, right_matches
@@ -26,6 +24,7 @@ from counterpoint.tasks.dense_figures import DenseEvaluator
 from counterpoint.tasks.measures.masks import dices, ious, pixel_confusion
 from counterpoint.views.images import ViewPipeline
 from counterpoint.views.images.masks import cropped_masks
+from interrupted import need_equal_ends
 
 # -------------------------------------------------------------------------------------------------------------- measures
 
@@ -235,26 +234,7 @@ def test_a_step_trains_with_the_public_loss(monkeypatch):
 
 def test_interrupted_and_resumed_it_ends_the_same(tmp_path, monkeypatch, parent):
     config = Experiment.resolve("finetune-seg", DATA, overrides=SMALL | {"start": str(parent)}).config
-    count, loss, interrupt_at = 0, finetune_seg.FinetuneSeg.loss, -1
-
-    def counted(self, batch):
-        nonlocal count
-        if count == interrupt_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        count += 1
-        return loss(self, batch)
-
-    monkeypatch.setattr(finetune_seg.FinetuneSeg, "loss", counted)
-    whole = training.train("finetune-seg", config, data=DATA, seed=3, out=tmp_path, name="whole", say=lambda _: None)
-    interrupt_at, count = 3, 0
-    with pytest.raises(Interrupted):
-        training.train("finetune-seg", config, data=DATA, seed=3, out=tmp_path, name="halves", say=lambda _: None)
-    halves = training.resume(tmp_path / "halves", say=lambda _: None)
-    assert count == 4
-    assert whole.metrics() == halves.metrics()
-    mine = halves.load_weights()
-    for name, value in whole.load_weights().items():
-        assert torch.equal(value, mine[name]), name
+    need_equal_ends(monkeypatch, finetune_seg.FinetuneSeg, "finetune-seg", config, DATA, 3, tmp_path)
 
 
 def test_trains_from_the_command_line_on_a_folder_with_masks(tmp_path):

@@ -33,7 +33,7 @@ def anchor_losses(
     every = None if meaning is None else gather_rows(meaning)
 
     def alike(rows: slice, columns: slice) -> Tensor:
-        """Tell of which pairs two different rows have one meaning."""
+        """Mark the pairs of two different rows that have one meaning."""
         assert every is not None
         numbers = torch.arange(len(every), device=every.device)
         return (every[rows][:, None] == every[columns]) & (numbers[rows][:, None] != numbers[columns])

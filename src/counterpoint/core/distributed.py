@@ -297,15 +297,15 @@ def batch_logsumexp(
     columns: bool = False,
     ring: bool = False,
 ) -> PairLogSumExp:
-    """`pair_logsumexp` over the batch of all processes: this process's rows against everybody's keys, and back.
+    """Compute `pair_logsumexp` over the batch of all processes: this process's rows against all keys, and the reverse.
 
     Args:
         query, key: this process's rows and keys; numbers may differ between processes. key None: the query's.
         exclude: rules in terms of the whole batch, rows and keys counted in rank order (see `place`).
         weight: non-negative weights of pairs, as of `pair_logsumexp`, in terms of the whole batch too. Not with `ring`.
-        columns: also log Z of this process's keys over everybody's rows.
-        ring: pass blocks of keys round instead of gathering them: no process ever holds all keys. Slower by what the
-            network takes, and the tiles are always computed twice.
+        columns: also log Z of this process's keys over the rows of all processes.
+        ring: pass blocks of keys from process to process instead of gathering them. So no process ever holds all keys. It is
+            slower by the time of the network, and computes all tiles twice.
 
     Without a process group this is `pair_logsumexp`. The mean of a loss made of it is `global_mean`.
     """

@@ -21,7 +21,7 @@ have one of the two. Without such items, stage 1 takes the snippets of the train
 Differences from the paper:
 
     - Learning rates fall on half a cosine over a fixed number of epochs in both stages. The paper has steps down, and stops by a
-      validation set. So no best model is reloaded either.
+      validation set. No best model is reloaded.
     - An epoch of stage 1 has as many steps as an epoch of the training pairs.
     - Biases and normalisation have no weight decay.
     - "both" trains the pathways in the same steps. They share no parameter, so this equals training one after the other.

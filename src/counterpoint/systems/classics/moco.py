@@ -9,7 +9,7 @@ Not built:
 
 - Shuffling images between processes before the key encoder's batch normalisation. Each process normalises over its own keys,
   so the statistics may reveal which key belongs to which query.
-- v1's steps of the learning rate. It follows a cosine instead.
+- v1's decay of the learning rate in steps. Here it follows a cosine.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Zhang, Ji, Liu, Pang, Han: "Multi-Stage Knowledge Integration of Vision-Language Models for Continual Learning", IEEE Trans. Image
 Processing 35, 2026, arXiv 2411.06764. No code was released.
 
-**The equations below are choices of this library, not the paper's.** Its body could not be read. Known are the four stages and
-their purpose, and both teachers with weights for each sample. Known too are prototypes that begin as the original CLIP's, and that
+**The equations below are choices of this library, not the paper's.** Its body could not be read. The four
+stages and their purpose are known, and two teachers with a weight for each sample. Prototypes begin as the original CLIP's, and
 relations are distilled on several levels. Protocol and softened rows are those of ZSCL (arXiv 2303.06628).
 
     z, W         [n, dim], [classes, dim] unit embeddings of a task's images and class texts by the student
@@ -18,7 +18,7 @@ relations are distilled on several levels. Protocol and softened rows are those 
 
        |z - z_j|^2 + KL(R(z_j, W_j) || R(z, W_j)) + KL(R(z_j, P) || R(z, P))
 
-   and KL(R(W_j, P) || R(W, P)) of each class. The same rows stand on both sides, so student and rows cannot drift together.
+   and KL(R(W_j, P) || R(W, P)) of each class. Both sides of a KL have the same rows, so student and rows cannot drift together.
 3. Distinguishing ideas: the weight of teacher j for an image is the softmax over teachers of log p_j(y) / T_w. A class has the mean
    weight of its images in the batch, or of the batch.
 4. Making connections: L = L_cls + l1 L_proto + l2 (weighted sum of step 2). `--connect` also connects weights: a running average
@@ -28,7 +28,8 @@ P begins as class means of the original network's embeddings, in one pass over t
 the batch's means, with momentum 0.9. `--prototypes` keeps it fixed, makes it learnable by L_proto, or gives each teacher its own
 class means. In the first task both teachers are one network, which counts once. `--l1 0 --l2 0` is plain fine-tuning.
 
-Left out: the baselines LwF and iCaRL, and ZSCL, which needs reference data. Other settings are ZSCL's, but epochs for 1,000 steps.
+Left out: the baselines LwF and iCaRL, and ZSCL, which needs reference data. Other settings are ZSCL's.
+Training lasts a number of epochs instead of 1,000 steps.
 """
 
 from __future__ import annotations
@@ -240,7 +241,7 @@ class MulKIConfig(TaskStreamConfig):
 
 
 class MulKILearner(TaskStreamLearner):
-    """A network of pictures and texts that learns task after task beside its frozen beginning and its last task's copy."""
+    """A network of pictures and texts that learns task after task, and two frozen copies: the first, and the last task's."""
 
     config: MulKIConfig
     banks: Tensor  # [2, classes, dim] class means by both teachers, of the current task

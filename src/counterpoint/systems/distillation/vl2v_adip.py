@@ -20,8 +20,8 @@ valley of the validation loss (SWAD, core/loss_valley.py).
 `--objective ce` and `kd` are the baselines of the claim: a linear classifier, first alone and then with the backbone. It
 learns from labels, or from labels and the teacher's logits.
 
-Differences from the authors' code: a network that teaches sees pictures normalised by its own statistics, not by ImageNet's
-(`--foreign-statistics` restores this). A segment of SWAD is an epoch. Once the valley has ended, training goes on to its last
+Differences from the authors' code: a teacher network gets pictures normalised by its own statistics, not by ImageNet's
+(`--foreign-statistics` restores this). A segment of SWAD is an epoch. After the end of the valley, training goes on to its last
 epoch, without effect on the average. Fine-tuning of the teacher's own encoder (self-distillation) is `--from` a run of clip.
 """
 

@@ -17,9 +17,9 @@ A round, in the order of this file's functions:
     C   the party returns R_c; the server fuses them by `contrastive_ensemble`
     D   the server learns P once more, towards the fused representations
 
-- Of the code: two passes with steps of their own, which the paper writes as one sum (`--together` is that sum). The temperature
-  of the weights is 1. Fused rows are not normalised. The weight of the distillation is 0.3 for each modality.
-- Mended: G is computed in evaluation mode. A round without a party of one modality has no distillation of it.
+- As in the code: two passes, each with its own steps. The paper writes one sum, which `--together` computes. The temperature of
+  the weights is 1. Fused rows are not normalised. The weight of the distillation is 0.3 for each modality.
+- Different from the code: G is computed in evaluation mode. A round without a party of one modality has no distillation of it.
 - Chosen: optimisers of the parties persist between rounds. The last, smaller batch of a pass is dropped.
 
 Not built: the pooling of words by PIE attention, and fine-tuning for visual questions.
@@ -309,7 +309,7 @@ class ClassLearner(AlignedLearner):
 
 
 def falling(rounds: int) -> Callable[[float], float]:
-    """Return the factor of the learning rate of classifying parties by round: a tenth from one half, and from 80 %."""
+    """Return the factor of the learning rate of classifying parties by round. It falls to a tenth at 50 % and at 80 %."""
     return lambda round: 0.1 ** ((round >= rounds / 2) + (round >= 0.8 * rounds))
 
 

@@ -22,10 +22,10 @@ turns, with both encoders fixed. The discriminator has no contrastive term.
     attngan-s   L_adv: binary cross-entropy of both logits at two scales, and the KL term; L_m = L_DAMSM of the largest pictures
     galip-s     L_adv: hinge with the gradient penalty, D on E_I's maps; L_m = -mean cosine of code and sentence
 
-Choices where the paper's print was not available: the form of the sums, weights of 1, tau = 1 / gamma3. In pilots on small
+Chosen, because the paper's text was not available: the form of the sums, weights of 1, tau = 1 / gamma3. In pilots on small
 data, smaller weights gave a lower Fréchet distance; the recipe has them. The masking of DAMSM's negatives of the same class stays
-on (`mask_same_class`). A phase without labels has one branch of all pictures, so every arm sees as many pictures in a step. Pairs
-without a class form a class of their own each.
+on (`mask_same_class`). A phase without labels has one branch of all pictures, so every arm sees as many pictures in a step. Each
+pair without a class is a class of its own.
 
 Left out: DM-GAN and SSA-GAN as backbones, labels with several classes, and real pictures among the candidates of sup(F, F). The
 compared UniCL and cross-entropy guidance are left out, too. So are the Inception score and CLIP's text encoder for galip-s.

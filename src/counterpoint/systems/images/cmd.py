@@ -23,7 +23,7 @@ The paper's exact inter-level term was not available. `inter` chooses among thre
 
     mean_bk(X log X - X p_q) + mean_bk(Y log Y - Y s_v),    X = sum_n p_qn,  Y = sum_m s_vm
 
-There probabilities and logits stand where logarithms belong. It is NaN where Y is negative. "none" is EsViT, and with
+It has probabilities and logits in place of their logarithms. It is NaN where Y is negative. "none" is EsViT, and with
 region_weight 0 DINO. The teacher's own term KL(beta_q || p_q) has no gradient, and is logged.
 
 Attention is softmax_m(cos(region, mean region) / 0.1): regions near the picture's vector weigh more. Its gradient reaches
@@ -33,11 +33,12 @@ Memory: the outputs and their gradient, the teacher's distributions, and three t
 of a pair of crops is kept. With 224 and 96 pixels, V = 10 and K = 65,536, a picture has 170 student and 98
 teacher regions: 45 MB and 26 MB for each such tensor.
 
-In the claim the bag comes as near to the picture as it should. Whether 5-NN accuracy suffers by a point is undecided there, and
-a gain is not seen. In pilots with lambda = 1 the image loss rose above log K: the image level predicted nothing. 0.1, the code's
-other value, is milder.
+In the claim's runs the bag comes as near to the picture as expected. They show no gain in 5-NN accuracy, and do not exclude a loss
+of one point. In pilots with lambda = 1 the image loss rose above log K: the image level predicted nothing. The code's other
+value, 0.1, is milder.
 
-Differences from the authors' code: batches are shuffled, those of the code are not. What DINO's file lists holds here.
+Differences from the authors' code: batches are shuffled, those of the code are not. The differences that DINO's file lists
+apply here, too.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ HillZhang1999/ICD, MIT).
     s   = t_N - l_N(phi; x) + omega (t_M - l_M(phi; x))                       fusion of two contrasts
     a token is implausible where t_N < max t_N + ln beta
 
-- Certain: two contrasts, at the last and at a lower layer, and an instruction that enters them; early exit by the output layer;
-  DoLa, ICD and their scoring of answers, which the authors' numbers check.
-- Chosen, since no text of the equations is at hand: the forms above, omega 0.3 and gamma 0.5. Layer M is at half of the
+- Known: two contrasts, at the last and at a lower layer. An instruction enters them. Early exit is by the output layer. DoLa,
+  ICD and their scoring of answers are tested against their authors' numbers.
+- Chosen, because the text of the equations was not available: the forms above, omega 0.3 and gamma 0.5. Layer M is at half of the
   depth. The final normalisation precedes early exit (`early_norm`). beta is 0.1 for answers and 0 for scores of choices.
 - Exact special cases: omega 0 and no instruction is ICD; gamma -1 makes the instruction irrelevant.
 

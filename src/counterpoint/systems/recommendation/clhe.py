@@ -10,7 +10,7 @@ arXiv 2310.18770; code Xiaohao-Liu/CLHE (no licence).
     z      bundle: one such attention over layer-normalised items, and the mean over the items
     D      items by a second encoder with weights of its own; logits = z D^T
 
-    L_rec    = mean over bundles of -sum_i x_i log softmax(logits)_i / sum_i x_i, x the bundle's items; it is input and target
+    L_rec    = mean over bundles of -sum_i x_i log softmax(logits)_i / sum_i x_i, x marks the bundle's items, input and target
     L_item   = alpha_i cl(v, v', T_i), two views of the batch's distinct items by the first encoder
     L_bundle = alpha_b cl(z, z', T_b), z' of the bundle with some items left out or replaced
     cl(a, b, T): cross-entropy of unit(a) unit(b)^T / T with the own row as target, rows of a alone
@@ -18,7 +18,7 @@ arXiv 2310.18770; code Xiaohao-Liu/CLHE (no licence).
 Views of items: `--item-views tokens` leaves out tokens before the attention. With dropout or noise the changed item is projected.
 With `same` both views are the item. The projection is discarded after training.
 
-Quirks of the code that are mended; the second and the fourth are options:
+Four points differ from the code. For the first and the third, an option follows the code:
 
 1. Dropped items are read as item 0 under the mask of the full bundle. Here the smaller bundle has its own mask
    (`partial_uses_full_mask` of `clhe_forward` follows the code).
@@ -26,8 +26,9 @@ Quirks of the code that are mended; the second and the fourth are options:
 3. The bundle's attention is in no optimiser. Here it trains, unless `--no-train-bundle-attention`.
 4. A bundle with one item would lose it. Here it keeps one. A bundle without items does not count.
 
-Not here, and off by default in the code: more layers of the bundle's attention, layer normalisation and a value matrix for items.
-Items that occur in no training bundle are hardly found: the full softmax pushes them down, whatever their features.
+Not built, because it is off by default in the code: more layers of the bundle's attention, layer normalisation, and a value
+matrix for items.
+The model hardly ever finds items that occur in no training bundle. The full softmax pushes them down, whatever their features.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ I(c; s) = H(c) + H(s) - H(c, s). Uniformity raises H(c) and H(s), so a larger H(
 `unif` and `jem` are at most 0; lower is more spread.
 
 Memory is linear in batches of more than 256 rows: |x - y|^2 is expanded, and the kernels are summed in tiles
-(`core.gaussian`). The product of two Gaussian kernels is the kernel of the concatenated rows. Rows that coincide have a
-gradient, which is 0.
+(`core.gaussian`). The product of two Gaussian kernels is the kernel of the concatenated rows. Equal rows have
+gradient 0.
 
 Edges, where the released code gives NaN: a batch without targets has no salient alignment (0), one without backgrounds no L_0
 (0). One row has no pair: unif and jem are 0.
@@ -38,8 +38,8 @@ Differences from the authors' code: both views pass through a network together, 
 evaluation mode.
 
 In the claim the R2 of salient causes in the common space falls from 0.93 to 0.40. That of common causes in the salient space
-falls from 0.93 to 0.65. Neither falls to 0. The sets alone, without the joint entropy, take more out of the salient space: 0.57.
-But they leave the common space as it is.
+falls from 0.93 to 0.65. Neither falls to 0. Without the joint entropy, that of common causes in the salient space falls
+further, to 0.57. The common space then stays as it is.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ class SepCLR(ViewsLearner):
         return 1
 
     def members(self, survey: Survey, split: str) -> Bool[Tensor, " n"]:
-        """Tell of every picture of a split whether it is a target. Raises DataError for pictures without a domain."""
+        """Mark the target pictures of a split. Raises DataError for pictures without a domain."""
         number = self.target_number(survey)
         domains = torch.from_numpy(survey.split(split).domains)
         if bool((domains < 0).any()):
