@@ -409,6 +409,7 @@ def test_approximate_neighbours_need_faiss(monkeypatch):
 
 
 @pytest.mark.parametrize("data", [DATA, CANVASES])
+@pytest.mark.usefixtures("drawn")
 def test_the_page_shows_what_became_of_the_labels(data, tmp_path):
     words = ["train", "capro", "--data", data, "--out", str(tmp_path), "--name", "x"]
     assert cli.main([*words, *(f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items())]) == 0

@@ -405,6 +405,7 @@ def test_two_processes_learn_the_same_as_one(tmp_path):
     assert torch.equal(kept, wanted)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_command_line_trains_and_the_page_shows_accuracies_order_and_memory(tmp_path):
     config = Experiment.resolve("coconut", DATA, overrides=SMALL | {"epochs": 1}).config
     run = training.train("coconut", config, data=DATA, out=tmp_path, name="one", say=lambda _: None)

@@ -543,6 +543,7 @@ def test_data_without_pictures_are_refused(tmp_path):
         trained(tmp_path, "misconceptions?entities=8&relations=1&values=5&train=24")
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_command_line_trains_measures_and_asks(tmp_path, capsys):
     settings = [
         part for name, value in SMALL.items() if name != "shots" for part in (f"--{name.replace('_', '-')}", str(value))

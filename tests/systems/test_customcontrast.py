@@ -511,6 +511,7 @@ def run(tmp_path_factory) -> Path:
     return training.train("customcontrast", config, data=DATA, out=out, say=lambda _: None).path
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_page_of_a_run_shows_references_real_and_generated_frames(run):
     figures = json.loads((run / "figures.json").read_text())
     rows = figures["Subjects in other scenes"]["rows"]

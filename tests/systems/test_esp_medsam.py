@@ -454,6 +454,7 @@ def own_folder(root: Path) -> Path:
     return root
 
 
+@pytest.mark.usefixtures("drawn")
 def test_own_folders_name_the_modalities_and_train_from_the_command_line(sam, tmp_path):
     source = f"masks:{own_folder(tmp_path / 'mine')}?domain=folder&size=16"
     found = data.load(source)

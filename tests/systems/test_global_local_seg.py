@@ -339,6 +339,7 @@ def test_interrupted_in_any_stage_and_resumed_it_ends_the_same(tmp_path, monkeyp
     assert "Partitions of different volumes" in (whole.path / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_trains_from_the_command_line(tmp_path):
     words = ["train", "global-local-seg", "--data", DATA, "--out", str(tmp_path), "--name", "run"]
     for name, value in SMALL.items():

@@ -402,6 +402,7 @@ def folder(path: Path, names: tuple[str, ...], count: int) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("drawn")
 def test_trains_from_the_command_line_on_own_folders_with_a_run_as_teacher(tmp_path):
     mine, found = folder(tmp_path / "mine", ("one", "two"), 20), folder(tmp_path / "web", (".",), 24)
     data = f"imagefolder:{mine}?size=8"

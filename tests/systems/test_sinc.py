@@ -246,6 +246,7 @@ def test_two_processes_learn_the_same_as_one(tmp_path):
                 assert other[name] == pytest.approx(mine[name], rel=2e-4), name
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_saved_run_answers_as_before_and_shows_its_curves(tmp_path):
     run = trained(tmp_path)
     figure = run.figures()["Accuracy by demonstrations"]

@@ -537,6 +537,7 @@ def test_two_processes_learn_the_same_as_one(tmp_path):
                 assert other[name] == pytest.approx(mine[name], rel=2e-4), name
 
 
+@pytest.mark.usefixtures("drawn")
 def test_own_dialogs_train_embed_find_and_export_from_the_command_line(tmp_path):
     pytest.importorskip("pyarrow")
     data = own_dialogs(tmp_path / "chats.jsonl")

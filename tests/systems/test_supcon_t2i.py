@@ -430,6 +430,7 @@ def run(tmp_path_factory) -> Path:
     return training.train("supcon-t2i", config, data=DATA, out=out, say=lambda _: None).path
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_page_of_a_run_shows_generated_pictures_by_caption_and_by_class(run):
     figures = json.loads((run / "figures.json").read_text())
     assert len(figures["Generated pictures"]["rows"]) == 4

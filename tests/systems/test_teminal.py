@@ -346,6 +346,7 @@ def test_order_is_learned_and_lost_by_an_encoder_that_averages_over_time():
 # ------------------------------------------------------------------------------------------------------ runs and a start
 
 
+@pytest.mark.usefixtures("drawn")
 def test_it_trains_from_the_command_line_with_its_page(tmp_path):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     assert main(["train", "teminal", "--data", DATA, "--out", str(tmp_path), "--name", "a", *options]) == 0

@@ -428,6 +428,7 @@ def test_interrupted_in_each_stage_and_resumed_it_ends_the_same(tmp_path, monkey
             assert torch.equal(value, mine[name]), name
 
 
+@pytest.mark.usefixtures("drawn")
 def test_trains_from_the_command_line(tmp_path):
     words = ["train", "wscol", "--data", DATA, "--out", str(tmp_path), "--name", "run"]
     for name, value in SMALL.items():
