@@ -23,7 +23,7 @@ from counterpoint.tuning import sweep
 
 pytest.importorskip("optuna", reason="needs the extra [sweep]")
 GIVEN = {"encoder": "conv-s", "epochs": 2, "batch_size": 32, "evaluate_every": 1, "recipe": "none"}
-DATA = "digits?train=128"
+DATA = "digits?size=8&train=128"
 OVER = ["lr=1e-4..1e-1:log", "tune=head,all"]
 
 

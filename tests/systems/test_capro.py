@@ -270,7 +270,7 @@ def test_baselines_train(settings):
 
 @pytest.mark.parametrize(
     ("data", "interrupt_at"),
-    [(DATA, 1), (DATA, 5), (DATA, 8), (DATA, 13), (CANVASES, 8), (CANVASES, 13)],  # in each stage
+    [(DATA, (1, 5, 8, 13)), (CANVASES, (8, 13))],  # in each stage
 )
 def test_interrupted_and_resumed_it_ends_the_same(data, interrupt_at, tmp_path, monkeypatch, undrawn):
     config = Experiment.resolve("capro", data, overrides=SMALL).config

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,9 +22,10 @@ from counterpoint.encoders.images import build_image_encoder
 from counterpoint.encoders.prefix_windows import PrefixWindows, tensors_of
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
-from counterpoint.errors import CounterpointError, DataError, Interrupted
+from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.dense import esp_medsam as module
+from interrupted import need_equal_ends
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "esp-medsam.npz")
 DATA = "medical-shapes?train=4&test=2&natural=6&size=16"
@@ -411,30 +410,10 @@ def test_modality_added_to_a_run_leaves_the_others_bit_for_bit(sam, tmp_path, qu
         assert torch.equal(mine, other)
 
 
-@pytest.mark.parametrize("interrupt_at", [1, 3, 11])
-def test_interrupted_in_any_stage_and_resumed_it_ends_the_same(sam, tmp_path, monkeypatch, interrupt_at):
+def test_interrupted_in_any_stage_and_resumed_it_ends_the_same(sam, tmp_path, monkeypatch):
     config = Experiment.resolve("esp-medsam", DATA, overrides=small(sam)).config
-    count, loss, stop = 0, module.EspMedSam.loss, -1
-
-    def counted(self, batch):
-        nonlocal count
-        if count == stop:
-            os.kill(os.getpid(), signal.SIGINT)
-        count += 1
-        return loss(self, batch)
-
-    monkeypatch.setattr(module.EspMedSam, "loss", counted)
-    whole = training.train("esp-medsam", config, data=DATA, seed=3, out=tmp_path, name="whole", say=lambda _: None)
-    stop, count = interrupt_at, 0
-    with pytest.raises(Interrupted):
-        training.train("esp-medsam", config, data=DATA, seed=3, out=tmp_path, name="halves", say=lambda _: None)
-    halves = training.resume(tmp_path / "halves", say=lambda _: None)
-    assert count == 12
-    assert whole.metrics() == halves.metrics()
-    mine = halves.load_weights()
-    for name, value in whole.load_weights().items():
-        assert torch.equal(value, mine[name]), name
-    assert "self-prompt" in (whole.path / "report.html").read_text()
+    run = need_equal_ends(monkeypatch, module.EspMedSam, "esp-medsam", config, DATA, (1, 3, 11), tmp_path)
+    assert "self-prompt" in (run.path / "report.html").read_text()
 
 
 def write(path: Path, pixels: np.ndarray) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,9 +20,10 @@ from counterpoint.encoders.images import build_image_encoder
 from counterpoint.encoders.unet import UNetDecoder
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
-from counterpoint.errors import CounterpointError, DataError, Interrupted
+from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.dense import global_local_seg as module
+from interrupted import need_equal_ends
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "global-local-seg.npz")
 
@@ -311,32 +310,10 @@ def test_pictures_that_are_no_slices_are_refused():
         fit(learner, task, bar=False)
 
 
-@pytest.mark.parametrize("interrupt_at", [1, 3, 5])
-def test_interrupted_in_any_stage_and_resumed_it_ends_the_same(tmp_path, monkeypatch, interrupt_at):
+def test_interrupted_in_any_stage_and_resumed_it_ends_the_same(tmp_path, monkeypatch):
     config = Experiment.resolve("global-local-seg", DATA, overrides=SMALL).config
-    count, loss, stop = 0, module.GlobalLocal.loss, -1
-
-    def counted(self, batch):
-        nonlocal count
-        if count == stop:
-            os.kill(os.getpid(), signal.SIGINT)
-        count += 1
-        return loss(self, batch)
-
-    monkeypatch.setattr(module.GlobalLocal, "loss", counted)
-    whole = training.train(
-        "global-local-seg", config, data=DATA, seed=3, out=tmp_path, name="whole", say=lambda _: None
-    )
-    stop, count = interrupt_at, 0
-    with pytest.raises(Interrupted):
-        training.train("global-local-seg", config, data=DATA, seed=3, out=tmp_path, name="halves", say=lambda _: None)
-    halves = training.resume(tmp_path / "halves", say=lambda _: None)
-    assert count == 6
-    assert whole.metrics() == halves.metrics()
-    mine = halves.load_weights()
-    for name, value in whole.load_weights().items():
-        assert torch.equal(value, mine[name]), name
-    assert "Partitions of different volumes" in (whole.path / "report.html").read_text()
+    run = need_equal_ends(monkeypatch, module.GlobalLocal, "global-local-seg", config, DATA, (1, 3, 5), tmp_path)
+    assert "Partitions of different volumes" in (run.path / "report.html").read_text()
 
 
 @pytest.mark.usefixtures("drawn")
