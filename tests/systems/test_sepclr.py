@@ -286,6 +286,7 @@ def test_interrupted_and_resumed_it_ends_the_same(tmp_path, monkeypatch):
         assert torch.equal(value, mine[name]), name
 
 
+@pytest.mark.usefixtures("drawn")
 def test_trains_on_an_own_folder_and_draws_the_matrix(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("healthy/a", "healthy/b", "ill/a", "ill/b"):

@@ -468,6 +468,7 @@ def test_a_run_on_pictures_starts_the_detector_which_may_stay_frozen(tmp_path, u
     assert not all(torch.equal(value, first[name]) for name, value in whole.items())
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_as_one(tmp_path, undrawn):
     settings = SMALL | {"epochs": 2, "batch_size": 4}
     words = ["train", "wscol", "--data", DATA, "--out", str(tmp_path), "--name", "two"]
