@@ -14,6 +14,7 @@ import pytest
 
 from counterpoint import catalog
 from counterpoint.files import patient_threads
+from counterpoint.report.figures import svg as DRAW
 
 patient_threads()  # before any test module imports torch
 
@@ -112,11 +113,11 @@ def run_of_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run.path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def undrawn() -> Iterator[None]:
     """Leave the drawings out of the pages, but for their text alternatives.
 
-    Matplotlib takes longer for them than a test takes to train. A test of a system's smoke run, or of pages, draws them.
+    Matplotlib takes longer for them than a test takes to train. A test of a system's own picture, or of pages, asks for `drawn`.
     """
     from markupsafe import Markup
 
@@ -124,6 +125,16 @@ def undrawn() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "svg", lambda figure, alt: Markup('<svg role="img" aria-label="{}"></svg>').format(alt))
+        yield
+
+
+@pytest.fixture
+def drawn() -> Iterator[None]:
+    """Draw what the pages of this test show."""
+    from counterpoint.report import figures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "svg", DRAW)
         yield
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,15 +30,23 @@ WHOLE: dict[str, Whole] = {}  # by system, data and settings; the cases of a tes
 
 
 def need_equal_ends(
-    monkeypatch: pytest.MonkeyPatch, learner: type, slug: str, config: Any, data: str, at: int, folder: Path
+    monkeypatch: pytest.MonkeyPatch,
+    learner: type,
+    slug: str,
+    config: Any,
+    data: str,
+    at: int | Sequence[int],
+    folder: Path,
 ) -> Run:
     """Check a training that is stopped in the call `at` of the learner's loss and resumed. Return the resumed run.
+
+    With several calls, each resumed training is stopped in the next one.
 
     Metrics, weights and the number of steps must equal those of a training without interruption.
 
     Args:
         learner: The class whose method `loss` is counted.
-        at: Number of the call, from 0.
+        at: Number of the call, from 0; or several, in ascending order.
         folder: An existing folder for both runs.
     """
     count, loss, stop_at = 0, learner.loss, -1  # type: ignore[attr-defined]
@@ -56,9 +65,13 @@ def need_equal_ends(
         whole = training.train(slug, config, name="whole", **given)
         WHOLE[key] = Whole(count, whole.metrics(), whole.load_weights())
     wanted = WHOLE[key]
-    stop_at, count = at, 0
+    (stop_at, *later), count = [at] if isinstance(at, int) else at, 0
     with pytest.raises(Interrupted):
         training.train(slug, config, name="halves", **given)
+    for point in later:
+        stop_at = point
+        with pytest.raises(Interrupted):
+            training.resume(folder / "halves", say=lambda _: None)
     halves = training.resume(folder / "halves", say=lambda _: None)
     assert count == wanted.calls
     assert wanted.metrics == halves.metrics()

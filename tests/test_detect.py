@@ -152,6 +152,7 @@ def test_bad_files_are_reported_and_the_others_done(detector, clip, tmp_path, ca
         detector.detect(tmp_path / "gone.mp4")
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_command_prints_and_writes(run_of_clips, clip, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path, script = clip

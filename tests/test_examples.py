@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 # Rooms -> how many examples stand there at least, and how many functions of the table are called.
 ROOMS = {
@@ -17,6 +19,7 @@ ROOMS = {
 }
 
 
+@pytest.mark.slow
 def test_examples_and_annotations_hold() -> None:
     done = subprocess.run(
         [sys.executable, str(HERE / "examples.py"), *ROOMS],

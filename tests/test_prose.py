@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 
@@ -44,11 +43,6 @@ def test_each_rule_finds_its_kind_and_nothing_else(tmp_path: Path, source: str, 
     path = tmp_path / "file.py"
     path.write_text(source)
     assert [rule for text in prose.texts(path) for rule, _, _ in prose.findings(text)] == rules
-
-
-def test_the_project_has_no_findings() -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "tools" / "prose.py")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
 
 
 def test_findings_name_file_line_and_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -23,7 +23,7 @@ from counterpoint.tuning import sweep
 
 pytest.importorskip("optuna", reason="needs the extra [sweep]")
 GIVEN = {"encoder": "conv-s", "epochs": 2, "batch_size": 32, "evaluate_every": 1, "recipe": "none"}
-DATA = "digits?train=128"
+DATA = "digits?size=8&train=128"
 OVER = ["lr=1e-4..1e-1:log", "tune=head,all"]
 
 
@@ -59,6 +59,7 @@ def test_a_grid_goes_from_end_to_end() -> None:
     assert (one.grid(), one.shown(0)) == ([0, 1], True)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_sweep_finds_the_best_trial_and_a_second_call_adds_only_what_is_missing(tmp_path: Path) -> None:
     said: list[str] = []
     first = sweep("finetune", DATA, OVER, trials=4, given=GIVEN, pruner="none", out=tmp_path / "s", say=said.append)

@@ -25,6 +25,38 @@ class ProtocolError(CounterpointError):
     """A claim's protocol is invalid, or its figures cannot decide it. The message names the claim and the fault."""
 
 
+# The module that a library is imported by -> the extra that brings it, for libraries that only an extra brings.
+EXTRA_OF = {
+    **dict.fromkeys(("transformers", "tokenizers"), "language"),
+    **dict.fromkeys(("av", "opentimelineio"), "video"),
+    **dict.fromkeys(("music21", "verovio", "resvg_py", "tinysoundfont", "pretty_midi"), "music"),
+    "qtawesome": "glyphs",
+    "espeakng_loader": "speech",
+    "diffusers": "generation",
+    **dict.fromkeys(("pycocotools", "nibabel"), "dense"),
+    "peft": "adapters",
+    "faiss": "search",
+    "optuna": "sweep",
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "export"),
+    **dict.fromkeys(("starlette", "uvicorn", "multipart", "python_multipart"), "serve"),
+    "flwr": "federated",
+}
+
+
+def absent(error: ModuleNotFoundError) -> CounterpointError | None:
+    """Return the error for a library that is not installed and that an extra brings. None for any other module.
+
+    >>> print(absent(ModuleNotFoundError("no", name="peft.tuners")))
+    this needs the library peft, which is not installed: pip install 'counterpoint[adapters]'
+    """
+    module = (error.name or "").partition(".")[0]
+    if module not in EXTRA_OF:
+        return None
+    return CounterpointError(
+        f"this needs the library {module}, which is not installed: pip install 'counterpoint[{EXTRA_OF[module]}]'"
+    )
+
+
 class Interrupted(CounterpointError):
     """The user stopped a run; it can be resumed. The command line exits with code 130."""
 

@@ -80,6 +80,7 @@ def originals(tmp_path_factory):
     return sorted(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_mutated_media_files_are_read_or_refused(originals, tmp_path):
     rng = np.random.default_rng(7)
     process: subprocess.Popen[str] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from counterpoint.encoders.images import build_image_encoder
 from counterpoint.encoders.inside import TokenNetwork
 from counterpoint.errors import CounterpointError
 
-pytest.importorskip("peft")
+pytestmark = pytest.mark.skipif(find_spec("peft") is None, reason="needs the extra [adapters]")
 
 IDS = torch.arange(14).view(2, 7)
 

@@ -118,6 +118,7 @@ def child(folder: Path, at: int) -> None:
     fit(learner, task, run=run, loop=Loop(checkpoint_minutes=0), bar=False, callbacks=[KillProcess(at)])
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_exactly(tmp_path):
     assert exit_code(child, tmp_path / "whole", -1) == 0
     assert exit_code(child, tmp_path / "broken", 9) == -signal.SIGKILL  # in the second stage

@@ -26,7 +26,9 @@ def by_torchrun(words: list[str], folder: Path) -> str:
 
 
 # The second set of processes has the environment of torchrun without torchrun, which takes ten seconds to start.
-@pytest.mark.parametrize(("batch", "launch"), [(9, by_torchrun), (19, command_over_processes)])
+@pytest.mark.parametrize(
+    ("batch", "launch"), [pytest.param(9, by_torchrun, marks=pytest.mark.slow), (19, command_over_processes)]
+)
 def test_two_processes_are_as_good_as_one(tmp_path, capsys, batch, launch):
     words = f"train macil-sd {OPTIONS} --batch-size {batch} --out {tmp_path}/runs".split()
     assert cli.main([*words, "--name", "one"]) == 0

@@ -52,6 +52,7 @@ def test_settings_that_differ_are_reported(fake, tmp_path, monkeypatch):
     assert any("Not the same epochs" in note and "moco-v2 99" in note for note in record["notes"])
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_command_prints_a_table_and_writes_a_page(fake, tmp_path, capsys):
     words = f"compare simclr moco-v2 --data digits --seeds 2 --jobs 1 --out {tmp_path}".split()
     assert cli.main(words) == 0

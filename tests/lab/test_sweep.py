@@ -26,6 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "r"
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_sweep_writes_a_record_and_a_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["analyse", str(run), "--temperature-sweep", "--temperatures", "0.1", "1.0", "--jobs", "1"]
     assert cli.main(words) == 0

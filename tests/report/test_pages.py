@@ -25,6 +25,8 @@ from counterpoint.report.run import curve_sections, frames, reproduce, write_run
 from counterpoint.tasks.moments import Detection, Interval, Thumbnail
 from counterpoint.use.detect import jpeg
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 NASTY = '<script>alert("x")</script>&"\''
 VOID = {"meta", "link", "br", "img", "input", "hr", "path", "use", "rect", "circle", "line"}
 
@@ -464,6 +466,13 @@ def test_what_is_measured_now_and_then_is_a_line_and_a_lone_value_a_dot(monkeypa
 
     assert dots([1.0, np.nan, 2.0, np.nan, 3.0, 3.5]) == 2
     assert dots([1.0, 2.0, 3.0, np.nan, 3.0, 3.5]) == 0
+
+
+def test_a_run_of_one_epoch_has_tables_in_place_of_curves() -> None:
+    sections = dict(curve_sections([{"epoch": 0.0, "step": 3.0, "train/loss": 1.25, "test/accuracy": 0.5, "lr": 0.1}]))
+    assert list(sections) == ["Training", "Learning rates"]  # the metrics of the test are the page's first table
+    assert "1.25" in sections["Training"]
+    assert "<svg" not in "".join(sections.values())
 
 
 def test_pictures_stand_side_by_side_with_their_texts_escaped() -> None:

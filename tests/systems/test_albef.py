@@ -621,6 +621,7 @@ def test_the_claim_s_setting_learns():
     assert last[f"test/{claim.conjuncts[0].metric}"] > 0.05  # chance is 0.01
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_through_the_command_line_is_saved_resumed_and_measured(tmp_path):
     if catalog.get("albef").state == "planned":
         pytest.skip("albef is not in the catalogue as built yet")

@@ -403,6 +403,7 @@ def test_the_users_domains_come_from_folders_and_some_may_be_left_out(tmp_path: 
         data.load(f"imagefolder:{tmp_path}?size=8&domain=style")
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_users_own_folder_trains_and_its_page_shows_contents_and_styles(tmp_path: Path) -> None:
     for number in range(24):
         path = tmp_path / "mine" / "ab"[number % 2] / f"{number}.png"

@@ -270,7 +270,7 @@ def test_baselines_train(settings):
 
 @pytest.mark.parametrize(
     ("data", "interrupt_at"),
-    [(DATA, 1), (DATA, 5), (DATA, 8), (DATA, 13), (CANVASES, 8), (CANVASES, 13)],  # in each stage
+    [(DATA, (1, 5, 8, 13)), (CANVASES, (8, 13))],  # in each stage
 )
 def test_interrupted_and_resumed_it_ends_the_same(data, interrupt_at, tmp_path, monkeypatch, undrawn):
     config = Experiment.resolve("capro", data, overrides=SMALL).config
@@ -409,6 +409,7 @@ def test_approximate_neighbours_need_faiss(monkeypatch):
 
 
 @pytest.mark.parametrize("data", [DATA, CANVASES])
+@pytest.mark.usefixtures("drawn")
 def test_the_page_shows_what_became_of_the_labels(data, tmp_path):
     words = ["train", "capro", "--data", data, "--out", str(tmp_path), "--name", "x"]
     assert cli.main([*words, *(f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items())]) == 0

@@ -371,6 +371,7 @@ def test_two_processes_learn_the_same_as_one(tmp_path):
         assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_saved_run_keeps_its_pool_and_shows_its_rounds(tmp_path):
     run = trained(tmp_path)
     learner: Any = load_learner(run)

@@ -461,10 +461,9 @@ def test_a_batch_of_one_pair_learns_its_caption_alone():
     torch.testing.assert_close(found["loss"], found["lm_loss"])
 
 
-@pytest.mark.parametrize("at", [1, 6])
-def test_a_training_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monkeypatch, at):
+def test_a_training_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monkeypatch):
     config = Experiment.resolve("cosmo", DATA, overrides=SMALL | {"epochs": 2}).config
-    need_equal_ends(monkeypatch, cosmo.Cosmo, "cosmo", config, DATA, at, tmp_path)
+    need_equal_ends(monkeypatch, cosmo.Cosmo, "cosmo", config, DATA, (1, 6), tmp_path)
 
 
 @pytest.mark.slow
@@ -543,6 +542,7 @@ def test_data_without_pictures_are_refused(tmp_path):
         trained(tmp_path, "misconceptions?entities=8&relations=1&values=5&train=24")
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_command_line_trains_measures_and_asks(tmp_path, capsys):
     settings = [
         part for name, value in SMALL.items() if name != "shots" for part in (f"--{name.replace('_', '-')}", str(value))

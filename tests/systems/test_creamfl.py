@@ -401,6 +401,7 @@ def test_a_round_asks_some_parties_and_the_choice_is_of_seed_and_round():
 # -------------------------------------------------------------------------------------------------------- command and disk
 
 
+@pytest.mark.usefixtures("drawn")
 def test_from_the_command_line_to_a_page_and_back(tmp_path, capsys):
     words = ["train", "creamfl", "--data", "digit-parties?train=40&test=20&items=40&pairs=1&images=1&texts=1"]
     words += [

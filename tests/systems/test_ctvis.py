@@ -416,6 +416,7 @@ def test_interrupted_and_resumed_it_ends_the_same(tmp_path, monkeypatch):
     assert "Instances over time" in (run.path / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_trains_from_the_command_line(tmp_path):
     words = ["train", "ctvis", "--data", DATA, "--out", str(tmp_path), "--name", "run"]
     for name, value in SMALL.items():

@@ -345,6 +345,7 @@ def test_a_teacher_that_does_not_fit_is_refused_before_the_first_step(changed: d
         started(teacher=teacher, **changed)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_pictures_and_captions_train_by_the_tokens_of_both_and_draw_a_page(tmp_path: Path) -> None:
     experiment = Experiment.resolve(
         "dcd", "digit-captions?train=24&valid=0.05", overrides=CAPTIONS | {"image_encoder": "vit-s"}

@@ -101,6 +101,7 @@ def test_wrong_settings_are_refused(settings: dict[str, object], said: str) -> N
         Experiment.resolve("finetune", DATA, overrides=SMALL | settings).run(0)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_command_line_starts_from_a_run(parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "finetune", "--from", str(parent), "--data", DATA, "--tune", "head", "--out", str(tmp_path)]
     assert main([*words, "--epochs", "1", "--batch-size", "32", "--name", "a"]) == 0

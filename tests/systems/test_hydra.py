@@ -198,6 +198,7 @@ def test_every_gate_and_form_trains(settings: dict[str, Any]) -> None:
     assert math.isfinite(rows[-1]["train/loss"])
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_from_the_command_line_shows_the_gates(tmp_path: Path) -> None:
     words = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     assert cli.main(["train", "hydra", "--data", DATA, *words, "--out", str(tmp_path), "--name", "one"]) == 0

@@ -292,6 +292,7 @@ def test_settings_that_make_no_sense_are_refused():
             RocketConfig(**options)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_from_the_command_line_on_icons_and_on_vectors(tmp_path):
     common = f"--epochs 2 --batch-size 32 --embedding 16 --local-hidden 32 --evaluate-every 2 --out {tmp_path}".split()
     for name, words in (

@@ -150,6 +150,7 @@ def test_clusters_have_their_long_tail() -> None:
 SMALL = ["--encoder", "mlp-s", "--recipe", "clusters", "--batch-size", "32", "--hidden", "8", "--projection", "8"]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_state_is_kept_and_drawn(tmp_path: Path) -> None:
     words = ["train", "isogclr", "--data", "clusters", *SMALL, "--epochs", "2", "--out", str(tmp_path), "--name", "r"]
     assert cli.main(words) == 0

@@ -364,6 +364,7 @@ def test_a_run_interrupted_in_and_between_its_stages_ends_as_an_uninterrupted_on
     assert all(torch.equal(value, mine[name]) for name, value in whole.load_weights().items())
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_shows_and_exports_its_set_from_which_another_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -246,7 +246,7 @@ def test_the_loss_of_balance_counts_once_with_its_weight():
 
 # Two steps in each of the stages teacher, adaptor, dense, sparse and preferences.
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize(("at", "reference"), [(1, "teacher"), (6, "teacher"), (7, "student"), (8, "student")])
+@pytest.mark.parametrize(("at", "reference"), [((1, 6), "teacher"), ((7, 8), "student")])
 def test_a_training_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monkeypatch, at, reference):
     chosen = config(batch_size=12, reference=reference, router_noise=True, capacity_factor=1.0)
     need_equal_ends(monkeypatch, llava_mod.LLaVAMoD, "llava-mod", chosen, DATA, at, tmp_path)

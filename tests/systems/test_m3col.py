@@ -284,6 +284,7 @@ def test_every_arm_of_the_claim_learns(arm):
     assert ("train/first" in rows[0]) == config.unimodal
 
 
+@pytest.mark.usefixtures("drawn")
 def test_pictures_and_captions_train_from_the_command_line(tmp_path, capsys):
     words = (
         f"train m3col --data digit-captions?train=96 --epochs 3 --batch-size 32 --image-encoder conv-s --embedding 32 \

@@ -139,6 +139,7 @@ def test_groups_that_no_batch_fits_into_are_an_error() -> None:
         fit(learner, task, bar=False)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_it_trains_resumes_and_shows_what_was_learned(tmp_path: Path) -> None:
     words = [
         "train",

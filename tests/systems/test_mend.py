@@ -244,9 +244,8 @@ def test_random_placeholders_have_the_spread_of_the_model():
     assert 0.01 < float(learner.distiller.placeholders.detach().std()) < 0.04
 
 
-@pytest.mark.parametrize("at", [1, 4, 7, 9])
-def test_a_training_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monkeypatch, at):
-    need_equal_ends(monkeypatch, mend.MEND, "mend", config(), DATA, at, tmp_path)
+def test_a_training_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monkeypatch):
+    need_equal_ends(monkeypatch, mend.MEND, "mend", config(), DATA, (1, 4, 7, 9), tmp_path)
 
 
 @pytest.mark.slow
@@ -262,6 +261,7 @@ def test_two_processes_learn_the_same_as_one(tmp_path):
                 assert other[name] == pytest.approx(mine[name], rel=2e-4), name
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_saved_run_scores_as_before_and_shows_its_curves(tmp_path):
     run = trained(tmp_path)
     figure = run.figures()["Accuracy by demonstrations"]

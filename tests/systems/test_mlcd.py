@@ -410,6 +410,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path, monkeyp
     assert all(torch.equal(value, mine[name]) for name, value in whole.load_weights().items())
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_shows_its_clusters_and_is_measured_without_them(tmp_path: Path) -> None:
     words = [
         "train",

@@ -373,6 +373,7 @@ def test_interrupted_and_resumed_it_ends_the_same(tmp_path, monkeypatch):
     assert {"vocabularies.0.rows", "vocabularies.1.pointer", "distance"} <= set(run.load_weights())
 
 
+@pytest.mark.usefixtures("drawn")
 def test_trains_from_the_command_line_on_a_folder_of_pictures(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("one", "two"):

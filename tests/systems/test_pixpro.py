@@ -284,6 +284,7 @@ def test_interrupted_and_resumed_it_ends_the_same(tmp_path, monkeypatch):
     assert "Cells found again" in (run.path / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_trains_from_the_command_line_on_a_folder_of_pictures(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "pictures").mkdir()

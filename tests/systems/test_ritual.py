@@ -297,6 +297,7 @@ def test_settings_that_do_not_fit_raise_an_error_that_names_the_mend(tmp_path, c
         trained(tmp_path, **changed)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_page_shows_the_branches(tmp_path):
     run = trained(tmp_path)
     figures = run.figures()

@@ -266,6 +266,7 @@ def test_interrupted_and_resumed_it_ends_the_same(tmp_path, monkeypatch):
     need_equal_ends(monkeypatch, module.SepCLR, "sepclr", config, DATA, 5, tmp_path)  # in the second epoch
 
 
+@pytest.mark.usefixtures("drawn")
 def test_trains_on_an_own_folder_and_draws_the_matrix(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("healthy/a", "healthy/b", "ill/a", "ill/b"):

@@ -169,6 +169,7 @@ def test_colours_change_places_before_they_are_normalised() -> None:
     torch.testing.assert_close(learner.copied(normalise(image))[1], normalise(image[:, [1, 2, 0]])[0])
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_run_from_the_command_line_shows_the_votes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "sla", "--data", DATA, "--encoder", "mlp-s", "--batch-size", "20", "--epochs", "1"]
     assert cli.main([*words, "--out", str(tmp_path), "--name", "one"]) == 0

@@ -516,10 +516,10 @@ def test_the_arms_differ_in_their_weights_alone():
     assert len({round(x["tree"], 5) for x in losses.values()}) == 4
 
 
-@pytest.mark.parametrize("interrupt_at", [1, 4, 6])  # in each of the three stages
-def test_interrupted_and_resumed_it_ends_the_same(interrupt_at, tmp_path, monkeypatch, undrawn):
+def test_interrupted_and_resumed_it_ends_the_same(tmp_path, monkeypatch, undrawn):
     config = Experiment.resolve("space-2", DATA, overrides=SMALL | {"second_epochs": 1, "tune_epochs": 1}).config
-    need_equal_ends(monkeypatch, space_2.Space2, "space-2", config, DATA, interrupt_at, tmp_path)
+    # In each of the three stages.
+    need_equal_ends(monkeypatch, space_2.Space2, "space-2", config, DATA, (1, 4, 6), tmp_path)
 
 
 @pytest.mark.slow
@@ -537,6 +537,7 @@ def test_two_processes_learn_the_same_as_one(tmp_path):
                 assert other[name] == pytest.approx(mine[name], rel=2e-4), name
 
 
+@pytest.mark.usefixtures("drawn")
 def test_own_dialogs_train_embed_find_and_export_from_the_command_line(tmp_path):
     pytest.importorskip("pyarrow")
     data = own_dialogs(tmp_path / "chats.jsonl")

@@ -172,6 +172,7 @@ def test_two_processes_learn_the_same_as_one(tmp_path):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-6), name
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_saved_run_keeps_its_pairs_and_shows_them(tmp_path):
     run = trained(tmp_path)
     learner: Any = load_learner(run)

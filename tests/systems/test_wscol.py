@@ -410,6 +410,7 @@ def test_interrupted_in_each_stage_and_resumed_it_ends_the_same(tmp_path, monkey
         need_equal_ends(monkeypatch, wscol.WSCoL, "wscol", config, DATA, at, tmp_path / str(at))
 
 
+@pytest.mark.usefixtures("drawn")
 def test_trains_from_the_command_line(tmp_path):
     words = ["train", "wscol", "--data", DATA, "--out", str(tmp_path), "--name", "run"]
     for name, value in SMALL.items():
@@ -449,6 +450,7 @@ def test_a_run_on_pictures_starts_the_detector_which_may_stay_frozen(tmp_path, u
     assert not all(torch.equal(value, first[name]) for name, value in whole.items())
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_same_as_one(tmp_path, undrawn):
     settings = SMALL | {"epochs": 2, "batch_size": 4}
     words = ["train", "wscol", "--data", DATA, "--out", str(tmp_path), "--name", "two"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from counterpoint.errors import CounterpointError, Interrupted
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.classics.supcon import SupCon
 
-pytest.importorskip("peft")
+pytestmark = pytest.mark.skipif(find_spec("peft") is None, reason="needs the extra [adapters]")
 
 DATA = "digits?size=16&train=64"
 SMALL: dict[str, Any] = {

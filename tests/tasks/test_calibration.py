@@ -151,7 +151,7 @@ def own_run(run_of_clips, tmp_path_factory):
     return path
 
 
-DATA = "arcade?train=16&test=4&valid=16"
+DATA = "arcade?train=4&test=2&valid=16"
 
 
 def test_the_command_keeps_a_calibration_that_detect_uses(own_run, run_of_clips, tmp_path, monkeypatch, capsys):

@@ -67,7 +67,7 @@ def program(path):
     ]
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [FORMATS[0], pytest.param("onnx", marks=[needs_onnx, pytest.mark.slow])])
 def test_each_modality_gives_the_embeddings_of_the_run_for_any_number_of_items(aligned, format, tmp_path):
     made = aligned.export(tmp_path / f"clip.{ENDING[format]}", format=format)
     assert [one.modality for one in made] == ["image", "text", "audio", "imu"]
@@ -102,7 +102,7 @@ def test_each_modality_gives_the_embeddings_of_the_run_for_any_number_of_items(a
     [
         ("simclr", {}, "torch"),
         pytest.param("dino", {"encoder": "vit-s", "projection": 32, "epochs": 1}, "onnx", marks=needs_onnx),
-        pytest.param("supcon", {"encoder": "resnet-s"}, "onnx", marks=needs_onnx),
+        pytest.param("supcon", {"encoder": "resnet-s"}, "onnx", marks=[needs_onnx, pytest.mark.slow]),
     ],
 )
 def test_runs_of_pictures_are_exported_whatever_their_network(slug, settings, format, tmp_path):

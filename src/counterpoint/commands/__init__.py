@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint import __version__
-from counterpoint.errors import CounterpointError, Interrupted, unknown
+from counterpoint.errors import CounterpointError, Interrupted, absent, unknown
 from counterpoint.files import patient_threads
 
 COMMANDS = (
@@ -53,16 +53,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CounterpointError as error:
         if debug:
             raise
-        from rich.console import Console
-
-        Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        _say(error)
         return 130 if isinstance(error, Interrupted) else 2
+    except ModuleNotFoundError as error:
+        named = absent(error)
+        if debug or named is None:
+            raise
+        _say(named)
+        return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # The reader of the output (head, less) left early. Keep Python from flushing into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _say(error: CounterpointError) -> None:
+    """Print an error as a line on standard error."""
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
 
 
 def _run(words: list[str]) -> int:

@@ -228,7 +228,10 @@ def outcome(rows: Sequence[Mapping[str, float]], file: Path, chance: Mapping[str
 
 
 def curve_sections(rows: Sequence[Mapping[str, float]]) -> list[tuple[str, Markup]]:
-    """Return (heading, figures) for every group of columns with a value. The part before the slash names the group."""
+    """Return (heading, figures) for every group of columns with a value. The part before the slash names the group.
+
+    A single row has tables in place of figures: its curves would be dots. `outcome` shows its headline group.
+    """
     if not rows:
         return []
     when = epochs(rows)
@@ -240,8 +243,14 @@ def curve_sections(rows: Sequence[Mapping[str, float]]) -> list[tuple[str, Marku
     # The metrics that judge the run come first, then those that explain it.
     order = ["test", "val", "train"]
     sections = []
+    shown = next((prefix for prefix in order if prefix in grouped), None)
     for prefix in sorted(grouped, key=lambda p: (order.index(p) if p in order else len(order), p == "", p)):
         heading = GROUPS.get(prefix, prefix or "Other curves")
+        if len(rows) == 1:
+            if prefix != shown:
+                lines = [(name.removeprefix(f"{prefix}/"), values(rows, name)[0]) for name in grouped[prefix]]
+                sections.append((heading, parts.table(["metric", "value"], lines)))
+            continue
         pictures = []
         for frame in frames(grouped[prefix], rows):
             # "lr" and "lr/1" keep their whole names.

@@ -184,8 +184,8 @@ def check_packages() -> None:
     missing = [name for name in NEEDS if find_spec(name) is None]
     if missing:
         raise CounterpointError(
-            f"ONNX needs the package {' and '.join(missing)}: pip install 'counterpoint[export]'. torch.export needs none: name a "
-            "file that ends in .pt2"
+            f"ONNX needs the package{'s' * (len(missing) > 1)} {', '.join(missing)}: pip install 'counterpoint[export]'. "
+            "torch.export needs none: name a file that ends in .pt2"
         )
 
 

@@ -25,6 +25,7 @@ from counterpoint.data.valid import by_content, carve
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIDE = 8  # pixels of a digit
 SHADES = 16  # the darkest; 0 is paper
+KEPT = 64  # largest size in pixels at which the enlarged inventory is kept, 7 MB
 STOP = ("a", "the", "this", "is", "of", "in", "and", "with", "on", "it", "that", "here")
 # Invented words without a meaning.
 DISTRACTORS = tuple(
@@ -110,7 +111,15 @@ def intensity(truth: Scene) -> Intensity:
 
 def enlarged(truth: Scene, size: int) -> Pixels:
     """Render one digit in each picture, enlarged by bicubic interpolation to `size` pixels: [n, size, size]."""
-    return resized(grey(truth), size)
+    if size > KEPT or truth.numbers.shape[1] != 1:
+        return resized(grey(truth), size)
+    return _every(size)[truth.numbers[:, 0]]
+
+
+@lru_cache(maxsize=4)
+def _every(size: int) -> Pixels:
+    """Return the whole inventory at `size` pixels. Whoever draws from it copies."""
+    return resized(grey(scene(np.arange(len(inventory()[1])))), size)
 
 
 def resized(pictures: Pixels, size: int) -> Pixels:
