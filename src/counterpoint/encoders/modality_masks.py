@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -17,8 +17,8 @@ def masks_of_modalities(
     position: Float[Tensor, "1 dim rows columns"],
     modality: Int[Tensor, " n"],
     keys: Sequence[str],
-    queries: Mapping[str, Float[Tensor, "1 dim"]],
-    mask_mlps: Mapping[str, nn.Module],
+    queries: nn.ParameterDict,
+    mask_mlps: nn.ModuleDict,
     decoder: QueryDecoder,
     alone: bool = False,
 ) -> Float[Tensor, "n fine wide"]:
@@ -29,7 +29,7 @@ def masks_of_modalities(
         position: positional encoding of their cells.
         modality: number of each picture's modality.
         keys: key of each modality in `queries`; one key alone is that of all modalities.
-        queries: queries by key. Those without a modality come last.
+        queries: queries [1, dim] by key. Those without a modality come last.
         mask_mlps: MLPs of the masks by the same keys, or one MLP for all.
         decoder: shared weights.
         alone: leave the other queries out of the decoder. Default: all queries attend to each other.

@@ -346,8 +346,10 @@ class EspMedSam(ModalityLearner):
         if self.self_prompt is not None:
             maps, patches = self.self_prompt(maps)
         position = fourier_positions(cast(Tensor, self.gaussian), maps.shape[2], maps.shape[3])
-        parts = self.keys, self.queries, self.mask_mlps, self.decoder
-        fine = masks_of_modalities(maps, position, modality, *parts, alone=self.config.queries == "alone")
+        alone = self.config.queries == "alone"
+        fine = masks_of_modalities(
+            maps, position, modality, self.keys, self.queries, self.mask_mlps, self.decoder, alone=alone
+        )
         found = F.interpolate(fine[:, None], images.shape[2:], mode="bilinear", align_corners=False)
         return found[:, 0], patches
 
