@@ -36,13 +36,13 @@ def speeds(record: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, str, fl
 
 def _pair(row: dict[str, Any], ending: str) -> str:
     """Return ours and the other side's number of a row, such as seconds."""
-    if ending == "s" and "our_ms" in row:
-        return f"{row['our_ms'] / 1000:.3g} / {row['peer_ms'] / 1000:.3g}"
-    if ending == "megabytes" and "our_extra_mb" in row:
-        return f"{row['our_extra_mb']:.3g} / {row['peer_extra_mb']:.3g}"
-    ours = row.get(f"ours_{ending}")
-    other = next((row[f"{name}_{ending}"] for name in OTHERS if f"{name}_{ending}" in row), None)
-    return "" if ours is None or other is None else f"{ours:.3g} / {other:.3g}"
+    units = {"s": ("ms", 1000), "megabytes": ("extra_mb", 1)}
+    ours, unit, divisor = row.get(f"ours_{ending}"), ending, 1
+    if ours is None and ending in units:  # records of single losses
+        unit, divisor = units[ending]
+        ours = row.get(f"our_{unit}")
+    other = next((row[f"{name}_{unit}"] for name in OTHERS if f"{name}_{unit}" in row), None)
+    return "" if ours is None or other is None else f"{ours / divisor:.3g} / {other / divisor:.3g}"
 
 
 def performance() -> str:

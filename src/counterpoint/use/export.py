@@ -23,10 +23,7 @@ items by number are in the .json.
 from __future__ import annotations
 
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +37,7 @@ from counterpoint.errors import CounterpointError, unknown
 from counterpoint.files import check_writable, replacing
 from counterpoint.search.encoder import Encoder
 from counterpoint.use.export_inputs import Checked, random_inputs, real_items
+from counterpoint.use.quiet import only_errors
 from counterpoint.views.images import normalise
 
 ENDINGS = {".onnx": "onnx", ".pt2": "torch"}
@@ -59,6 +57,7 @@ INPUTS = {
 }
 OUTPUTS = {"picture": "restored", "scene": "logits", "scenes": "logits"}  # others: embeddings
 NEEDS = ("onnx", "onnxscript", "onnxruntime")
+EXPORTERS = ("torch", "torch.fx", "torch.export", "onnxscript", "onnx_ir")  # loggers
 
 
 @dataclass(frozen=True)
@@ -196,7 +195,7 @@ def _export(encoder: Encoder, name: str, path: Path, format: str, real: Checked 
     """
     tower = Tower(encoder, name).eval()
     inputs = random_inputs(encoder, name, 3)
-    with _quietly(), torch.no_grad():
+    with only_errors(*EXPORTERS), torch.no_grad():
         with adapters_merged(encoder.learner):
             program = _traced(tower, inputs, name)
         if format == "torch":
@@ -205,7 +204,7 @@ def _export(encoder: Encoder, name: str, path: Path, format: str, real: Checked 
             _to_onnx(program, inputs, encoder.kinds[name], path)
     program = opened(path, format)
     checks = [random_inputs(encoder, name, count) for count in (1, 3, 5)]
-    with _quietly(), torch.no_grad():
+    with only_errors(*EXPORTERS), torch.no_grad():
         pairs = [(inputs, tower(*inputs)) for inputs in checks] + ([real] if real else [])
         difference = max(_difference(name, program, inputs, wanted) for inputs, wanted in pairs)
     if not difference <= LARGEST:
@@ -279,19 +278,3 @@ def opened(path: Path, format: str) -> Callable[..., Tensor]:
     return lambda *inputs: torch.from_numpy(
         session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})[0]
     )
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Hide the warnings and the progress of the exporters."""
-    loggers = [logging.getLogger(name) for name in ("torch", "torch.fx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -11,10 +11,8 @@ beside as projection.safetensors. A folder for sentence-transformers holds pooli
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +34,7 @@ from counterpoint.use import library_parts as parts
 from counterpoint.use.export import ITEMS, LARGEST, Exported, difference_of
 from counterpoint.use.export_inputs import real_values
 from counterpoint.use.model_cards import card
+from counterpoint.use.quiet import only_errors
 
 TO = ("hf", "timm", "sentence-transformers")
 PROJECTION = "projection.safetensors"
@@ -233,8 +232,6 @@ def _move(made: Path, place: Path) -> None:
 @contextmanager
 def quietly() -> Iterator[None]:
     """Hide the bars, the log and the warnings of the libraries."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers", "timm")]
-    levels = [logger.level for logger in loggers]
     bars: Any = None
     if find_spec("transformers") is not None:
         from transformers.utils import logging as bars
@@ -242,13 +239,8 @@ def quietly() -> Iterator[None]:
     try:
         if shown:
             bars.disable_progress_bar()
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with only_errors("transformers", "sentence_transformers", "timm"):
             yield
     finally:
         if shown:
             bars.enable_progress_bar()
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
