@@ -148,6 +148,7 @@ def test_a_clip_becomes_a_real_video_file(tmp_path):
 
 
 @needs_package
+@pytest.mark.slow
 def test_export_is_what_the_videos_source_reads(tmp_path, monkeypatch):
     from counterpoint import data
 

@@ -622,6 +622,7 @@ def test_the_claim_s_setting_learns():
 
 
 @pytest.mark.usefixtures("drawn")
+@pytest.mark.slow
 def test_a_run_through_the_command_line_is_saved_resumed_and_measured(tmp_path):
     if catalog.get("albef").state == "planned":
         pytest.skip("albef is not in the catalogue as built yet")

@@ -379,6 +379,7 @@ def test_a_saved_run_keeps_its_pool_and_shows_its_rounds(tmp_path):
     assert {"Accuracy by round", "Gap by round", "Rounds", "Difficult items"} <= set(run.figures())
 
 
+@pytest.mark.slow
 def test_the_student_of_a_finished_run_goes_on(tmp_path):
     first = trained(tmp_path, rounds=1, epochs=20, lr=0.1)
     second = trained(tmp_path, rounds=1, model=f"run:{first.path}", teacher=f"run:{first.path}", caption_epochs=0)

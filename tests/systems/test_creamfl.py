@@ -514,6 +514,7 @@ def child(folder: Path, place: str, number: int) -> None:
         training.train("creamfl", built(chosen=2)[0].config, **given)
 
 
+@pytest.mark.slow
 def test_killed_between_rounds_and_in_one_and_resumed_it_ends_the_same(tmp_path):
     assert exit_code(child, tmp_path / "whole", "learns", -1) == 0
     # Before the second round; in the second round, after its line of the log and before its state.

@@ -292,6 +292,7 @@ def test_the_rate_warms_up_at_a_constant_and_then_falls_on_a_cosine() -> None:
     assert rates == pytest.approx([0.01, 0.01, 0.4, 0.3, 0.1])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_bit_for_bit_and_loads_and_exports(tmp_path: Path) -> None:
     experiment = resolved()
     whole = Run.create(tmp_path, experiment.record(0), "whole")

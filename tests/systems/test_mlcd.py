@@ -436,6 +436,7 @@ def test_a_run_shows_its_clusters_and_is_measured_without_them(tmp_path: Path) -
     assert training.evaluate(run.path)["tag_precision"] == pytest.approx(run.metrics()[-1]["test/tag_precision"])
 
 
+@pytest.mark.slow
 def test_on_a_folder_of_images_another_run_teaches(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -432,6 +432,7 @@ def test_interrupted_in_either_stage_and_resumed_it_ends_the_same(
 
 
 @pytest.mark.usefixtures("drawn")
+@pytest.mark.slow
 def test_from_the_command_line_on_a_folder_then_from_the_run_s_weights(tmp_path: Path, capsys: Any) -> None:
     rng = np.random.default_rng(0)
     for name in ("one", "two"):

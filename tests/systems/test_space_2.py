@@ -538,6 +538,7 @@ def test_two_processes_learn_the_same_as_one(tmp_path):
 
 
 @pytest.mark.usefixtures("drawn")
+@pytest.mark.slow
 def test_own_dialogs_train_embed_find_and_export_from_the_command_line(tmp_path):
     pytest.importorskip("pyarrow")
     data = own_dialogs(tmp_path / "chats.jsonl")

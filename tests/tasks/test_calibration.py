@@ -154,6 +154,7 @@ def own_run(run_of_clips, tmp_path_factory):
 DATA = "arcade?train=4&test=2&valid=16"
 
 
+@pytest.mark.slow
 def test_the_command_keeps_a_calibration_that_detect_uses(own_run, run_of_clips, tmp_path, monkeypatch, capsys):
     from counterpoint.data.media import write_video
     from counterpoint.use.detect import Detector

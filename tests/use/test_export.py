@@ -67,7 +67,8 @@ def program(path):
     ]
 
 
-@pytest.mark.parametrize("format", [FORMATS[0], pytest.param("onnx", marks=[needs_onnx, pytest.mark.slow])])
+@pytest.mark.slow
+@pytest.mark.parametrize("format", FORMATS)
 def test_each_modality_gives_the_embeddings_of_the_run_for_any_number_of_items(aligned, format, tmp_path):
     made = aligned.export(tmp_path / f"clip.{ENDING[format]}", format=format)
     assert [one.modality for one in made] == ["image", "text", "audio", "imu"]

@@ -18,7 +18,8 @@ def trained(slug: str, data: str, folder, **settings):
     return training.train(slug, config, data=data, out=folder, name=slug, say=lambda _: None)
 
 
-@pytest.mark.parametrize("ending", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["pt2", "onnx"])
 def test_network_of_several_modalities_is_exported_with_their_presence(tmp_path, undrawn, ending):
     if ending == "onnx":
         pytest.importorskip("onnxruntime")
