@@ -49,10 +49,11 @@ def _parts(notebook: Any, name: str, files: Files) -> Iterator[str]:
             yield str(cell.source)
         elif cell.cell_type == "code":
             yield f"```python\n{cell.source}\n```"
-            printed = "".join(str(out.text) for out in cell.get("outputs", ()) if out.output_type == "stream")
+            outputs = [out for out in cell.get("outputs", ()) if out.get("name") != "stderr"]
+            printed = "".join(str(out.text) for out in outputs if out.output_type == "stream")
             if printed.strip():
                 yield _block(printed)
-            for at, out in enumerate(cell.get("outputs", ())):
+            for at, out in enumerate(outputs):
                 if out.output_type in ("display_data", "execute_result"):
                     yield _shown(out.data, f"{name}-{number}-{at}.png", files)
 
@@ -64,6 +65,8 @@ def _shown(data: Any, picture: str, files: Files) -> str:
         return f"![The figure that the cell above draws]({picture})"
     if "text/html" in data:
         table = re.sub(r"<style.*?</style>", "", str(data["text/html"]), flags=re.DOTALL)
+        if not re.sub(r"<[^>]*>", "", table).strip():
+            return ""  # a bar that has disappeared
         return "\n".join(line.strip() for line in table.splitlines() if line.strip())
     return _block(str(data.get("text/plain", "")))
 

@@ -114,3 +114,28 @@ def test_a_name_that_several_systems_give_to_one_function_is_no_clash(monkeypatc
     monkeypatch.delitem(vars(fn), "clip", raising=False)
     assert fn.clip is fn.of("other").clip
     assert "clip" in dir(fn)
+
+
+def test_a_system_of_one_s_own_is_known_by_its_name(tmp_path, monkeypatch, undrawn):
+    import numpy as np
+
+    import counterpoint as cp
+
+    simclr = catalog.load_system("simclr")
+    monkeypatch.setattr(catalog, "_REGISTERED", {})
+    for name, said in (("simclr", "is a system of the catalogue"), ("My Method", "is no name of a system")):
+        with pytest.raises(CounterpointError, match=said):
+            cp.register(replace(simclr, slug=name))
+    try:
+        cp.register(replace(simclr, slug="my-method"), title="A method of mine")
+        cp.register(replace(simclr, slug="my-method"), title="The same, improved")
+        assert [row.title for row in cp.systems("my-*")] == ["The same, improved"]
+        data = (np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8), [0, 1] * 20)
+        run = cp.train(
+            "my-method", data=data, out=tmp_path, name="r", epochs=1, batch_size=16, encoder="conv-s", quiet=True
+        )
+        np.testing.assert_array_equal(cp.load(run.path).encode(images=data[0]), run.encode(images=data[0]))
+    finally:
+        catalog.entries().pop("my-method", None)
+    with pytest.raises(CounterpointError, match="unknown system 'my-method'"):
+        cp.train("my-method", data="digits", out=tmp_path)

@@ -199,6 +199,7 @@ def generated(path: Path) -> bool:
     names |= {"systems/index.md", "api/index.md"}
     names |= {f"systems/{entry.slug}.md" for entry in entries().values() if entry.state == "done"}
     names |= {f"api/{room}.md" for room in ROOMS}
+    names |= {f"notebooks/{source.stem}.md" for source in (ROOT / "docs" / "notebooks").glob("*.py")}
     return page in names
 
 

@@ -132,6 +132,9 @@ result = cp.compare(
 )
 result
 
+# %% [markdown]
+# The same as a table, a row for each seed:
+
 # %%
 import pandas as pd
 
@@ -139,6 +142,9 @@ runs = {name: [seed[result.metric] for seed in seeds.values()] for name, seeds i
 table = pd.DataFrame(runs, index=[f"seed {n}" for n in range(3)])
 table["difference"] = table["margin-contrast"] - table["simclr"]
 table.round(4)
+
+# %% [markdown]
+# And as a picture. Lines that all rise or all fall show a difference; lines that cross show noise.
 
 # %%
 import matplotlib.pyplot as plt

@@ -152,6 +152,9 @@ given = {
 }
 record = distil(["vl2v-adip"], TEACHER, "conv-s", "imagefolder:pictures?size=32", given=given, say=lambda text: None)
 
+# %% [markdown]
+# What the student kept, and what it costs:
+
 # %%
 import pandas as pd
 

@@ -57,9 +57,9 @@ shown, named = rng.integers(0, STEPS, count), rng.integers(0, STEPS, count)
 pitch = (shown + named) % STEPS
 items = {
     "image": np.stack([dots(n + 1, rng) for n in shown]),
-    "text": [f"{WORDS[n]}, item {number}" for number, n in enumerate(named)],
+    "text": [WORDS[n] for n in named],
     "audio": np.stack([tone(n, rng) for n in pitch]),
-    "label": [str(n) for n in pitch],
+    "split": ["test" if n % 5 == 0 else "train" for n in range(count)],
 }
 {name: len(values) for name, values in items.items()}
 
@@ -111,7 +111,7 @@ triples
 # %%
 import pandas as pd
 
-test = np.arange(count)[::5]
+test = np.flatnonzero(np.array(items["split"]) == "test")
 z = {
     name: run.encode(
         images=list(items["image"][test]),
