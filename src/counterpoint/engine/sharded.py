@@ -1,4 +1,4 @@
-"""Divide the parameters of large networks among the processes of a fit (PyTorch's FSDP2), so that none holds all of them.
+"""Divide the parameters of large networks among the processes of a fit, with PyTorch's FSDP2.
 
 Each network is divided block by block. A block's parameters are gathered when it runs, and freed after. Their gradients are
 averaged by the backward pass, so `gradients.average` leaves them out. All other parameters stay whole on every process.
@@ -45,8 +45,8 @@ def check_shardable(learner: Learner, loop: Loop, stages: Sequence[Stage]) -> No
     name = type(learner).__name__
     if not learner.shardable():
         raise CounterpointError(
-            f"--fsdp: {name} has no network that processes can divide among them, because it reads or averages parameters "
-            "itself, or has additions or adapters; leave out --fsdp"
+            f"--fsdp: {name} has no network that processes can divide among them: it may read parameters itself, or have "
+            "additions or adapters; leave out --fsdp"
         )
     if len(stages) > 1 or stages[0].enter is not None or stages[0].trains is not None:
         raise CounterpointError(f"--fsdp: {name} trains in stages, which may replace networks; leave out --fsdp")
