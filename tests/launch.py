@@ -37,6 +37,14 @@ def _on_one_thread(function: Callable[..., Any], *arguments: Any) -> None:
     function(*arguments)
 
 
+def free_port() -> int:
+    """Return a port of this machine that no process listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
 def command_over_processes(words: Sequence[str], folder: Path, processes: int = 2) -> str:
     """Run a command of `counterpoint` in processes that have the environment of torchrun. Return what all print together.
 
@@ -45,10 +53,9 @@ def command_over_processes(words: Sequence[str], folder: Path, processes: int = 
         folder: An existing folder for the output of each process.
         processes: Number of processes, at least 2.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(_command, (list(words), folder, processes, port), nprocs=processes, start_method="forkserver")
+    mp.start_processes(
+        _command, (list(words), folder, processes, free_port()), nprocs=processes, start_method="forkserver"
+    )
     return "".join((folder / f"printed-{rank}.txt").read_text() for rank in range(processes))
 
 

@@ -189,7 +189,7 @@ class Experiment:
             if replace(loop, device="auto", checkpoint_minutes=10.0) != Loop():
                 raise CounterpointError(
                     f"{self.system.slug} has a run of its own, so it takes no options of the loop: leave out "
-                    "--precision, --accumulate, --compile, --ema, --patience and --log"
+                    "--precision, --accumulate, --compile, --ema, --patience, --fsdp and --log"
                 )
             return self._own_run(seed, run, say)
         from counterpoint.engine.fit import fit  # evaluation and help need no loop

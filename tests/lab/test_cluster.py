@@ -83,6 +83,15 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             yield ray
 
 
+def test_an_address_without_a_cluster_is_refused_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs the extra [cluster]")
+    for address in ("127.0.0.1:9", "ray://127.0.0.1:9"):
+        with pytest.raises(
+            CounterpointError, match=rf"no Ray cluster answers at {address} .*start one with ray start --head"
+        ):
+            squares(tmp_path, [1], cluster=Cluster(address))
+
+
 @pytest.mark.slow
 def test_ray_runs_a_lost_task_again_and_raises_errors_as_they_are(ray: Any, tmp_path: Path) -> None:
     assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]

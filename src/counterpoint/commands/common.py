@@ -36,9 +36,9 @@ class Machines:
 
     on: Literal["local", "ray"] = "local"
     """local: processes of this machine. ray: tasks of a Ray cluster, with the same results (extra [cluster])."""
-    address: str = "auto"
-    """With --on ray, the cluster: auto (the one that runs here, or a new one on this machine), local (a new one), or an address
-    such as ray://head:10001."""
+    address: str = "local"
+    """With --on ray, the cluster: local (a new one on this machine), auto (the one that runs here, or that $RAY_ADDRESS names),
+    or an address such as ray://head:10001."""
     cpus_per_task: float = 1.0
     """With --on ray, CPUs that each task reserves."""
     gpus_per_task: float = 0.0

@@ -261,6 +261,8 @@ class Fit:
     def _test(self, row: dict[str, float]) -> None:
         """Measure the test split once, with the best weights of early stopping, else with averaged ones where there are some."""
         stepper, best = self.stepper, self.stopping.best
+        if stepper.shards is not None:
+            stepper.shards.gather()
         if "weights" in best:
             self.learner.load_state_dict(best.pop("weights"))
         elif stepper.average is not None:
@@ -298,8 +300,11 @@ class Fit:
     def _save(self) -> None:
         if self.run is None:
             return
+        state = (
+            self._state() if self.first or self.stepper.shards else {}
+        )  # divided networks are gathered by all processes
         if self.first:
-            write_checkpoint(self.run, self._state())
+            write_checkpoint(self.run, state)
         self.saved_at = time.monotonic()
 
     def _state(self) -> dict[str, Any]:

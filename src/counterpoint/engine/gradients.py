@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from counterpoint.core.distributed import gather_rows, over, row_counts
 from counterpoint.core.world import processes
+from counterpoint.engine.sharded import is_sharded
 
 BUCKET = 25 << 20  # bytes reduced in one call
 
@@ -18,11 +19,11 @@ def average(parameters: Iterable[nn.Parameter]) -> None:
     """Replace each parameter's gradient by its mean over the processes; do nothing with one process.
 
     Where only some processes reached a parameter, its gradient counts as zero on the others. Where no process reached it, it
-    stays without gradient, so its optimiser skips it. A sparse gradient stays sparse.
+    stays without gradient, so its optimiser skips it. A sparse gradient stays sparse. Divided parameters are left out.
     """
     if processes()[1] == 1:
         return
-    wanted = [p for p in parameters if p.requires_grad]
+    wanted = [p for p in parameters if p.requires_grad and not is_sharded(p)]
     if not wanted:
         return
     kinds = [0 if p.grad is None else 2 if p.grad.is_sparse else 1 for p in wanted]

@@ -150,6 +150,13 @@ class Learner(nn.Module):
         """
         return ()
 
+    def shardable(self) -> Sequence[str]:
+        """Name the networks that processes may divide among them (`--fsdp`), as paths of submodules. Empty: none.
+
+        A loss must call them on every process, and touch their parameters in no other way.
+        """
+        return ()
+
     # --- saving
 
     def exported(self) -> dict[str, Tensor]:

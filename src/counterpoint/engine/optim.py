@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from counterpoint.engine.settings import CheckedSettings
+from counterpoint.engine.sharded import clip_norm, is_sharded
 from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError, unknown
 
@@ -241,16 +242,20 @@ def on_lines(config: Any, modules: Sequence[nn.Module], epochs: int, steps: int,
 def _of_torch(config: OptimConfig, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer | None:
     """Make an optimiser that timm, too, takes from PyTorch; return None for others. Importing timm takes 2 seconds."""
     name, decay = config.optimizer.lower(), config.weight_decay
+    # Steps over several parameters at once take no mixture of divided and whole ones.
+    divided = any(is_sharded(p) for group in groups for p in group["params"])
+    plain: dict[str, Any] = {"foreach": False} if divided else {}
     if name in ("sgd", "momentum", "nesterov"):
         # Not fused: PyTorch 2.14's fused step fails where a parameter gets its first gradient later than another.
         return light(torch.optim.SGD)(
-            groups, lr=lr, momentum=config.momentum, weight_decay=decay, nesterov=name == "nesterov"
+            groups, lr=lr, momentum=config.momentum, weight_decay=decay, nesterov=name == "nesterov", **plain
         )
     betas = (0.9, 0.999 if config.beta2 is None else config.beta2)
+    how = plain or {"fused": True}
     if name == "adamw":
-        return light(torch.optim.AdamW)(groups, lr=lr, betas=betas, weight_decay=decay, fused=True)
+        return light(torch.optim.AdamW)(groups, lr=lr, betas=betas, weight_decay=decay, **how)
     if name == "adam":
-        return light(torch.optim.Adam)(groups, lr=lr, betas=betas, weight_decay=decay, fused=True)
+        return light(torch.optim.Adam)(groups, lr=lr, betas=betas, weight_decay=decay, **how)
     return None
 
 
@@ -272,7 +277,11 @@ def clip(optimizers: Iterable[torch.optim.Optimizer], norm: float | None) -> Non
 
     def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         assert norm is not None
-        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], norm)
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        if any(map(is_sharded, held)):
+            clip_norm(held, norm)
+        else:
+            nn.utils.clip_grad_norm_(held, norm)
 
     if norm is not None:
         for optimizer in optimizers:

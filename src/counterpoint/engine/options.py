@@ -40,6 +40,9 @@ class Loop:
     """Decay of a moving average of the weights, such as 0.999; below 1. The run evaluates and keeps the average. 0: none."""
     patience: int = 0
     """Stop after this many evaluations on `valid` without a better headline metric, and keep the best weights. 0: never."""
+    fsdp: bool = False
+    """Divide large networks among the processes of torchrun (PyTorch's FSDP), so that none holds all of them. An error for
+    systems that cannot be trained so."""
     log: tuple[str, ...] = ()
     """Loggers besides metrics.csv: tensorboard, wandb, mlflow (each must be installed)."""
     checkpoint_minutes: float = 10.0

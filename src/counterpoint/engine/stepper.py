@@ -20,6 +20,7 @@ from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run
 from counterpoint.engine.services import Average, Callback
+from counterpoint.engine.sharded import Shards, check_shardable, need_processes, whole
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import teachers_of
@@ -64,6 +65,9 @@ class Stepper:
         self.trainable: set[str] = set()
         self.average: Average | None = None
         self.compiled: dict[tuple[int, str], Callable[..., Any]] = {}
+        self.shards: Shards | None = None
+        if loop.fsdp:
+            check_shardable(learner, loop, self.stages)
 
     @property
     def survey(self) -> Survey:
@@ -82,6 +86,8 @@ class Stepper:
         self._use(device)
         learner.survey = Survey(self.task, learner)
         learner.begin(learner.survey)
+        if self.loop.fsdp:
+            need_processes()
         learner.train()
         self._check_networks()
         self._place()
@@ -179,6 +185,8 @@ class Stepper:
             parameter.requires_grad_(name in self.trainable and mine)
         if stage.learns and not any(p.requires_grad for p in learner.parameters()):
             raise self._untrained(stage)
+        if self.loop.fsdp and self.shards is None:  # after a checkpoint is restored, before the optimisers are made
+            self.shards = Shards(learner)
         batches = None if stage.batches is None else stage.batches(self.survey)
         rank, size = processes()
         if batches is not None:
@@ -212,7 +220,8 @@ class Stepper:
             try:
                 found |= self._turn(turn, prepared)
             except (CounterpointError, ValueError, torch.linalg.LinAlgError) as error:
-                if self.run is None or isinstance(error, RunError | Interrupted):
+                # Divided networks can be kept by all processes together only, and this one may be alone.
+                if self.run is None or self.shards is not None or isinstance(error, RunError | Interrupted):
                     raise
                 keep_batch(self.run, learner, batch, number, state)
                 said = f"{error}\nThe batch is kept. Inspect it: counterpoint replay {self.run.path}"
@@ -291,17 +300,18 @@ class Stepper:
     # --- saving and resuming
 
     def state(self) -> dict[str, Any]:
-        """Return the state for a checkpoint."""
+        """Return the state for a checkpoint. All processes call it where networks are divided."""
+        gathered = whole if self.shards is not None else lambda state: state
         return {
             "position": self.learner.position.state(),
             "examples": self.survey.examples,
             "trainable": sorted(self.trainable),
             "structure": self.learner.structure(),
-            "learner": self.learner.state_dict(),
+            "learner": gathered(self.learner.state_dict()),
             "teachers": {place: teacher.state() for place, teacher in teachers_of(self.learner).items()},
             "turns": [
                 {
-                    "optimizers": [o.state_dict() for o in turn.optimizers],
+                    "optimizers": [gathered(o.state_dict()) for o in turn.optimizers],
                     "schedules": [s.state_dict() for s in turn.schedules],
                 }
                 for turn in self.turns
@@ -348,6 +358,8 @@ class Stepper:
         for turn, held in zip(self.turns, state["turns"], strict=True):
             for optimizer, kept in zip(turn.optimizers, held["optimizers"], strict=True):
                 optimizer.load_state_dict(kept)
+                if self.shards is not None:
+                    self.shards.take_up(optimizer)
             for schedule, kept in zip(turn.schedules, held["schedules"], strict=True):
                 schedule.load_state_dict(kept)
 

@@ -45,7 +45,7 @@ def train(
         callbacks: Objects of `counterpoint.engine.services.Callback`. Default: none.
         settings: Settings of the system, such as temperature=0.1 or epochs=5 (`counterpoint train SYSTEM --help` lists them).
             Write a part's settings as **{"mochi.hardest": 16}. Also options of the loop: precision, device, accumulate,
-            compile, ema, patience, log, checkpoint_minutes (see `counterpoint.engine.options.Loop`).
+            compile, ema, patience, fsdp, log, checkpoint_minutes (see `counterpoint.engine.options.Loop`).
 
     Returns the run (see `counterpoint.Trained`). Raises CounterpointError for unknown names, with near matches, and for data that
     do not fit the system. It then leaves nothing on disk.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -21,6 +22,7 @@ from typing import Any
 from counterpoint.errors import CounterpointError
 
 RETRIES = 3  # further tries of a task whose process is lost
+ANSWER = 20.0  # seconds within which a cluster's address must answer
 STORE = 128 * 2**20  # bytes of shared memory of a cluster that is started here; results are small
 
 Task = tuple[str, tuple[Any, ...]]  # name and arguments
@@ -32,13 +34,13 @@ class Cluster:
     """A Ray cluster, and what each task reserves on it.
 
     Args:
-        address: "auto" is the cluster that runs on this machine, or a new one here. "local" is always a new one. Others are
-            addresses as Ray takes them, such as ray://head:10001.
+        address: "local" is a new cluster on this machine, which ends with the tasks. "auto" is the one that $RAY_ADDRESS names,
+            or that runs on this machine. Others are addresses as Ray takes them, such as ray://head:10001.
         cpus: CPUs for a task, above 0. A fraction is possible.
         gpus: GPUs for a task, at least 0. A fraction is possible.
     """
 
-    address: str = "auto"
+    address: str = "local"
     cpus: float = 1.0
     gpus: float = 0.0
 
@@ -212,17 +214,27 @@ def _connected(cluster: Cluster, jobs: int | None) -> Iterator[Any]:
     passed = {name: value for name, value in os.environ.items() if name.startswith("COUNTERPOINT_")}
     try:
         if cluster.address != "local":
-            with contextlib.suppress(ConnectionError):
+            try:
+                _need_answer(cluster.address)
                 ray.init(cluster.address, runtime_env={"env_vars": passed}, **options)
-            if not ray.is_initialized() and cluster.address != "auto":
+            except (OSError, ValueError) as error:
                 raise CounterpointError(
-                    f"no Ray cluster answers at {cluster.address}; start one with ray start --head, or leave --address out"
-                )
-        if not ray.is_initialized():
+                    f"no Ray cluster answers at {cluster.address} ({str(error).splitlines()[0][:120]}); start one with ray start "
+                    "--head, or leave --address out"
+                ) from error
+        else:
             _start(ray, cluster, jobs or os.cpu_count() or 1, options)
         yield ray
     finally:
         ray.shutdown()
+
+
+def _need_answer(address: str) -> None:
+    """Raise OSError where an address names a host and a port that do not answer. Ray itself would wait for many minutes."""
+    address = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    host, sign, port = address.removeprefix("ray://").rpartition(":")
+    if sign and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
 
 
 def _start(ray: Any, cluster: Cluster, places: int, options: Mapping[str, Any]) -> None:

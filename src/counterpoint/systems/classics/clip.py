@@ -8,6 +8,7 @@ The loss of Figure 3, on the kernel. One pass computes both directions without s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,9 @@ class CLIP(ContrastiveLearner, AlignedLearner):
     def objective(self, compared: Compared) -> dict[str, Tensor]:
         loss = clip(compared.query, compared.key, self.log_scale, ring=self.config.ring)
         return {"loss": loss, "scale": self.log_scale.detach().exp()}
+
+    def shardable(self) -> Sequence[str]:
+        return self.encoder_paths()
 
     def end_step(self) -> None:
         super().end_step()

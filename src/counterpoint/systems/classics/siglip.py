@@ -6,6 +6,7 @@ Zhai, Mustafa, Kolesnikov, Beyer: "Sigmoid Loss for Language Image Pre-Training"
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,9 @@ class SigLIP(AlignedLearner):
         super().__init__(config, data, seed)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.tensor(config.bias))
+
+    def shardable(self) -> Sequence[str]:
+        return self.encoder_paths()
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         pairs = self.paired_rows(self.embed(batch), batch)

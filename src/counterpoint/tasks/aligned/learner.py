@@ -159,6 +159,10 @@ class AlignedLearner(Learner):
         steps = self.steps_per_epoch
         return [optimisers(config, [self], self.epochs, config.batch_size, constant, steps_per_epoch=steps)]
 
+    def encoder_paths(self) -> list[str]:
+        """Name the encoders as paths of submodules, for `shardable`; none where there are additions or adapters."""
+        return [] if self.parts or self.adapted else [f"encoders.{name}" for name in self.encoders]
+
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
         return [
             (encoder, method)
