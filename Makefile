@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 FLOWER := .venv-flower
+# Compiled tests and modules are kept, whatever the machine's default is: half of the time before the first test.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-slow test-flower check new try claims lint types prose docs notebooks bench bench-check catalogue tour lock clean
 
