@@ -36,10 +36,10 @@ def speeds(record: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, str, fl
 
 def _pair(row: dict[str, Any], ending: str) -> str:
     """Return ours and the other side's number of a row, such as seconds."""
-    if ending == "s" and "our_ms" in row:
-        return f"{row['our_ms'] / 1000:.3g} / {row['peer_ms'] / 1000:.3g}"
-    if ending == "megabytes" and "our_extra_mb" in row:
-        return f"{row['our_extra_mb']:.3g} / {row['peer_extra_mb']:.3g}"
+    for unit, last, factor in (("s", "ms", 1e-3), ("megabytes", "extra_mb", 1.0)):
+        its = next((row[f"{name}_{last}"] for name in OTHERS if f"{name}_{last}" in row), None)
+        if ending == unit and f"our_{last}" in row and its is not None:
+            return f"{row[f'our_{last}'] * factor:.3g} / {its * factor:.3g}"
     ours = row.get(f"ours_{ending}")
     other = next((row[f"{name}_{ending}"] for name in OTHERS if f"{name}_{ending}" in row), None)
     return "" if ours is None or other is None else f"{ours:.3g} / {other:.3g}"
