@@ -146,7 +146,7 @@ def _blocks(network: nn.Module) -> Iterator[nn.Module]:
 
 def clip_norm(parameters: Sequence[nn.Parameter], norm: float) -> None:
     """Scale gradients down to a maximum norm over all parameters, divided or whole. All processes call it."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients: list[Any] = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return
     squares = torch.stack([whole(torch.linalg.vector_norm(gradient)).square() for gradient in gradients]).sum()
