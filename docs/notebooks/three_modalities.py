@@ -129,8 +129,7 @@ right = {name: float((pitch[test][score.argmax(1)] == pitch[test]).mean()) for n
 pd.DataFrame({"right tone": right | {"chance": 1 / STEPS}}).round(3)
 
 # %% [markdown]
-# There are only sixteen pairs of dots and number. So chance alone moves the result of the pairs by a tenth and more, from run to
-# run.
+# There are only sixteen pairs of dots and number. So chance moves the first row by a tenth and more, from run to run.
 
 # %% [markdown]
 # ## See it
