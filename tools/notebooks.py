@@ -54,7 +54,9 @@ def execute(source: Path, folder: Path) -> Any:
         client = NotebookClient(
             notebook, kernel_manager_class=Local, kernel_name="python3", timeout=LIMIT, resources=where
         )
-        client.execute(env=os.environ | {"PYTHONPATH": paths, "PYTHONWARNINGS": "ignore"})
+        # One thread: the networks are small, and other notebooks or tests may run beside this one.
+        own = {"PYTHONPATH": paths, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+        client.execute(env=os.environ | own)
     after = os.times()
     notebook.metadata["counterpoint"] = {
         "source": digest(source),

@@ -33,18 +33,21 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 COLOURS = {"red": (220, 50, 50), "green": (50, 190, 70), "blue": (70, 100, 230)}
-SHAPES = ["disc", "square"]
+SHAPES = ["disc", "stripes"]
 CLASSES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 
 
 def draw(name, rng):
-    """Draw a coloured disc or square on a noisy ground."""
+    """Draw a coloured disc, or coloured stripes, on a noisy ground."""
     colour, shape = name.split()
     picture = Image.fromarray(rng.integers(60, 160, (32, 32, 3), dtype=np.uint8))
     x, y, r = rng.integers(9, 24), rng.integers(9, 24), rng.integers(5, 9)
-    box = (x - r, y - r, x + r, y + r)
     pen = ImageDraw.Draw(picture)
-    (pen.ellipse if shape == "disc" else pen.rectangle)(box, fill=COLOURS[colour])
+    if shape == "disc":
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=COLOURS[colour])
+    else:
+        for line in range(-r, r, 4):
+            pen.rectangle((x - r, y + line, x + r, y + line + 1), fill=COLOURS[colour])
     return picture
 
 
@@ -116,7 +119,7 @@ loss = cp.losses.CLIP()  # each batch holds every class once
 optimiser = torch.optim.AdamW([*clip.parameters(), *loss.parameters()], lr=1e-3)
 templates = ["a photo of a {}", "one {}", "the picture of a {}"]
 history = []
-for _ in range(150):
+for _ in range(350):
     names = [CLASSES[n] for n in rng.permutation(len(CLASSES))]
     pixels = processor([draw(name, rng) for name in names], return_tensors="pt")["pixel_values"]
     texts = tokenizer([str(rng.choice(templates)).format(name) for name in names], padding=True, return_tensors="pt")
@@ -142,7 +145,7 @@ print(f"loss {history[0]:.2f} at the start, {np.mean(history[-10:]):.2f} at the 
 from counterpoint.distilling import distil
 
 given = {
-    "epochs": 6,
+    "epochs": 10,
     "align_epochs": 2,
     "batch_size": 48,
     "lr": 5e-3,
