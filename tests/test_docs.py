@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from counterpoint import cli, data
-from counterpoint.catalog import Entry, entries
+from counterpoint.catalog import Entry, entries, load_system
 from counterpoint.commands import COMMANDS
 from counterpoint.commands.train import Train
 from counterpoint.experiment import Experiment
@@ -293,3 +293,26 @@ def test_the_table_of_claims_is_made_of_the_records():
     assert all(len(record["seeds"]) >= 5 for record in found)
     drawn = (ROOT / "results" / "claims" / "claims.svg").read_text(encoding="utf-8")
     assert drawn.startswith("<?xml")
+
+
+@pytest.fixture(scope="module")
+def page_makers():
+    """Import the modules that make pages of the documentation."""
+    pytest.importorskip("mkdocs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "docs"))
+        yield importlib.import_module("hooks"), importlib.import_module("records")
+
+
+def test_every_record_of_a_benchmark_has_rows_on_the_page_of_benchmarks(page_makers):
+    _, records = page_makers
+    page = records.performance()
+    for file in (ROOT / "results" / "bench").glob("*.json"):
+        found = list(records.speeds(json.loads(file.read_text(encoding="utf-8"))))
+        assert not found or f"{file.stem}.py" in page or file.stem in page
+
+
+def test_settings_of_every_base_have_their_texts_on_a_system_s_page(page_makers):
+    hooks, _ = page_makers
+    texts = hooks.field_docs(load_system("wscol").config)
+    assert {"source_epochs", "crop", "optimizer", "pseudo_threshold"} <= texts.keys()

@@ -18,7 +18,7 @@ class CheckedSettings:
         kind: Any = type(self)
         for name, known in _words(kind).items():
             if getattr(self, name) not in known:
-                raise unknown(name, str(getattr(self, name)), known)
+                raise unknown(name, str(getattr(self, name)), map(str, known))
 
     def need_positive(self, *names: str) -> None:
         """Raise CounterpointError for the first of these settings that is not > 0."""
