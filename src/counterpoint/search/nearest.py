@@ -4,8 +4,8 @@ Exact search orders hits by similarity, and equal rows by their position in the 
 candidates are summed again in float64, row by row. A matrix product would round equal rows differently at its edges.
 
 An index (FAISS's inverted file, IVF) divides the rows into lists of neighbours, and stores a byte for each number. A search reads
-the lists nearest to the query, and orders twice as many candidates as it needs by the exact rows. It holds each distinct row
-once, so that repeated rows leave room for others. When it is built, its recall is measured on three kinds of queries:
+the lists nearest to the query. The exact rows order its candidates, twice as many as it needs. It holds each distinct row once, so
+that repeated rows leave room for others. When it is built, its recall is measured on three kinds of queries:
 
 - rows of the file with a little noise;
 - rows with noise of the same norm as the row;
