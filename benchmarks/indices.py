@@ -279,10 +279,10 @@ def main() -> None:
         name: {
             "build_s": round(one.build_s, 1),
             "megabytes": round(one.megabytes, 1),
-            "queries_a_second": round(1 / statistics.median(one.taken)),
+            "queries_a_second": round(1 / statistics.median(one.taken)) if one.chosen else None,
             "one_ms": round(1e3 * statistics.median(one.one), 3) if one.chosen else None,
             "recall": round(one.recall, 4),
-            "setting": one.chosen,
+            "setting": one.chosen or None,
         }
         for name, one in made.items()
     }

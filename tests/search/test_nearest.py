@@ -1,4 +1,4 @@
-"""Nearest rows: exact search, graphs over repeated rows, and when a graph is left for exact search."""
+"""Nearest rows: exact search, indices over repeated rows, and when an index is left for exact search."""
 
 from __future__ import annotations
 
@@ -112,10 +112,7 @@ def test_a_graph_of_different_rows_is_used_with_its_recall_written_down(tmp_path
 
 def test_a_graph_with_too_little_recall_is_not_kept(tmp_path, monkeypatch):
     pytest.importorskip("faiss", reason="needs the extra [search]")
-    # Two edges a row and a single candidate: a graph that misses most.
-    monkeypatch.setattr(nearest, "NEIGHBOURS", 2)
-    monkeypatch.setattr(nearest, "BUILD", 2)
-    monkeypatch.setattr(nearest, "ASK", (10,))
+    monkeypatch.setattr(nearest, "ASK", (1,))  # a single list, which lacks most of the neighbours
     rows = unit(np.random.default_rng(0).standard_normal((2000, 48)))
     found = written(tmp_path / "e.parquet", rows)
     (tmp_path / "e.parquet.text.faiss").write_bytes(b"an older graph")
@@ -145,6 +142,19 @@ def test_a_graph_that_returns_too_few_or_was_not_measured_for_k_is_left_for_exac
     with monkeypatch.context() as patch:
         patch.setattr(nearest.Graph, "rows", lambda graph, query, k: None)  # -1 among the answers
         assert [row for _, row in search._nearest(found, "text", rows[0], 20)] == expected(rows, rows[0], 20)
+
+
+def test_a_graph_of_an_older_version_is_read(tmp_path):
+    faiss = pytest.importorskip("faiss", reason="needs the extra [search]")
+    rows = unit(np.random.default_rng(0).standard_normal((500, 8)))
+    found = written(tmp_path / "e.parquet", rows)
+    search.index(found.path)
+    graph = faiss.IndexHNSWFlat(8, 32, faiss.METRIC_INNER_PRODUCT)
+    graph.add(rows)
+    (tmp_path / "e.parquet.text.faiss").write_bytes(faiss.serialize_index(graph).tobytes())
+    read = search._graph(search.read_embeddings(found.path), "text")
+    assert type(read.index) is faiss.IndexHNSWFlat
+    assert set(expected(rows, rows[3], 10)) <= set(read.rows(rows[3], 10).tolist())
 
 
 def test_a_graph_belongs_to_content_not_to_size_and_time(tmp_path):

@@ -19,7 +19,6 @@ from counterpoint import cli, search
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.search import table as rows_of
 from counterpoint.search.nearest import _graph
-from counterpoint.search.stored import facts_of
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -197,4 +196,3 @@ def test_the_memory_of_a_table_does_not_grow_with_its_rows(tmp_path: Path) -> No
     assert max(*small, *large) < 25e6
     assert large[0] < 1.2 * small[0] + 1e6
     assert large[1] < 1.2 * small[1] + 1e6
-    assert facts_of is not None

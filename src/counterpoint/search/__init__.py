@@ -15,7 +15,7 @@ The package is a function, too (see `counterpoint.face.functions.search`):
     html         a page to write
 
     rows = embed("runs/first", "emb.parquet")                   # every item in every modality, a Parquet file
-    index("emb.parquet")                                        # for large sets: a graph for each modality, beside it
+    index("emb.parquet")                                        # for large sets: an index for each modality, beside it
     hits = search("runs/first", ["red arrow"], "emb.parquet")   # texts, image files, sound files, vector files
     z = encode("runs/first", images=["a.png", "b.png"])         # only the embeddings, [2, dim]
 
@@ -25,11 +25,11 @@ The package is a function, too (see `counterpoint.face.functions.search`):
     table.py       their table, made batch by batch in bounded memory
     writing.py     `embed`: the table in a file, or in a folder of shards, by this process or by others
     stored.py      such files and folders, read
-    nearest.py     exact search, graphs, and the recall of a graph
+    nearest.py     exact search, indices, and their recall
     asking.py      `search`: queries, hits
 
-Search is exact, unless `index` has made a graph (FAISS's HNSW) of the same content with sufficient recall. FAISS was chosen by
-measurement (`benchmarks/search.py`): of usearch, LanceDB and FAISS it has the fastest queries, and its index is one file.
+Search is exact, unless `index` has made an index (FAISS's inverted file) of the same content with sufficient recall. It was chosen
+by measurement (`benchmarks/search.py`, `benchmarks/indices.py`) among indices of usearch, LanceDB and FAISS.
 Exact search of 100,000 rows of width 128 takes milliseconds. An index is useful only from about a million rows on.
 """
 

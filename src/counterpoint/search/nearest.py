@@ -1,17 +1,18 @@
-"""Find the nearest rows of a file of embeddings: exactly, or by a graph with a measured recall.
+"""Find the nearest rows of embeddings: exactly, or by an index with a measured recall.
 
 Exact search orders hits by similarity, and equal rows by their position in the file, for every k. Similarities of the
 candidates are summed again in float64, row by row. A matrix product would round equal rows differently at its edges.
 
-A graph (FAISS's HNSW) holds each distinct row once, because repeated rows make others unreachable. When it is built, its
-recall is measured on three kinds of queries:
+An index (FAISS's inverted file, IVF) divides the rows into lists of neighbours, and stores a byte for each number. A search reads
+the lists nearest to the query. The exact rows order its candidates, twice as many as it needs. It holds each distinct row once, so
+that repeated rows leave room for others. When it is built, its recall is measured on three kinds of queries:
 
 - rows of the file with a little noise;
 - rows with noise of the same norm as the row;
 - rows of other modalities of the same width.
 
-The least of the three recalls counts. A graph is used only for the same content and for k up to the largest measured k. It
-must find at least 95 % of the exact neighbours.
+The least of the three recalls counts. An index is used only for the same content and for k up to the largest measured k. It
+must find at least 95 % of the exact neighbours. Graphs (FAISS's HNSW) of older versions are read, too.
 """
 
 from __future__ import annotations
@@ -31,8 +32,11 @@ from counterpoint.errors import CounterpointError, DataError, needs_extra
 from counterpoint.files import check_writable, replacing
 from counterpoint.search.stored import Embeddings, read_embeddings
 
-NEIGHBOURS, BUILD = 32, 128  # of the graph: edges for each row, and candidates kept during the build
-ASK = (64, 128, 256, 512)  # candidates kept during a search: the first value with sufficient recall is used
+LISTS = 4  # lists of an index, in multiples of the square root of its rows
+LEAST = 39  # rows of a list at least, on average: what k-means wants
+ASK = (8, 16, 32, 64, 128, 256)  # lists read in a search: the first value with a recall of AIM is used, else the last
+AIM = 0.98  # above ENOUGH, because other queries may be harder than the measured ones
+WIDER = 2  # candidates of a search, in multiples of k
 MEASURED = (10, 100)  # values of k for which recall is measured
 ENOUGH = 0.95  # share of the exact neighbours that a graph must find
 QUERIES = 200  # number of queries of each kind for measuring recall
@@ -44,16 +48,16 @@ Found = list[tuple[float, int]]
 
 @dataclass(frozen=True)
 class GraphReport:
-    """The measurements of a graph from its build, kept beside it as JSON."""
+    """The measurements of an index from its build, kept beside it as JSON."""
 
     stamp: str
     modality: str
     rows: int  # items that have the modality
-    distinct: int  # different rows among them: the nodes of the graph
+    distinct: int  # different rows among them, which the index holds
     recall_at_10: float  # against exact search, the least of all kinds of queries
     recall: dict[str, dict[str, float]]  # k -> kind of queries -> recall
-    ask: int  # candidates kept during a search
-    reach: int  # largest k that the graph is used for; 0: exact search is used
+    ask: int  # lists read in a search; of a graph, candidates kept
+    reach: int  # largest k that the index is used for; 0: exact search is used
     how: str
 
     def __str__(self) -> str:
@@ -64,7 +68,7 @@ class GraphReport:
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph over the distinct rows of a modality, with the rows of the file that each node represents."""
+    """An index over the distinct rows of a modality (nodes), with the rows of the file that each node represents."""
 
     index: Any
     report: GraphReport
@@ -77,10 +81,11 @@ class Graph:
         return int(self.index.ntotal)
 
     def rows(self, query: NDArray[np.float32], k: int) -> NDArray[np.int64] | None:
-        """Return the rows of the k nearest nodes; None when the graph finds fewer nodes than exist."""
+        """Return the rows of at least the k nearest nodes; None when the index finds fewer nodes than exist."""
         k = min(k, self.ntotal)
-        nodes = self.index.search(query[None], k)[1][0]
-        if (nodes < 0).any():
+        nodes = self.index.search(query[None], min(WIDER * k, self.ntotal))[1][0]
+        nodes = nodes[nodes >= 0]
+        if len(nodes) < k:
             return None
         return np.concatenate([self.order[self.starts[n] : self.starts[n + 1]] for n in nodes])
 
@@ -94,7 +99,7 @@ def _faiss() -> Any:
 
 
 def graph_file(path: Path, modality: str) -> Path:
-    """Return the path of a graph: beside a file of embeddings, or in a folder of shards. The path of its report ends in .json."""
+    """Return the path of an index: beside a file of embeddings, or in a folder of shards. The path of its report ends in .json."""
     if path.is_dir():
         return path / f"{modality}.faiss"
     return path.with_name(f"{path.name}.{modality}.faiss")
@@ -110,7 +115,7 @@ def _report_file(graph: Path) -> Path:
 def _nearest(found: Embeddings, modality: str, query: NDArray[np.float32], k: int) -> Found:
     """Return (similarity, row) of the k nearest rows, fewer only if there are fewer. Ties are in the order of the file.
 
-    Use the graph where it is measured for k, else search exactly.
+    Use the index where it is measured for k, else search exactly.
     """
     graph = _graph(found, modality)
     if graph is not None and k <= graph.report.reach:
@@ -149,16 +154,16 @@ def _ranked(vectors: NDArray[np.float32], rows: NDArray[np.int64], query: NDArra
     return [(float(similarity[n]), int(rows[n])) for n in best]
 
 
-# ---------------------------------------------------------------------------------------------------------------- graphs
+# ---------------------------------------------------------------------------------------------------------------- indices
 
 
 def index(path: Path | str, *, say: Callable[[str], None] = lambda _: None) -> list[Path]:
-    """Build a graph (HNSW) over each modality of embeddings. Return the files of the usable graphs.
+    """Build an index over each modality of embeddings. Return the files of the usable ones.
 
     They are beside a file, and inside a folder of shards.
 
-    The measurements are written beside each graph (FILE.MODALITY.faiss.json) and reported. A graph that finds fewer than
-    95 % of the exact neighbours is not kept: search stays exact. A graph is used only for the content that it was made from.
+    The measurements are written beside each index (FILE.MODALITY.faiss.json) and reported. An index that finds fewer than
+    95 % of the exact neighbours is not kept: search stays exact. It is used only for the content that it was made from.
     """
     faiss = _faiss()
     found = read_embeddings(path)
@@ -186,24 +191,25 @@ def index(path: Path | str, *, say: Callable[[str], None] = lambda _: None) -> l
 
 
 def _built(faiss: Any, found: Embeddings, name: str) -> tuple[Any, GraphReport]:
-    """Build a graph over the distinct rows of a modality, and measure its recall."""
+    """Build an index over the distinct rows of a modality, and measure its recall."""
     vectors = found.vectors[name][found.present[name]]
     first, _ = distinct_rows(torch.from_numpy(vectors))
     nodes = np.ascontiguousarray(vectors[first.numpy()])
-    graph = faiss.IndexHNSWFlat(nodes.shape[1], NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
-    graph.hnsw.efConstruction = BUILD
-    graph.add(nodes)
+    lists = max(1, min(round(LISTS * len(nodes) ** 0.5), len(nodes) // LEAST))
+    made = faiss.index_factory(nodes.shape[1], f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+    made.cp.min_points_per_centroid, made.cp.max_points_per_centroid, made.cp.niter = 1, 2 * LEAST, 10
+    made.train(nodes)
+    made.add(nodes)
     queries = _queries(found, name, nodes)
     right = {kind: {k: _kth(nodes, rows, k) for k in MEASURED} for kind, rows in queries.items()}
     recall: dict[int, dict[str, float]] = {}
     for ask in ASK:
-        graph.hnsw.efSearch = ask
+        made.nprobe = ask
         recall = {
-            k: {kind: _recall(graph, nodes, rows, right[kind][k], k) for kind, rows in queries.items()}
-            for k in MEASURED
+            k: {kind: _recall(made, nodes, rows, right[kind][k], k) for kind, rows in queries.items()} for k in MEASURED
         }
         least = {k: min(by_kind.values()) for k, by_kind in recall.items()}
-        if least[MEASURED[0]] >= ENOUGH:
+        if least[MEASURED[0]] >= AIM:
             break
     reach = max((k for k in MEASURED if all(least[m] >= ENOUGH for m in MEASURED if m <= k)), default=0)
     report = GraphReport(
@@ -217,7 +223,7 @@ def _built(faiss: Any, found: Embeddings, name: str) -> tuple[Any, GraphReport]:
         reach=reach,
         how=f"{QUERIES} queries of each kind at most, drawn with a fixed seed; neighbours among distinct rows; the least counts",
     )
-    return graph, report
+    return made, report
 
 
 def _queries(found: Embeddings, name: str, nodes: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
@@ -248,19 +254,21 @@ def _kth(nodes: NDArray[np.float32], queries: NDArray[np.float32], k: int) -> ND
 
 
 def _recall(
-    graph: Any, nodes: NDArray[np.float32], queries: NDArray[np.float32], kth: NDArray[np.float32], k: int
+    index: Any, nodes: NDArray[np.float32], queries: NDArray[np.float32], kth: NDArray[np.float32], k: int
 ) -> float:
-    """Return the share of the exact k nearest nodes that a graph finds."""
+    """Return the share of the exact k nearest nodes among the candidates of an index."""
     k = min(k, len(nodes))
-    similarity, rows = graph.search(queries, k)
-    slack = 1e-5 * np.maximum(np.abs(kth), 1e-12)
-    return float(((rows >= 0) & (similarity >= (kth - slack)[:, None])).sum(1).mean() / k)
+    found = 0
+    for query, own, last in zip(queries, index.search(queries, min(WIDER * k, len(nodes)))[1], kth, strict=True):
+        slack = 1e-5 * max(abs(float(last)), 1e-12)
+        found += min(k, int((nodes[own[own >= 0]] @ query >= last - slack).sum()))
+    return found / (k * len(queries))
 
 
 def _graph(found: Embeddings, modality: str) -> Graph | None:
-    """Return the usable graph of this content; None without one. DataError when its file is damaged.
+    """Return the usable index of this content; None without one. DataError when its file is damaged.
 
-    A graph is read once for each `found`, until one of its files changes.
+    An index is read once for each `found`, until one of its files changes.
     """
     file = graph_file(found.path, modality)
     stamp = [_changed(file), _changed(_report_file(file))]
@@ -291,7 +299,10 @@ def _read_graph(found: Embeddings, modality: str, file: Path) -> Graph | None:
         return None  # the report is of an older version, or FAISS is absent: search is exact
     try:
         graph = faiss.deserialize_index(read)
-        graph.hnsw.efSearch = report.ask
+        if isinstance(graph, faiss.IndexIVF):
+            graph.nprobe = report.ask
+        else:  # a graph of an older version
+            graph.hnsw.efSearch = report.ask
     except (RuntimeError, AttributeError) as error:
         raise DataError(f"{file} is damaged; make it again: counterpoint index {found.path}") from error
     there = np.flatnonzero(found.present[modality])
