@@ -91,7 +91,7 @@ import counterpoint as cp
 
 data = cp.own(items, size=16, rate=RATE, seconds=0.1)
 settings = {
-    "epochs": 20,
+    "epochs": 30,
     "batch_size": 128,
     "image_encoder": "conv-s",
     "text_encoder": "text-64-1-4",
