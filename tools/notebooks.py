@@ -14,6 +14,7 @@ import hashlib
 import sys
 import tempfile
 import time
+from os import environ, pathsep, times
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ def execute(source: Path, folder: Path) -> Any:
     from traitlets import Unicode
 
     notebook = jupytext.read(source)
-    paths = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
-    start, before = time.monotonic(), os.times()
+    paths = pathsep.join(filter(None, (str(ROOT / "src"), environ.get("PYTHONPATH"))))
+    start, before = time.monotonic(), times()
 
     with tempfile.TemporaryDirectory(prefix="nb") as sockets:
 
@@ -56,8 +57,8 @@ def execute(source: Path, folder: Path) -> Any:
         )
         # One thread: the networks are small, and other notebooks or tests may run beside this one.
         own = {"PYTHONPATH": paths, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-        client.execute(env=os.environ | own)
-    after = os.times()
+        client.execute(env=environ | own)
+    after = times()
     notebook.metadata["counterpoint"] = {
         "source": digest(source),
         "seconds": round(time.monotonic() - start, 1),

@@ -139,7 +139,8 @@ print(f"loss {history[0]:.2f} at the start, {np.mean(history[-10:]):.2f} at the 
 # ## Distil
 #
 # The student `conv-s` is a small convolutional network. `distil` trains it, measures both networks on the same test pictures,
-# and compares their sizes. The teacher classifies by the texts of the class names, which are the names of the folders.
+# and compares their sizes. The teacher classifies by the texts of the class names, which are the names of the folders. A guess
+# is right in a sixth of the cases.
 
 # %%
 from counterpoint.distilling import distil
@@ -162,14 +163,11 @@ record = distil(["vl2v-adip"], TEACHER, "conv-s", "imagefolder:pictures?size=32"
 import pandas as pd
 
 row = record["rows"][0]
-table = pd.DataFrame(
-    {
-        "accuracy": {"teacher": row["teacher"], "student": row["mean"], "chance": 1 / len(CLASSES)},
-        "weights": {"teacher": row["teacher_parameters"], "student": row["parameters"]},
-        "pictures a second": {"teacher": row["teacher_images_a_second"], "student": row["images_a_second"]},
-    }
-)
-table.round(3)
+columns = ["accuracy", "weights", "pictures a second"]
+teacher = [row["teacher"], row["teacher_parameters"], row["teacher_images_a_second"]]
+student = [row["mean"], row["parameters"], row["images_a_second"]]
+table = pd.DataFrame({"teacher": teacher, "student": student}, index=columns).T
+table.astype({"weights": int, "pictures a second": int}).round(3)
 
 # %% [markdown]
 # ## Use the student

@@ -53,7 +53,7 @@ rng = np.random.default_rng(0)
 rows = []
 for number in range(600):
     colour, shape, place = (str(rng.choice(list(names))) for names in (COLOURS, SHAPES, PLACES))
-    words = rng.choice(["a {c} {s} on the {p}", "on the {p}: one {c} {s}", "{c} {s}, {p} side"])
+    words = rng.choice(["a {c} {s} at the {p}", "at the {p}: one {c} {s}", "{c} {s}, {p} side"])
     caption = words.format(c=colour, s=shape, p=place) + f", number {number}"
     rows.append({"image": draw(colour, shape, place, rng), "caption": caption})
 frame = pd.DataFrame(rows)
@@ -63,6 +63,8 @@ frame.assign(image="Pillow image").head(4)
 # ## Look at the data first
 
 # %%
+from textwrap import fill
+
 import matplotlib.pyplot as plt
 
 
@@ -72,7 +74,7 @@ def show(pictures, titles, *, width=6):
     figure, axes = plt.subplots(height, width, figsize=(1.9 * width, 2.1 * height), squeeze=False)
     for place, picture, title in zip(axes.flat, pictures, titles, strict=False):
         place.imshow(picture)
-        place.set_title(title, fontsize=7, wrap=True)
+        place.set_title(fill(title, 22), fontsize=8)
     for place in axes.flat:
         place.axis("off")
     plt.show()
@@ -119,7 +121,7 @@ table
 
 # %%
 cp.embed(run, "pairs.parquet", data=frame)
-for words in ("a yellow arrow on the left", "one blue ball"):
+for words in ("a yellow arrow at the left", "one blue ball"):
     hits = cp.search(run, words, "pairs.parquet", k=6, modality="image")
     print(words)
     print(hits)
@@ -128,7 +130,7 @@ for words in ("a yellow arrow on the left", "one blue ball"):
 # The rows of a query and of the pictures can also be compared by hand. `encode` returns rows of length 1.
 
 # %%
-queries = ["a yellow arrow on the left", "a red box on the right", "a green ball in the middle"]
+queries = ["a yellow arrow at the left", "a red box at the right", "a green ball at the middle"]
 both = run.encode(images=list(frame.image), texts=queries, progress=False)
 best = np.argsort(-(both["caption"] @ both["image"].T), axis=1)[:, :5]
 for words, found in zip(queries, best, strict=True):

@@ -37,7 +37,7 @@ print(f"{len(clips.train)} training clips, {violent:.0f} of them violent; {len(c
 # ## Train on one label for each clip
 
 # %%
-run = cp.train("macil-sd", data=SOURCE, epochs=20, batch_size=16, name="violence", quiet=True)
+run = cp.train("macil-sd", data=SOURCE, epochs=40, batch_size=16, name="violence", quiet=True)
 run
 
 # %% [markdown]
