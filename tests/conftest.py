@@ -105,6 +105,10 @@ def run_of_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from counterpoint import training
 
     folder = tmp_path_factory.mktemp("clips")
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the clips: each would draw them for seconds
+        shared = tmp_path_factory.getbasetemp().parent / "clips"
+        shared.mkdir(exist_ok=True)
+        (folder / "cache").symlink_to(shared, target_is_directory=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COUNTERPOINT_CACHE", str(folder / "cache"))
         config = replace(training.default_config("macil-sd", "arcade"), epochs=3, batch_size=8)

@@ -64,6 +64,7 @@ def same(run, other):
         assert torch.equal(value, theirs[name]), name
 
 
+@pytest.mark.slow
 def test_killed_at_several_steps_and_resumed_it_ends_the_same(whole, tmp_path):
     folder = tmp_path / "run"
     # In the first epoch, before anything was saved; then two steps into the second; then at its last step.

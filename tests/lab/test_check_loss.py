@@ -91,6 +91,7 @@ def test_a_gather_of_unequal_batches_ends_in_an_error_and_the_next_loss_is_check
     assert checked("right", ["2 processes"], crew, (2,)).holds
 
 
+@pytest.mark.slow
 def test_processes_that_wait_for_each_other_are_ended(monkeypatch):
     monkeypatch.setattr(processes, "ANSWER_SECONDS", 1.0)
     with Crew(2) as crew:

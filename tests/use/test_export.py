@@ -102,7 +102,9 @@ def test_each_modality_gives_the_embeddings_of_the_run_for_any_number_of_items(a
     ("slug", "settings", "format"),
     [
         ("simclr", {}, "torch"),
-        pytest.param("dino", {"encoder": "vit-s", "projection": 32, "epochs": 1}, "onnx", marks=needs_onnx),
+        pytest.param(
+            "dino", {"encoder": "vit-s", "projection": 32, "epochs": 1}, "onnx", marks=[needs_onnx, pytest.mark.slow]
+        ),
         pytest.param("supcon", {"encoder": "resnet-s"}, "onnx", marks=[needs_onnx, pytest.mark.slow]),
     ],
 )
