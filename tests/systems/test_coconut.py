@@ -431,7 +431,7 @@ def test_the_command_line_trains_and_the_page_shows_accuracies_order_and_memory(
         (DATA, {"memory": 2.5}, CounterpointError, "memory must be a share below 1 or a whole number"),
         (DATA, {"memory": -1}, CounterpointError, "memory must be"),
         (DATA, {"rehearsal_share": 1.0}, CounterpointError, "rehearsal_share must lie between 0 and 1"),
-        (DATA, {"selection": "best"}, CounterpointError, "selection must be herding or random"),
+        (DATA, {"selection": "best"}, CounterpointError, "unknown selection 'best'; known: herding, random"),
         (DATA, {"head": "tree"}, CounterpointError, "unknown head 'tree'"),
         (DATA, {"roles": "sp"}, CounterpointError, "unknown roles 'sp'"),
         (DATA, {"positives": "all"}, CounterpointError, "unknown positives 'all'"),
