@@ -155,6 +155,6 @@ plt.show()
 # ## Next
 #
 # - Your own folder: `cp.train("simclr", data="imagefolder:FOLDER", epochs=100, encoder="timm:resnet18")`.
-# - `run.page` is a page with curves and settings. `counterpoint finetune runs/fruit --data imagefolder:photos` trains a classifier on
-#   few labels.
+# - `run.page` is a page with curves and settings.
+# - `counterpoint finetune runs/fruit --data imagefolder:photos` trains a classifier on few labels.
 # - Do your pictures have captions? Continue with [Your own pairs](own_pairs.md).
