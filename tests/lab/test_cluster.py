@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import counterpoint
 from counterpoint.errors import CounterpointError
 from counterpoint.lab import cluster
 from counterpoint.lab.cluster import Cluster, run_tasks
@@ -77,8 +78,9 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Start a cluster of two workers, which the tests below share."""
     pytest.importorskip("ray", reason="needs the extra [cluster]")
     with pytest.MonkeyPatch.context() as patch:
-        # Workers import this module, and the package as this process does.
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]))
+        # Workers import this module and the package. Other folders of tests may hide modules of Ray.
+        places = Path(__file__).parent, Path(counterpoint.__file__).parents[1]
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, places)))
         with cluster._connected(Cluster("local"), 2) as ray:
             yield ray
 
