@@ -17,6 +17,8 @@ never opened: such a cell is bad. `manifest:PLACE` reads these folders as well.
 
 from __future__ import annotations
 
+from functools import partial
+
 from counterpoint.data.images import ImageData
 from counterpoint.data.manifest import checked_bad, load_items
 from counterpoint.data.pairs import AlignedData
@@ -25,7 +27,8 @@ from counterpoint.data.targets import TargetData
 from counterpoint.errors import CounterpointError
 
 
-def load_lance(
+def load_store(
+    kind: str,
     place: str,
     *,
     task: str = "views",
@@ -45,9 +48,10 @@ def load_lance(
     valid: str = "",
     max_bad: float = 0.1,
 ) -> ImageData | AlignedData | TargetData:
-    """Open tables of Lance (see the module).
+    """Open tables of Lance or folders of litdata (see the module).
 
     Args:
+        kind: lance or litdata.
         place: a table's folder, a folder of tables, or a pattern.
         task: views, for images and classes; aligned, for items in two modalities or more; targets, for a number to predict.
         size: height and width of images in pixels, 8 to 4096.
@@ -68,58 +72,9 @@ def load_lance(
         max_bad: maximum number of bad rows: below 1 a fraction of all rows, else a count.
 
     Raises DataError for missing or damaged tables, and for too many bad rows. Raises CounterpointError for an invalid option, and
-    without the package pylance.
+    without the package pylance or litdata.
     """
     inputs = Inputs(target, series, columns, channels)
-    return _load(
-        "lance", place, task, size, image, label, text, test, valid, domain, unseen, inputs, rate, seconds, max_bad
-    )
-
-
-def load_litdata(
-    place: str,
-    *,
-    task: str = "views",
-    size: int = 64,
-    image: str = "",
-    label: str = "",
-    text: str = "",
-    domain: str = "",
-    unseen: str = "",
-    target: str = "",
-    series: str = "",
-    columns: str = "",
-    channels: int = 1,
-    rate: int = 16000,
-    seconds: float = 2.0,
-    test: str = "",
-    valid: str = "",
-    max_bad: float = 0.1,
-) -> ImageData | AlignedData | TargetData:
-    """Open optimised folders of litdata (see the module; arguments as of `load_lance`)."""
-    inputs = Inputs(target, series, columns, channels)
-    return _load(
-        "litdata", place, task, size, image, label, text, test, valid, domain, unseen, inputs, rate, seconds, max_bad
-    )
-
-
-def _load(
-    kind: str,
-    place: str,
-    task: str,
-    size: int,
-    image: str,
-    label: str,
-    text: str,
-    test: str,
-    valid: str,
-    domain: str,
-    unseen: str,
-    inputs: Inputs,
-    rate: int,
-    seconds: float,
-    max_bad: float,
-) -> ImageData | AlignedData | TargetData:
     checked_bad(max_bad)
     named = bool(image or label or text)
     if task == "aligned" and (inputs.columns or not named):
@@ -129,3 +84,6 @@ def _load(
             )
         return load_items(kind, place, kind, task, size, rate, seconds, test, valid, max_bad, inputs.columns)
     return load_rows(kind, place, task, size, image, label, text, test, valid, domain, unseen, inputs, max_bad)
+
+
+load_lance, load_litdata = (partial(load_store, kind) for kind in ("lance", "litdata"))
