@@ -84,20 +84,25 @@ class ConvNet(ChannelsLast):
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut (He et al. 2015)."""
+    """Two 3 x 3 convolutions and a shortcut (He et al. 2015).
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    The shortcut is a 1 x 1 convolution; with `identity`, only where the shape changes.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, identity: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.downsample: nn.Module | None = None
+        if stride != 1 or inputs != outputs or not identity:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu_(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        out += self.downsample(x)
+        out += x if self.downsample is None else self.downsample(x)
         return F.relu_(out)
 
 

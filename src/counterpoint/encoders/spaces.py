@@ -22,11 +22,11 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.encoders.channels_last import ChannelsLast, conv
+from counterpoint.encoders.small_images import BasicBlock
 from counterpoint.errors import CounterpointError, unknown
 
 Member = tuple[int, ...]
@@ -43,24 +43,6 @@ LENGTHS = {"resnet-cifar": 3, "nas-201": len(EDGES)}
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
-class _Block(nn.Module):
-    """Two 3 x 3 convolutions; the shortcut is the identity where the shape allows it."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.downsample: nn.Module | None = None
-        if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(F.relu_(self.bn1(self.conv1(x)))))
-        return F.relu_(out + (x if self.downsample is None else self.downsample(x)))
-
-
 class CifarResNet(ChannelsLast):
     """A stem, and three stages of basic blocks, of which the second and the third halve the picture."""
 
@@ -72,7 +54,7 @@ class CifarResNet(ChannelsLast):
         for stage, depth in enumerate(depths):
             blocks = []
             for number in range(depth):
-                blocks.append(_Block(inputs, width << stage, 2 if stage and not number else 1))
+                blocks.append(BasicBlock(inputs, width << stage, 2 if stage and not number else 1, identity=True))
                 inputs = width << stage
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
         self._finish()
