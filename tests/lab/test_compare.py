@@ -178,6 +178,22 @@ def test_each_domain_is_left_out_and_a_seed_is_the_mean_over_domains(two_domains
     assert "--leave-one-domain-out" in page
 
 
+def test_a_domain_that_is_new_leaves_no_run_of_another_in_its_place(two_domains, tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    given = {"seeds": 1, "jobs": 1, "out": tmp_path, "leave_one_domain_out": True}
+    compare.compare(["simclr", "moco-v2"], "digit-domains", **given)
+    monkeypatch.setitem(DOMAINS, "digit-domains?unseen=added", 0.1)
+    found = SimpleNamespace(domains=("added", "plain", "inverted"))
+    monkeypatch.setattr(compare.sources, "load", lambda *_, **__: found)
+    record = compare.compare(["simclr", "moco-v2"], "digit-domains", **given)
+    assert {name: runs["simclr"]["0"] for name, runs in record["domains"].items()} == {
+        "added": 0.1,
+        "plain": 0.9,
+        "inverted": 0.5,
+    }
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [("digits", "at least two domains; digits has 0"), ("digit-domains?unseen=plain", "take unseen=... out")],

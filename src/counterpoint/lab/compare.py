@@ -91,7 +91,7 @@ def compare(
         },
         run_one or runner.run_one,
         cache=out / ".partial" / name,
-        stamp=runner.stamp_of([data, everything]),
+        stamp=runner.stamp_of([*specs.values(), everything]),
         jobs=jobs,
         title=f"compare {len(slugs)} systems on {data}",
         console=console,
@@ -107,10 +107,13 @@ def compare(
     }
     shared = sorted(set.intersection(*(set(found) for runs in results.values() for found in runs.values())))
     named = metric is not None
-    metric = metric or f"{UNSEEN if leave_one_domain_out else ''}{headlines.pop()}"
+    before = UNSEEN if leave_one_domain_out else ""
+    metric = metric or before + headlines.pop()
     if metric not in shared and not named:  # say pictures with masks, of which no class is known
         instead = next(iter(tasks.values()))
-        metric = next((other for other in getattr(instead, "stand_ins", ()) if other in shared), metric)
+        metric = next(
+            (before + other for other in getattr(instead, "stand_ins", ()) if before + other in shared), metric
+        )
     if metric not in shared:
         raise CounterpointError(f"not every system has the metric '{metric}'; all have: {', '.join(shared)}")
     first = tasks[slugs[0]]
