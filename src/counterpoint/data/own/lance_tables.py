@@ -9,7 +9,7 @@ from typing import Any
 from counterpoint.data.own.arrow import pa
 from counterpoint.data.own.parquet import HELD, ROWS, cells_of, known_columns
 from counterpoint.data.own.table import Cells, Joined, Segment, Spool
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import DataError, needs_extra
 
 Wanted = Callable[[str], bool]
 
@@ -27,7 +27,7 @@ def read_lance(path: Path, wanted: Wanted, spool: Spool) -> Segment:
     try:
         import lance
     except ImportError as error:
-        raise CounterpointError("lance: needs the extra [lance]: pip install 'counterpoint[lance]'") from error
+        raise needs_extra("lance:", "lance") from error
     try:
         table = lance.dataset(str(path))
         schema = table.schema

@@ -18,7 +18,7 @@ from counterpoint.data.own.objects import file_of, plain
 from counterpoint.data.own.roles import known_by_name
 from counterpoint.data.own.table import BadCell, Broken, Cells, ListCells, Segment, Spool
 from counterpoint.data.pictures import is_image, is_tensor
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import DataError, needs_extra
 
 Wanted = Callable[[str], bool]
 # Kinds of stored values that stay as they are, by litdata's name. Others than these and OPEN become bad cells.
@@ -48,7 +48,7 @@ def read_litdata(path: Path, wanted: Wanted, spool: Spool) -> Segment:
     try:
         import litdata
     except ImportError as error:
-        raise CounterpointError("litdata: needs the extra [litdata]: pip install 'counterpoint[litdata]'") from error
+        raise needs_extra("litdata:", "litdata") from error
     try:
         config, chunks = _index(path)
         items = litdata.StreamingDataset(str(path), serializers=_serializers(config), batch_decode=0)
