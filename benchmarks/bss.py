@@ -2,8 +2,8 @@
 
     python benchmarks/bss.py [--rounds 7] [--threads 1]      writes results/bench/bss.json
 
-Both take the same float32 numbers in turn in one process. The record has the medians over the rounds and the median of the rounds'
-ratios. A ratio is the plain way's time over ours: above 1 ours is faster. The plain transfer is FDA's, image by image: both
+Both take the same float32 numbers in turn in one process. The record has the medians over the rounds and the ratio of the
+medians. A ratio is the plain way's time over ours: above 1 ours is faster. The plain transfer is FDA's, image by image: both
 images' whole transforms, shifts, the exchange of a window, and back. The plain loss stores the similarities of both columns.
 The plain step crops and colours a batch at once, as ours does. It differs in transfer, loss and loop. Memory is the peak of
 a separate process of each, minus its memory before the call.

@@ -4,7 +4,7 @@
 
 `step`: forward and backward of all losses on float32 rows of width 128, with a queue of 8,192 keys. Both run in turn. Nine
 tenths of the labels score high, so most rows are kept, as in training. The transcription follows the authors' code: it copies the
-queue for each use, takes rows out by masks, and moves prototypes in a loop over rows. A ratio is the median of the rounds' ratios,
+queue for each use, takes rows out by masks, and moves prototypes in a loop over rows. A ratio is the ratio of the medians,
 its time over ours: above 1 ours is faster. Memory is the peak of a separate process of each, minus its memory before the call.
 
 `smoothing`: visual features of width 64 in 1,000 clusters, and texts of width 384. Neighbours are searched, ranked again and used

@@ -3,7 +3,7 @@
     python benchmarks/cmd.py [--rounds 5] [--threads 1]      writes results/bench/cmd.json
 
 Both take the same float32 outputs and features, forward and backward, in turn in one process. The record has the medians over
-the rounds and the median of the rounds' ratios. A ratio is the transcription's time over ours: above 1 ours is faster. There are
+the rounds and the ratio of the medians. A ratio is the transcription's time over ours: above 1 ours is faster. There are
 10 crops, with 49 regions in the two global ones and 9 in the others, of width 768. The transcription loops over pairs of crops.
 For each pair it computes similarities, gathers matches, and computes the student's log-softmax anew, as the released code does.
 The inter-level term is the corrected one in both. Memory is the peak of a separate process of each, minus its memory before the

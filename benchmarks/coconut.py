@@ -4,8 +4,8 @@
 
 The authors published no code. The plain way follows the equations with whole matrices and masks, as common implementations of
 SupCon do. Both take the same float32 embeddings of width 256. One fifth of the rows is rehearsed, and there are 20 classes. They
-run forward and backward, in turn in one process. The record has the medians over the rounds and the median of the rounds'
-ratios. A ratio is the plain way's time over ours: above 1 ours is faster. Memory is the peak of a separate process of each, minus
+run forward and backward, in turn in one process. The record has the medians over the rounds and the ratio of the
+medians. A ratio is the plain way's time over ours: above 1 ours is faster. Memory is the peak of a separate process of each, minus
 its memory before the call.
 """
 

@@ -4,8 +4,8 @@
 
 The authors normalise twice, store the matrix of logits, and take two cross-entropies. Their attention makes the whole
 matrix of each head. It fills the masked entries, subtracts the maximum, and fills the rows without a medium. Both ways take the
-same float32 arrays and run forward and backward, in turn in one process. The record has the medians over the rounds and the median
-of the rounds' ratios. A ratio is the authors' time over ours: above 1 ours is faster. Memory is the peak of a separate process of
+same float32 arrays and run forward and backward, in turn in one process. The record has the medians over the rounds and the
+ratio of the medians. A ratio is the authors' time over ours: above 1 ours is faster. Memory is the peak of a separate process of
 each, minus its memory before the call.
 
 Embeddings are 512 wide. "block" cases have texts of 128 tokens with 3 pictures of 64 tokens. States are 512 wide; there are 8 heads

@@ -6,7 +6,7 @@
 matrix of real similarities and that of every layer. "CSCL" cases: codes of both modalities, against the stored matrix.
 
 Both ways take the same float32 rows of width 64. They run forward and backward, in turn in one process. The record has the medians
-over the rounds and the median of the rounds' ratios. A ratio is the usual time over ours: above 1 ours is faster. Memory is the
+over the rounds and the ratio of the medians. A ratio is the usual time over ours: above 1 ours is faster. Memory is the
 peak of a separate process of each, minus its memory before the call.
 """
 

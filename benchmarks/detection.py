@@ -134,11 +134,7 @@ def main() -> None:
                 "times_real_time": round(seconds / median("detect", name, "seconds"), 1),
                 "plain_decoding_times_real_time": round(seconds / median("decode", name, "seconds"), 1),
                 "time_over_plain_decoding": round(
-                    statistics.median(
-                        a["seconds"] / b["seconds"]
-                        for a, b in zip(found["detect", name], found["decode", name], strict=True)
-                    ),
-                    2,
+                    median("detect", name, "seconds") / median("decode", name, "seconds"), 2
                 ),
                 "peak_mb": round(median("detect", name, "peak_mb")),
             }

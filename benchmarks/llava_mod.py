@@ -3,7 +3,7 @@
     python benchmarks/llava_mod.py [--rounds 7] [--threads 1]      writes results/bench/llava-mod.json
 
 Both sides take the same float32 input. They run forward and backward, in turn in one process. The record has the medians over the
-rounds and the median of the rounds' ratios. A ratio is the authors' time over ours: above 1 ours is faster. Memory is the peak of a
+rounds and the ratio of the medians. A ratio is the authors' time over ours: above 1 ours is faster. Memory is the peak of a
 separate process of each, minus its memory before the call.
 
 Layer: four experts of Llama's kind, 256 wide with 768 inside. The authors' layer is DeepSpeed's. It makes weights [tokens, experts,

@@ -1,6 +1,6 @@
 """Measure the speed of MACIL-SD's training step, and of its semi-bag contrast against a loop over the bags.
 
-A and B are timed alternately in this process. Times are medians, and ratios are medians of the rounds' ratios.
+A and B are timed alternately in this process. Times are medians, and ratios are those of the medians.
 Run with `make bench`; the record goes to results/bench/macil-sd.json.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from sides import ratio
 from torch import Tensor
 
 from counterpoint.core.mil import topk_mil_pool
@@ -63,10 +64,6 @@ def alternate(functions: dict[str, Callable[[], object]], rounds: int) -> dict[s
             if round_:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
-
-
-def ratio(slow: list[float], fast: list[float]) -> float:
-    return statistics.median(s / f for s, f in zip(slow, fast, strict=True))
 
 
 def main() -> None:

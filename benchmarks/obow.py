@@ -2,8 +2,8 @@
 
     python benchmarks/obow.py [--rounds 3] [--threads 1]      writes results/bench/obow.json
 
-Both take the same float32 rows in turn in one process. The record has the medians over the rounds and the median of the rounds'
-ratios. A ratio is the transcription's time over ours: above 1 ours is faster. There are 8,192 words. The transcription computes
+Both take the same float32 rows in turn in one process. The record has the medians over the rounds and the ratio of the
+medians. A ratio is the transcription's time over ours: above 1 ours is faster. There are 8,192 words. The transcription computes
 all distances by a 1 x 1 convolution, then a softmax and a maximum over locations. Its loss makes logits and the divergence from
 repeated targets. Memory is the peak of a separate process of each, minus its memory before the call.
 """

@@ -3,7 +3,7 @@
     python benchmarks/sepclr.py [--rounds 9] [--threads 1]      writes results/bench/sepclr.json
 
 Both take the same float32 heads of width 32, half of them targets. They run forward and backward, in turn in one process. The
-record has the medians over the rounds and the median of the rounds' ratios. A ratio is the transcription's time over ours: above
+record has the medians over the rounds and the ratio of the medians. A ratio is the transcription's time over ours: above
 1 ours is faster. The transcription computes all distances by torch.pdist and torch.cdist. It takes their exponentials, and then
 the logarithm of the mean. It holds several matrices of the batch by the batch. Memory is the peak of a separate process of each,
 minus its memory before the call.

@@ -7,7 +7,7 @@ process. Ours computes the scores from the annotations in each call. The transcr
 each view it holds several matrices of twice the batch by twice the batch. `scores` are all scores of a batch. Ours are ten
 matrices. The transcription's are made by Python sets, pair by pair, each pair once.
 
-The record has the medians over the rounds and the median of the rounds' ratios. A ratio is the transcription's time over ours:
+The record has the medians over the rounds and the ratio of the medians. A ratio is the transcription's time over ours:
 above 1 ours is faster. Memory is the peak of a separate process of each, minus its memory before the call.
 """
 

@@ -7,7 +7,7 @@ similarities and a mask of positives. "words" cases: DAMSM by words of n pairs. 
 words of each for all pictures, and makes the contexts. Regions are 8 x 8, captions have 6 to 18 words.
 
 Both ways take the same float32 rows of width 256. They run forward and backward, in turn in one process. The record has the medians
-over the rounds and the median of the rounds' ratios. A ratio is the usual time over ours: above 1 ours is faster. Memory is the
+over the rounds and the ratio of the medians. A ratio is the usual time over ours: above 1 ours is faster. Memory is the
 peak of a separate process of each, minus its memory before the call.
 """
 

@@ -4,7 +4,7 @@
 
 TACT stacks the blocks, stores their whole matrix of logits, adds a matrix of log-weights, and takes two cross-entropies. Both
 take the same float32 unit rows of width 256, with a scale of 14. They run forward and backward, in turn in one process. The record
-has the medians over the rounds and the median of the rounds' ratios. A ratio is TACT's time over ours: above 1 ours is faster.
+has the medians over the rounds and the ratio of the medians. A ratio is TACT's time over ours: above 1 ours is faster.
 Memory is the peak of a separate process of each, minus its memory before the call.
 
 "equal" cases have the paper's weights of 1, "weighted" ones alpha_same 2 and alpha_cross 0.5. Cases of three blocks also have

@@ -4,7 +4,7 @@
 
 The recipes are those of SimCLR for CIFAR (crop, flip, colour jitter, grey) and for ImageNet (blur as well). Each makes two views
 of 256 uint8 images, as normalised floats, on 2 threads. The three take turns in one process. Times are medians over the rounds,
-ratios are medians of the rounds' ratios.
+and ratios are those of the medians.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def main() -> None:
     import kornia.augmentation as K
     import torch
     import torchvision.transforms.v2 as T
+    from sides import ratio
 
     from counterpoint.engine.run import machine, versions
     from counterpoint.views.images import MEAN, RECIPES, STD, ViewPipeline
@@ -83,7 +84,7 @@ def main() -> None:
                 who: {
                     "milliseconds": round(1000 * statistics.median(t), 1),
                     "views_per_second": round(2 * BATCH / statistics.median(t)),
-                    "times_ours": round(statistics.median(a / b for a, b in zip(t, times["ours"], strict=True)), 2),
+                    "times_ours": round(ratio(t, times["ours"]), 2),
                 }
                 for who, t in times.items()
             }

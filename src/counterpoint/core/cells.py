@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.core.precision import wide as widened
+from counterpoint.core.transforms import traced
 
 
 class CellPairs(NamedTuple):
@@ -70,11 +72,21 @@ def near_cells(
 
 def _of_matrix(down: Tensor, across: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
     """Find the pairs of near cells in the matrix of all pairs."""
-    cells, n = len(down) * len(across), len(limit)
-    near = down[:, None, :, None] < (limit - across)[None, :, None, :]  # [H, W, H, W, n]
-    place = near.view(cells, cells, n).permute(2, 0, 1).reshape(-1).nonzero()[:, 0]
+    high, wide = len(down), len(across)
+    cells = high * wide
+    # One line of both sides is [(a, b)] of crop 2. So a comparison has long lines, and its result is in the order of the pairs.
+    line_down = down.permute(2, 0, 1).repeat_interleave(wide, 2)  # [n, H, H W]
+    line_across = (limit - across).permute(2, 0, 1).repeat(1, 1, high)  # [n, W, H W]
+    place = _places(line_down[:, :, None] < line_across[:, None])
     first = place // cells
-    return first, first // cells * cells + place % cells
+    return first, place - first * cells + first // cells * cells
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Return the flat places of the true entries. On a CPU, NumPy finds them four times as fast as torch."""
+    if mask.is_cpu and not traced():
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.reshape(-1).nonzero()[:, 0]
 
 
 def _of_axes(down: Tensor, across: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
