@@ -79,7 +79,7 @@ def test_large_values_that_overflow_leave_no_nan(tmp_path):
 
 
 @pytest.mark.parametrize("k", [1, 10, 200])
-def test_a_graph_over_repeated_rows_finds_what_exact_search_finds(tmp_path, k):
+def test_an_index_over_repeated_rows_finds_what_exact_search_finds(tmp_path, k):
     pytest.importorskip("faiss", reason="needs the extra [search]")
     rng = np.random.default_rng(k)
     kinds = unit(rng.standard_normal((30, 32)))
@@ -88,12 +88,12 @@ def test_a_graph_over_repeated_rows_finds_what_exact_search_finds(tmp_path, k):
     said = []
     assert search.index(found.path, say=said.append) == [tmp_path / "e.parquet.text.faiss"]
     assert "3000 rows, 30 of them different; recall@10 against exact search 1.000, used for k up to 100" in said[0]
-    assert search._graph(found, "text").ntotal == 30
+    assert search._stored_index(found, "text").ntotal == 30
     for query in unit(kinds[:8] + 0.1 * rng.standard_normal((8, 32))):
         assert [row for _, row in search._nearest(found, "text", query, k)] == expected(rows, query, k)
 
 
-def test_a_graph_of_different_rows_is_used_with_its_recall_written_down(tmp_path):
+def test_an_index_of_different_rows_is_used_with_its_recall_written_down(tmp_path):
     pytest.importorskip("faiss", reason="needs the extra [search]")
     rng = np.random.default_rng(0)
     rows = unit(rng.standard_normal((2000, 16)))
@@ -110,7 +110,7 @@ def test_a_graph_of_different_rows_is_used_with_its_recall_written_down(tmp_path
     assert np.mean(common) / 10 >= 0.95
 
 
-def test_a_graph_with_too_little_recall_is_not_kept(tmp_path, monkeypatch):
+def test_an_index_with_too_little_recall_is_not_kept(tmp_path, monkeypatch):
     pytest.importorskip("faiss", reason="needs the extra [search]")
     monkeypatch.setattr(nearest, "ASK", (1,))  # a single list, which lacks most of the neighbours
     rows = unit(np.random.default_rng(0).standard_normal((2000, 48)))
@@ -123,24 +123,24 @@ def test_a_graph_with_too_little_recall_is_not_kept(tmp_path, monkeypatch):
     assert report["reach"] == 0
     assert "below 0.95: exact search is used" in said[0]
     assert not (tmp_path / "e.parquet.text.faiss").exists()
-    assert search._graph(found, "text") is None
+    assert search._stored_index(found, "text") is None
     assert [row for _, row in search._nearest(found, "text", rows[9], 10)] == expected(rows, rows[9], 10)
 
 
-def test_a_graph_that_returns_too_few_or_was_not_measured_for_k_is_left_for_exact_search(tmp_path, monkeypatch):
+def test_an_index_that_returns_too_few_or_was_not_measured_for_k_is_left_for_exact_search(tmp_path, monkeypatch):
     pytest.importorskip("faiss", reason="needs the extra [search]")
     rows = unit(np.random.default_rng(0).standard_normal((300, 8)))
     found = written(tmp_path / "e.parquet", rows)
     search.index(found.path)
 
-    def asked(graph, query, k):
-        raise AssertionError("the graph was asked for more than it was measured for")
+    def asked(made, query, k):
+        raise AssertionError("the index was asked for more than it was measured for")
 
     with monkeypatch.context() as patch:
-        patch.setattr(nearest.Graph, "rows", asked)
+        patch.setattr(nearest.StoredIndex, "rows", asked)
         assert [row for _, row in search._nearest(found, "text", rows[0], 101)] == expected(rows, rows[0], 101)
     with monkeypatch.context() as patch:
-        patch.setattr(nearest.Graph, "rows", lambda graph, query, k: None)  # -1 among the answers
+        patch.setattr(nearest.StoredIndex, "rows", lambda made, query, k: None)  # -1 among the answers
         assert [row for _, row in search._nearest(found, "text", rows[0], 20)] == expected(rows, rows[0], 20)
 
 
@@ -152,12 +152,12 @@ def test_a_graph_of_an_older_version_is_read(tmp_path):
     graph = faiss.IndexHNSWFlat(8, 32, faiss.METRIC_INNER_PRODUCT)
     graph.add(rows)
     (tmp_path / "e.parquet.text.faiss").write_bytes(faiss.serialize_index(graph).tobytes())
-    read = search._graph(search.read_embeddings(found.path), "text")
+    read = search._stored_index(search.read_embeddings(found.path), "text")
     assert type(read.index) is faiss.IndexHNSWFlat
     assert set(expected(rows, rows[3], 10)) <= set(read.rows(rows[3], 10).tolist())
 
 
-def test_a_graph_belongs_to_content_not_to_size_and_time(tmp_path):
+def test_an_index_belongs_to_content_not_to_size_and_time(tmp_path):
     pytest.importorskip("faiss", reason="needs the extra [search]")
     rng = np.random.default_rng(0)
     file = tmp_path / "e.parquet"
@@ -166,11 +166,11 @@ def test_a_graph_belongs_to_content_not_to_size_and_time(tmp_path):
     search.index(file)
     before = file.stat()
     os.utime(file, ns=(1, 1))
-    assert search._graph(search.read_embeddings(file), "text") is not None
+    assert search._stored_index(search.read_embeddings(file), "text") is not None
     written(file, rows[::-1])
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     found = search.read_embeddings(file)
-    assert search._graph(found, "text") is None
+    assert search._stored_index(found, "text") is None
     assert search._nearest(found, "text", rows[0], 1)[0][1] == 99
 
 

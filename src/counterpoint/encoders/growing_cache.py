@@ -21,18 +21,21 @@ class GrowingLayer(DynamicLayer):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.memory: list[Tensor] = []  # of keys and of values, [batch, heads, room, width]
+        self.given: tuple[Tensor | None, Tensor | None] = (None, None)  # the latest views of it
 
     def update(self, key_states: Tensor, value_states: Tensor, *more: Any, **options: Any) -> tuple[Tensor, Tensor]:
         """Write new keys and values [batch, heads, new, width] behind the earlier ones. Return all, as views."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         new = (key_states, value_states)
+        # transformers may have replaced the keys, for instance to choose rows. Then the memory does not begin with them.
         if self.keys is None or self.values is None or not self.keys.numel():
-            held, earlier = 0, new
+            held, earlier, known = 0, new, False
         else:
             held, earlier = self.keys.shape[-2], (self.keys, self.values)
+            known = self.keys is self.given[0] and self.values is self.given[1]
         end = held + key_states.shape[-2]
-        if not (held and self._begun_by(*earlier)) or end > self.memory[0].shape[-2]:
+        if not known or end > self.memory[0].shape[-2]:
             room = max(2 * held, end + ROOM)
             self.memory = [part.new_empty((*part.shape[:-2], room, part.shape[-1])) for part in new]
             if held:
@@ -41,20 +44,13 @@ class GrowingLayer(DynamicLayer):
         for memory, part in zip(self.memory, new, strict=True):
             memory[..., held:end, :].copy_(part)
         keys, values = (memory[..., :end, :] for memory in self.memory)
-        self.keys, self.values = keys, values
+        self.keys, self.values = self.given = keys, values
         return keys, values
-
-    def _begun_by(self, *parts: Tensor) -> bool:
-        """Say whether keys and values still are the beginning of the memory: transformers may have chosen other rows."""
-        return bool(self.memory) and all(
-            part.data_ptr() == memory.data_ptr() and part.stride() == memory.stride() and len(part) == len(memory)
-            for part, memory in zip(parts, self.memory, strict=True)
-        )
 
     def reset(self) -> None:
         """Drop all keys and values."""
         super().reset()
-        self.memory = []
+        self.memory, self.given = [], (None, None)
 
 
 def growing_cache(model: Any) -> dict[str, DynamicCache]:

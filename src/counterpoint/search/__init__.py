@@ -41,7 +41,7 @@ import counterpoint
 from counterpoint.search.asking import search
 from counterpoint.search.encoder import Encoder, encode
 from counterpoint.search.items import SPLITS
-from counterpoint.search.nearest import GraphReport, _graph, _nearest, index
+from counterpoint.search.nearest import IndexReport, _nearest, _stored_index, index
 from counterpoint.search.stored import Embeddings, Hit, read_embeddings
 from counterpoint.search.writing import embed
 
@@ -49,10 +49,10 @@ __all__ = [
     "SPLITS",
     "Embeddings",
     "Encoder",
-    "GraphReport",
     "Hit",
-    "_graph",
+    "IndexReport",
     "_nearest",
+    "_stored_index",
     "embed",
     "encode",
     "index",

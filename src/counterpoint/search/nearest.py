@@ -38,7 +38,7 @@ ASK = (8, 16, 32, 64, 128, 256)  # lists read in a search: the first value with 
 AIM = 0.98  # above ENOUGH, because other queries may be harder than the measured ones
 WIDER = 2  # candidates of a search, in multiples of k
 MEASURED = (10, 100)  # values of k for which recall is measured
-ENOUGH = 0.95  # share of the exact neighbours that a graph must find
+ENOUGH = 0.95  # share of the exact neighbours that an index must find
 QUERIES = 200  # number of queries of each kind for measuring recall
 NOISE = {"rows with little noise": 0.1, "rows with as much noise": 1.0}  # relative to the norm of a row
 CHUNK = 1 << 16  # rows whose similarities are summed in float64 at a time
@@ -47,7 +47,7 @@ Found = list[tuple[float, int]]
 
 
 @dataclass(frozen=True)
-class GraphReport:
+class IndexReport:
     """The measurements of an index from its build, kept beside it as JSON."""
 
     stamp: str
@@ -67,11 +67,11 @@ class GraphReport:
 
 
 @dataclass(frozen=True)
-class Graph:
+class StoredIndex:
     """An index over the distinct rows of a modality (nodes), with the rows of the file that each node represents."""
 
     index: Any
-    report: GraphReport
+    report: IndexReport
     order: NDArray[np.int64]  # rows of the file, sorted by their node
     starts: NDArray[np.int64]  # [nodes + 1] where each node's rows begin in `order`
 
@@ -98,15 +98,15 @@ def _faiss() -> Any:
     return faiss
 
 
-def graph_file(path: Path, modality: str) -> Path:
+def index_file(path: Path, modality: str) -> Path:
     """Return the path of an index: beside a file of embeddings, or in a folder of shards. The path of its report ends in .json."""
     if path.is_dir():
         return path / f"{modality}.faiss"
     return path.with_name(f"{path.name}.{modality}.faiss")
 
 
-def _report_file(graph: Path) -> Path:
-    return graph.with_name(graph.name + ".json")
+def _report_file(file: Path) -> Path:
+    return file.with_name(file.name + ".json")
 
 
 # ---------------------------------------------------------------------------------------------------------------- exact
@@ -117,9 +117,9 @@ def _nearest(found: Embeddings, modality: str, query: NDArray[np.float32], k: in
 
     Use the index where it is measured for k, else search exactly.
     """
-    graph = _graph(found, modality)
-    if graph is not None and k <= graph.report.reach:
-        rows = graph.rows(np.asarray(query, np.float32), k)
+    made = _stored_index(found, modality)
+    if made is not None and k <= made.report.reach:
+        rows = made.rows(np.asarray(query, np.float32), k)
         if rows is not None:
             return _ranked(found.vectors[modality], np.sort(rows), query, k)
     return exact_nearest(found, modality, query, k)
@@ -170,13 +170,13 @@ def index(path: Path | str, *, say: Callable[[str], None] = lambda _: None) -> l
     for note in found.notes:
         say(f"note: {note}")
     for name in found.vectors:
-        check_writable(graph_file(found.path, name))
+        check_writable(index_file(found.path, name))
     files = []
     for name in found.vectors:
         if not found.present[name].any():
             say(f"note: no item has {name}, so it gets no index")
             continue
-        file = graph_file(found.path, name)
+        file = index_file(found.path, name)
         built, report = _built(faiss, found, name)
         if report.reach:
             with replacing(file) as out:
@@ -190,7 +190,7 @@ def index(path: Path | str, *, say: Callable[[str], None] = lambda _: None) -> l
     return files
 
 
-def _built(faiss: Any, found: Embeddings, name: str) -> tuple[Any, GraphReport]:
+def _built(faiss: Any, found: Embeddings, name: str) -> tuple[Any, IndexReport]:
     """Build an index over the distinct rows of a modality, and measure its recall."""
     vectors = found.vectors[name][found.present[name]]
     first, _ = distinct_rows(torch.from_numpy(vectors))
@@ -212,7 +212,7 @@ def _built(faiss: Any, found: Embeddings, name: str) -> tuple[Any, GraphReport]:
         if least[MEASURED[0]] >= AIM:
             break
     reach = max((k for k in MEASURED if all(least[m] >= ENOUGH for m in MEASURED if m <= k)), default=0)
-    report = GraphReport(
+    report = IndexReport(
         stamp=found.stamp(name),
         modality=name,
         rows=len(vectors),
@@ -265,17 +265,17 @@ def _recall(
     return found / (k * len(queries))
 
 
-def _graph(found: Embeddings, modality: str) -> Graph | None:
+def _stored_index(found: Embeddings, modality: str) -> StoredIndex | None:
     """Return the usable index of this content; None without one. DataError when its file is damaged.
 
     An index is read once for each `found`, until one of its files changes.
     """
-    file = graph_file(found.path, modality)
+    file = index_file(found.path, modality)
     stamp = [_changed(file), _changed(_report_file(file))]
-    name = f"graph of {modality}"
+    name = f"index of {modality}"
     if name not in found.memo or found.memo[name][0] != stamp:
-        found.memo[name] = stamp, _read_graph(found, modality, file)
-    kept: Graph | None = found.memo[name][1]
+        found.memo[name] = stamp, _read_index(found, modality, file)
+    kept: StoredIndex | None = found.memo[name][1]
     return kept
 
 
@@ -288,9 +288,9 @@ def _changed(file: Path) -> tuple[int, int] | None:
     return about.st_mtime_ns, about.st_size
 
 
-def _read_graph(found: Embeddings, modality: str, file: Path) -> Graph | None:
+def _read_index(found: Embeddings, modality: str, file: Path) -> StoredIndex | None:
     try:
-        report = GraphReport(**json.loads(_report_file(file).read_text()))
+        report = IndexReport(**json.loads(_report_file(file).read_text()))
         if not report.reach or not file.is_file() or report.stamp != found.stamp(modality):
             return None
         faiss = _faiss()
@@ -298,11 +298,11 @@ def _read_graph(found: Embeddings, modality: str, file: Path) -> Graph | None:
     except (OSError, ValueError, KeyError, TypeError, CounterpointError):
         return None  # the report is of an older version, or FAISS is absent: search is exact
     try:
-        graph = faiss.deserialize_index(read)
-        if isinstance(graph, faiss.IndexIVF):
-            graph.nprobe = report.ask
+        made = faiss.deserialize_index(read)
+        if isinstance(made, faiss.IndexIVF):
+            made.nprobe = report.ask
         else:  # a graph of an older version
-            graph.hnsw.efSearch = report.ask
+            made.hnsw.efSearch = report.ask
     except (RuntimeError, AttributeError) as error:
         raise DataError(f"{file} is damaged; make it again: counterpoint index {found.path}") from error
     there = np.flatnonzero(found.present[modality])
@@ -313,8 +313,8 @@ def _read_graph(found: Embeddings, modality: str, file: Path) -> Graph | None:
         node = number.numpy()
         order, starts = (
             there[np.argsort(node, kind="stable")],
-            np.searchsorted(np.sort(node), np.arange(graph.ntotal + 1)),
+            np.searchsorted(np.sort(node), np.arange(made.ntotal + 1)),
         )
-    if graph.ntotal != report.distinct or int(starts[-1]) != len(there):
+    if made.ntotal != report.distinct or int(starts[-1]) != len(there):
         raise DataError(f"{file} does not fit {found.path}; make it again: counterpoint index {found.path}")
-    return Graph(graph, report, order, starts)
+    return StoredIndex(made, report, order, starts)

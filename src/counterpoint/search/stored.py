@@ -43,7 +43,7 @@ class Embeddings:
         return f"<embeddings of {len(self.item):,} items in {self.path}: {of}; by {self.run}>"
 
     def stamp(self, modality: str) -> str:
-        """Return a digest of a graph's content: the weights' key, the presence of rows, and their values."""
+        """Return a digest of an index's content: the weights' key, the presence of rows, and their values."""
         name = f"stamp of {modality}"
         if name not in self.memo:
             vectors = self.vectors[modality]
