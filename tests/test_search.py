@@ -104,12 +104,12 @@ def test_an_index_finds_what_exact_search_finds_and_is_left_when_stale(made, cap
     assert cli.main(["embed", str(made / "clip"), "-o", str(file)]) == 0
     exact = search.search(made / "clip", ["arrow"], file)
     assert cli.main(["index", str(file)]) == 0
-    graph = search._stored_index(search.read_embeddings(file), "image")
+    graph = search.stored_index(search.read_embeddings(file), "image")
     assert graph.ntotal == 178
     by_graph = search.search(made / "clip", ["arrow"], file)
     assert [hit.item for hit in by_graph[1]] == [hit.item for hit in exact[1]]
     assert cli.main(["embed", str(made / "clip"), "-o", str(file), "--split", "test"]) == 0
-    assert search._stored_index(search.read_embeddings(file), "image") is None
+    assert search.stored_index(search.read_embeddings(file), "image") is None
     assert all(hit.split == "test" for hit in search.search(made / "clip", ["arrow"], file)[1])
     capsys.readouterr()
 

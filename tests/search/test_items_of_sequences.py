@@ -110,7 +110,7 @@ def test_an_index_of_items_is_searched(made, capsys):
     assert cli.main(["embed", str(made / "history"), "-o", str(place)]) == 0
     exact = search.search(made / "history", ["Alien"], place, k=3)[1]
     assert cli.main(["index", str(place)]) == 0
-    assert search._stored_index(search.read_embeddings(place), "item").ntotal == 10
+    assert search.stored_index(search.read_embeddings(place), "item").ntotal == 10
     assert [hit.item for hit in search.search(made / "history", ["Alien"], place, k=3)[1]] == [
         hit.item for hit in exact
     ]

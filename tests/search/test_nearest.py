@@ -52,7 +52,7 @@ def test_exact_search_orders_equal_rows_by_their_position_whatever_k(tmp_path, c
     rows = unit(rng.standard_normal((different, 24)))[rng.integers(0, different, count)]
     found = written(tmp_path / "e.parquet", rows)
     for query in unit(rng.standard_normal((3, 24))):
-        hits = search._nearest(found, "text", query, k)
+        hits = search.nearest_rows(found, "text", query, k)
         assert [row for _, row in hits] == expected(rows, query, k)
         assert len(hits) == min(k, count)
 
@@ -63,7 +63,7 @@ def test_exact_search_never_finds_items_that_lack_the_modality_or_are_not_finite
     rows[4] = np.nan
     rows[5, 0] = np.inf
     found = written(tmp_path / "e.parquet", rows, there)
-    hits = search._nearest(found, "text", rows[1], 50)
+    hits = search.nearest_rows(found, "text", rows[1], 50)
     assert sorted(row for _, row in hits) == sorted(set(np.flatnonzero(there)) - {4, 5})
     assert np.isfinite([similarity for similarity, _ in hits]).all()
     assert "2 embeddings of text are not finite" in found.notes[0]
@@ -74,7 +74,7 @@ def test_large_values_that_overflow_leave_no_nan(tmp_path):
     rows[7] = 3e38 * np.sign(rows[7])
     found = written(tmp_path / "e.parquet", rows)
     query = np.array([3, -3, 3, 3], np.float32)
-    hits = search._nearest(found, "text", query, 5)
+    hits = search.nearest_rows(found, "text", query, 5)
     assert [row for _, row in hits] == expected(rows, query, 5)
 
 
@@ -88,9 +88,9 @@ def test_an_index_over_repeated_rows_finds_what_exact_search_finds(tmp_path, k):
     said = []
     assert search.index(found.path, say=said.append) == [tmp_path / "e.parquet.text.faiss"]
     assert "3000 rows, 30 of them different; recall@10 against exact search 1.000, used for k up to 100" in said[0]
-    assert search._stored_index(found, "text").ntotal == 30
+    assert search.stored_index(found, "text").ntotal == 30
     for query in unit(kinds[:8] + 0.1 * rng.standard_normal((8, 32))):
-        assert [row for _, row in search._nearest(found, "text", query, k)] == expected(rows, query, k)
+        assert [row for _, row in search.nearest_rows(found, "text", query, k)] == expected(rows, query, k)
 
 
 def test_an_index_of_different_rows_is_used_with_its_recall_written_down(tmp_path):
@@ -104,7 +104,7 @@ def test_an_index_of_different_rows_is_used_with_its_recall_written_down(tmp_pat
     assert report["reach"] in (10, 100)
     queries = unit(rng.standard_normal((50, 16)))
     common = [
-        len({row for _, row in search._nearest(found, "text", query, 10)} & set(expected(rows, query, 10)))
+        len({row for _, row in search.nearest_rows(found, "text", query, 10)} & set(expected(rows, query, 10)))
         for query in queries
     ]
     assert np.mean(common) / 10 >= 0.95
@@ -123,8 +123,8 @@ def test_an_index_with_too_little_recall_is_not_kept(tmp_path, monkeypatch):
     assert report["reach"] == 0
     assert "below 0.95: exact search is used" in said[0]
     assert not (tmp_path / "e.parquet.text.faiss").exists()
-    assert search._stored_index(found, "text") is None
-    assert [row for _, row in search._nearest(found, "text", rows[9], 10)] == expected(rows, rows[9], 10)
+    assert search.stored_index(found, "text") is None
+    assert [row for _, row in search.nearest_rows(found, "text", rows[9], 10)] == expected(rows, rows[9], 10)
 
 
 def test_an_index_that_returns_too_few_or_was_not_measured_for_k_is_left_for_exact_search(tmp_path, monkeypatch):
@@ -138,10 +138,10 @@ def test_an_index_that_returns_too_few_or_was_not_measured_for_k_is_left_for_exa
 
     with monkeypatch.context() as patch:
         patch.setattr(nearest.StoredIndex, "rows", asked)
-        assert [row for _, row in search._nearest(found, "text", rows[0], 101)] == expected(rows, rows[0], 101)
+        assert [row for _, row in search.nearest_rows(found, "text", rows[0], 101)] == expected(rows, rows[0], 101)
     with monkeypatch.context() as patch:
         patch.setattr(nearest.StoredIndex, "rows", lambda made, query, k: None)  # -1 among the answers
-        assert [row for _, row in search._nearest(found, "text", rows[0], 20)] == expected(rows, rows[0], 20)
+        assert [row for _, row in search.nearest_rows(found, "text", rows[0], 20)] == expected(rows, rows[0], 20)
 
 
 def test_a_graph_of_an_older_version_is_read(tmp_path):
@@ -152,7 +152,7 @@ def test_a_graph_of_an_older_version_is_read(tmp_path):
     graph = faiss.IndexHNSWFlat(8, 32, faiss.METRIC_INNER_PRODUCT)
     graph.add(rows)
     (tmp_path / "e.parquet.text.faiss").write_bytes(faiss.serialize_index(graph).tobytes())
-    read = search._stored_index(search.read_embeddings(found.path), "text")
+    read = search.stored_index(search.read_embeddings(found.path), "text")
     assert type(read.index) is faiss.IndexHNSWFlat
     assert set(expected(rows, rows[3], 10)) <= set(read.rows(rows[3], 10).tolist())
 
@@ -166,12 +166,12 @@ def test_an_index_belongs_to_content_not_to_size_and_time(tmp_path):
     search.index(file)
     before = file.stat()
     os.utime(file, ns=(1, 1))
-    assert search._stored_index(search.read_embeddings(file), "text") is not None
+    assert search.stored_index(search.read_embeddings(file), "text") is not None
     written(file, rows[::-1])
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     found = search.read_embeddings(file)
-    assert search._stored_index(found, "text") is None
-    assert search._nearest(found, "text", rows[0], 1)[0][1] == 99
+    assert search.stored_index(found, "text") is None
+    assert search.nearest_rows(found, "text", rows[0], 1)[0][1] == 99
 
 
 def test_a_damaged_graph_is_reported(tmp_path):
@@ -180,7 +180,7 @@ def test_a_damaged_graph_is_reported(tmp_path):
     (file,) = search.index(found.path)
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(DataError, match=r"faiss is damaged; make it again: counterpoint index"):
-        search._nearest(found, "text", np.ones(4, np.float32), 1)
+        search.nearest_rows(found, "text", np.ones(4, np.float32), 1)
 
 
 def test_index_tries_its_outputs_before_the_work(tmp_path, monkeypatch):

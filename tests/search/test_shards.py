@@ -18,7 +18,7 @@ from tests.launch import exit_code
 from counterpoint import cli, search
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.search import table as rows_of
-from counterpoint.search.nearest import _stored_index
+from counterpoint.search.nearest import stored_index
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -117,7 +117,7 @@ def test_equal_texts_are_equal_across_shards_and_a_folder_is_searched_and_indexe
     assert exact == search.search(run, ["a walk"], folder / "one.parquet", modality="imu", k=5)[1]
     assert cli.main(["index", out]) == 0
     assert sorted(file.name for file in Path(out).glob("*.faiss")) == ["imu.faiss", "words.faiss"]
-    assert _stored_index(search.read_embeddings(out), "imu") is not None
+    assert stored_index(search.read_embeddings(out), "imu") is not None
     assert search.search(run, ["a walk"], out, modality="imu", k=5)[1] == exact
 
 

@@ -41,7 +41,7 @@ import counterpoint
 from counterpoint.search.asking import search
 from counterpoint.search.encoder import Encoder, encode
 from counterpoint.search.items import SPLITS
-from counterpoint.search.nearest import IndexReport, _nearest, _stored_index, index
+from counterpoint.search.nearest import IndexReport, index, nearest_rows, stored_index
 from counterpoint.search.stored import Embeddings, Hit, read_embeddings
 from counterpoint.search.writing import embed
 
@@ -51,13 +51,13 @@ __all__ = [
     "Encoder",
     "Hit",
     "IndexReport",
-    "_nearest",
-    "_stored_index",
     "embed",
     "encode",
     "index",
+    "nearest_rows",
     "read_embeddings",
     "search",
+    "stored_index",
 ]
 
 sys.modules[__name__].__class__ = counterpoint.Room  # `counterpoint.search(...)` is a function, too

@@ -13,7 +13,7 @@ from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.files import check_writable
 from counterpoint.search.encoder import Encoder
-from counterpoint.search.nearest import _nearest
+from counterpoint.search.nearest import nearest_rows
 from counterpoint.search.stored import Embeddings, Hit, check_embeddings, check_local, read_embeddings
 
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")
@@ -167,7 +167,7 @@ def _hits(found: Embeddings, target: str, vector: np.ndarray, k: int, known: Col
 
     wanted = k + len(known)
     while True:
-        nearest = _nearest(found, target, vector, wanted)
+        nearest = nearest_rows(found, target, vector, wanted)
         first: dict[Any, tuple[float, int]] = {}
         for similarity, row in nearest:
             if thing(row) not in known:

@@ -112,12 +112,12 @@ def _report_file(file: Path) -> Path:
 # ---------------------------------------------------------------------------------------------------------------- exact
 
 
-def _nearest(found: Embeddings, modality: str, query: NDArray[np.float32], k: int) -> Found:
+def nearest_rows(found: Embeddings, modality: str, query: NDArray[np.float32], k: int) -> Found:
     """Return (similarity, row) of the k nearest rows, fewer only if there are fewer. Ties are in the order of the file.
 
     Use the index where it is measured for k, else search exactly.
     """
-    made = _stored_index(found, modality)
+    made = stored_index(found, modality)
     if made is not None and k <= made.report.reach:
         rows = made.rows(np.asarray(query, np.float32), k)
         if rows is not None:
@@ -265,7 +265,7 @@ def _recall(
     return found / (k * len(queries))
 
 
-def _stored_index(found: Embeddings, modality: str) -> StoredIndex | None:
+def stored_index(found: Embeddings, modality: str) -> StoredIndex | None:
     """Return the usable index of this content; None without one. DataError when its file is damaged.
 
     An index is read once for each `found`, until one of its files changes.
