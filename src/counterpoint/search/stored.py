@@ -206,11 +206,10 @@ def read_embeddings(path: Path | str) -> Embeddings:
 
 
 def _rows(column: Any) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return a column's vectors [n, dim], with zeros for nulls, and the mask [n] of its other rows."""
+    """Return a column's vectors [n, dim], with zeros for nulls, and the mask [n] of its other rows. Read them only."""
     dim = column.type.list_size
     if not column.null_count:
-        flat = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
-        return np.require(flat, np.float32, ["C", "W"]), np.ones(len(column), bool)
+        return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim), np.ones(len(column), bool)
     there = np.asarray(column.is_valid())
     values = np.zeros((len(column), dim), np.float32)
     values[there] = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
