@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import counterpoint
 from counterpoint.errors import CounterpointError
 from counterpoint.lab import cluster
 from counterpoint.lab.cluster import Cluster, run_tasks
+from counterpoint.lab.protocol import of_system
+from counterpoint.lab.verify import verify
 
 
 def square(number: int, folder: str, kill: bool) -> int:
@@ -150,3 +153,20 @@ def test_comparisons_sweeps_and_embeddings_on_ray_are_those_of_this_machine(
     one, shards = search.read_embeddings(tmp_path / "one.parquet"), search.read_embeddings(tmp_path / "shards")
     assert len(search.stored.shards_of(tmp_path / "shards")) > 2
     assert one.stamp("image") == shards.stamp("image")
+
+
+@pytest.mark.slow
+def test_a_claim_verified_on_ray_has_the_figures_of_this_machine(ray: Any, tmp_path: Path) -> None:
+    part = replace(
+        of_system("macil-sd"),
+        tuning=None,
+        variants={},
+        quick={"epochs": 1},
+        quick_data_options={"train": 32, "test": 16},
+    )
+    records = [
+        verify("macil-sd", seeds=1, quick=True, jobs=jobs, out=tmp_path / name, protocol=part, cluster=where)
+        for name, where, jobs in (("local", None, 1), ("ray", Cluster(), None))
+    ]
+    assert records[0]["results"].keys() == part.arms.keys()
+    assert records[0]["results"] == records[1]["results"]
