@@ -118,6 +118,16 @@ def test_train_help_lists_the_system_s_settings(capsys):
     assert "(default: 40)" not in paper
 
 
+@pytest.mark.parametrize("words", [["train", "simclr"], ["finetune"]])
+def test_help_of_settings_shows_defaults_but_no_empty_one(words, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--help"])
+    out = capsys.readouterr().out
+    assert "(default: )" not in out
+    assert "(default: '')" not in out
+    assert "(default: 0)" in out
+
+
 @pytest.mark.parametrize("command", [name for name in commands.COMMANDS if name not in ("train", "finetune")])
 def test_help_has_whole_paragraphs_and_no_empty_default(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")  # a paragraph is one line

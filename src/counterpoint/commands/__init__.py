@@ -97,10 +97,11 @@ def parsed(command: Any, words: Sequence[str], prog: str) -> int:
     """Parse the words that follow a command's name, call the command and return its exit code."""
     import tyro
 
-    from counterpoint.commands.help_lines import whole_paragraphs
+    from counterpoint.commands.help_lines import whole_paragraphs, without_empty_defaults
     from counterpoint.commands.repeats import joined
 
-    with whole_paragraphs():
+    helps = any(word in ("--help", "-h") for word in words)
+    with whole_paragraphs(), without_empty_defaults() if helps else contextlib.nullcontext():
         result: Any = tyro.cli(command, args=joined(command, words), prog=prog)
     return int(result.run() if hasattr(result, "run") else result)
 

@@ -1,15 +1,18 @@
-"""Print each paragraph of an option's help as one, which tyro breaks at the terminal's width.
+"""Print each paragraph of an option's help as one, which tyro breaks at the terminal's width, and no empty default.
 
-tyro 1.0 also keeps line breaks of the source: of functions, and before indented lines.
+tyro 1.0 keeps line breaks of the source: of functions, and before indented lines. It shows an empty default as "(default: )".
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+EMPTY = re.compile(r"\(default: (''|\"\")?\)")
 BREAK = re.compile(r"(?<!\n)\n[ ]*(?![\s\-*])")  # within a paragraph, not before an item of a list
 
 
@@ -34,3 +37,23 @@ def whole_paragraphs() -> Iterator[None]:
         yield
     finally:
         docstring_parser.parse, docstring_parser.parse_from_object = plain
+
+
+class _Held(io.StringIO):
+    """Text that goes to the standard output later, formatted as for it."""
+
+    encoding = property(lambda self: sys.__stdout__ and sys.__stdout__.encoding)
+
+    def isatty(self) -> bool:
+        return sys.__stdout__ is not None and sys.__stdout__.isatty()
+
+
+@contextlib.contextmanager
+def without_empty_defaults() -> Iterator[None]:
+    """Print what the block prints, with spaces in place of empty defaults."""
+    held = _Held()
+    try:
+        with contextlib.redirect_stdout(held):
+            yield
+    finally:
+        print(EMPTY.sub(lambda found: " " * len(found[0]), held.getvalue()), end="")
