@@ -40,18 +40,22 @@ def whole_paragraphs() -> Iterator[None]:
 
 
 class _Held(io.StringIO):
-    """Text that goes to the standard output later, formatted as for it."""
+    """Text that another stream prints later, formatted as for that stream."""
 
-    encoding = property(lambda self: sys.__stdout__ and sys.__stdout__.encoding)
+    def __init__(self, stream: Any) -> None:
+        super().__init__()
+        self.stream = stream
+
+    encoding = property(lambda self: self.stream.encoding)
 
     def isatty(self) -> bool:
-        return sys.__stdout__ is not None and sys.__stdout__.isatty()
+        return bool(self.stream.isatty())
 
 
 @contextlib.contextmanager
 def without_empty_defaults() -> Iterator[None]:
     """Print what the block prints, with spaces in place of empty defaults."""
-    held = _Held()
+    held = _Held(sys.stdout)
     try:
         with contextlib.redirect_stdout(held):
             yield
