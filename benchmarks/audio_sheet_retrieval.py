@@ -1,4 +1,4 @@
-"""Compare audio-sheet retrieval's loss and its ELU with direct transcriptions: time, memory and value.
+"""Compare audio-sheet retrieval's loss with a direct transcription: time, memory and value.
 
     python benchmarks/audio_sheet_retrieval.py [--rounds 7] [--threads 1]
 
@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from alignment import run, timed
 from torch import Tensor
 
-from counterpoint.encoders.snippets import ELU
 from counterpoint.systems.alignment.audio_sheet_retrieval import batch_hinge
 
 OUT = Path(__file__).parents[1] / "results" / "bench" / "audio_sheet_retrieval.json"
@@ -39,15 +38,8 @@ def hinge(n: int) -> tuple[list[Tensor], Callable[[], Tensor], Callable[[], Tens
     return [x, y], lambda: batch_hinge(x, y, MARGIN), plain
 
 
-def elu(n: int) -> tuple[list[Tensor], Callable[[], Tensor], Callable[[], Tensor]]:
-    """Make the case of ELU on the first block's maps of n sheet snippets, F = 8."""
-    x = torch.randn(n, 8, 80, 100, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    return [x], lambda: ELU.apply(x).square().mean(), lambda: F.elu(x).square().mean()
-
-
 CASES: dict[str, tuple[Callable[[int], Any], tuple[int, ...]]] = {
     "batch_hinge": (hinge, (128, 1024, 4096)),
-    "elu": (elu, (96,)),
 }
 
 

@@ -23,7 +23,7 @@ from counterpoint.core import hinge
 from counterpoint.core.distributed import Place
 from counterpoint.data.images import ArrayImages
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
-from counterpoint.encoders.snippets import ELU, SnippetEncoder
+from counterpoint.encoders.snippets import SnippetEncoder
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import Survey
@@ -350,16 +350,6 @@ def test_the_encoder_is_its_layers_one_by_one(height, width, filters, training):
     ours, theirs = (torch.autograd.grad((z * weight).sum(), [x, *encoder.parameters()]) for z in (found, expected))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * float(b.abs().max()))
-
-
-def test_the_elu_is_torch_s():
-    x = torch.linspace(-20, 5, 301, dtype=torch.float64)
-    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
-    ours, torchs = ELU.apply(a), F.elu(b)
-    (ours**2).sum().backward()
-    (torchs**2).sum().backward()
-    torch.testing.assert_close(ours, torchs)
-    torch.testing.assert_close(a.grad, b.grad)
 
 
 def test_an_encoder_needs_sixteen_by_sixteen():
