@@ -42,12 +42,17 @@ def distillers() -> list[str]:
     for entry in catalog.entries().values():
         if entry.built and entry.module:
             config: Any = catalog.load_system(entry.slug).config
-            names = (
-                {one.name for one in fields(config)} if is_dataclass(config) else set()
-            )  # an addition has a function
-            if "teacher" in names and names & {"encoder", "image_encoder"} and getattr(config, "distils", True):
+            if _encoder_setting(config):
                 found.append(entry.slug)
     return found
+
+
+def _encoder_setting(config: Any) -> str:
+    """Return the setting that names the student's network; "" for a system that learns from no teacher that is named."""
+    names = {one.name for one in fields(config)} if is_dataclass(config) else set()  # an addition has a function
+    if "teacher" not in names or not getattr(config, "distils", True):
+        return ""
+    return next((name for name in ENCODERS if name in names), "")
 
 
 def settings_of(method: str, teacher: str, student: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,16 +67,15 @@ def settings_of(method: str, teacher: str, student: str, given: Mapping[str, Any
 
     Raises CounterpointError for a system that learns from no named teacher.
     """
-    config = catalog.load_system(method).config
-    names = {one.name for one in fields(config)} if is_dataclass(config) else set()
-    encoder = next((name for name in ("encoder", "image_encoder") if name in names), "")
-    if "teacher" not in names or not encoder or not getattr(config, "distils", True):
+    config: Any = catalog.load_system(method).config
+    encoder = _encoder_setting(config)
+    if not encoder:
         raise CounterpointError(
             f"{method} learns from no teacher that is named; methods that do: {', '.join(distillers())}"
         )
     # A method whose names stand for more than two settings interprets them.
     own = config.of_names(teacher, student) if hasattr(config, "of_names") else {"teacher": teacher, encoder: student}
-    return own | {name: value for name, value in given.items() if name in names}
+    return own | {name: value for name, value in given.items() if name in {one.name for one in fields(config)}}
 
 
 def distil(
@@ -182,7 +186,6 @@ def _teacher(learner: Any, config: Any) -> list[nn.Module] | None:
     if not isinstance(learner, TowerLearner | ClassTextLearner) or config.teacher.startswith("file:"):
         return None
     network = open_network(config.teacher)
-
     pictures = _Pictures(network)
     return [pictures, network] if isinstance(learner, TowerLearner) else [pictures]
 

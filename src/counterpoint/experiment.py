@@ -191,6 +191,10 @@ class Experiment:
                     f"{self.system.slug} has a run of its own, so it takes no options of the loop: leave out "
                     "--precision, --accumulate, --compile, --ema, --patience, --fsdp and --log"
                 )
+            if parent is not None:
+                raise CounterpointError(
+                    f"{self.system.slug} has a run of its own, which cannot begin at a finished one: leave out --continue"
+                )
             return self._own_run(seed, run, say)
         from counterpoint.engine.fit import fit  # evaluation and help need no loop
 

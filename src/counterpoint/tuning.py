@@ -17,6 +17,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -139,6 +140,8 @@ def sweep(
     if not ranges or len({one.name for one in ranges}) < len(ranges):
         raise CounterpointError("a sweep needs at least one --over, and each setting once: --over lr=1e-4..1e-1:log")
     _optuna()
+    if sampler == "cmaes" and find_spec("cmaes") is None:
+        raise CounterpointError("the sampler cmaes needs the package cmaes: pip install cmaes")
     for one in ranges:  # refused before the first trial
         for value in one.ends():
             try:

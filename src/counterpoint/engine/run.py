@@ -202,7 +202,7 @@ class Run:
                 f"{self.path}: no {FACTS}; the run stopped before its first step, so train it again"
             ) from error
         except (ValueError, UnicodeDecodeError) as error:
-            raise RunError(f"{path} is damaged: {error}") from error
+            raise RunError(f"{path} is damaged ({error}); restore it from a copy, or train again") from error
         if not isinstance(facts, dict):
             raise RunError(f"{path} is damaged: it holds no facts by name; restore it from a copy, or train again")
         return facts
@@ -221,7 +221,7 @@ class Run:
         try:
             return dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError, UnicodeDecodeError) as error:
-            raise RunError(f"{path} is damaged: {error}") from error
+            raise RunError(f"{path} is damaged ({error}); restore it from a copy, or train again") from error
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write metrics.csv as a whole. Its columns are the union of the rows' keys, in order of appearance."""
@@ -249,7 +249,7 @@ class Run:
             with path.open(newline="", encoding="utf-8") as file:
                 return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
         except (ValueError, TypeError, UnicodeDecodeError, csv.Error) as error:
-            raise RunError(f"{path} is damaged: {error}") from error
+            raise RunError(f"{path} is damaged ({error}); restore it from a copy, or train again") from error
 
     def save_chance(self, levels: Mapping[str, float]) -> None:
         """Write the chance level of each test metric that has one, by name. Write no file when no metric has one."""
@@ -284,7 +284,7 @@ class Run:
 
     def calibration(self) -> dict[str, Any]:
         """Return the fields of the run's calibration; {} where there is none. RunError when the file is damaged."""
-        return self._read(CALIBRATION, "a calibration")
+        return self._read(CALIBRATION, "a calibration", "calibrate the run again")
 
     def save_calibration(self, fields: Mapping[str, Any]) -> Path:
         """Write the fields of a calibration of the run's scores. Return the file."""
@@ -292,7 +292,7 @@ class Run:
             file.write(json.dumps(fields, indent=1, allow_nan=False).encode())
         return self.path / CALIBRATION
 
-    def _read(self, name: str, what: str) -> dict[str, Any]:
+    def _read(self, name: str, what: str, after: str = "write the report again") -> dict[str, Any]:
         """Read a JSON file that must hold an object. Return {} where there is no file."""
         file = self.path / name
         if not file.is_file():
@@ -300,9 +300,9 @@ class Run:
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise RunError(f"{file} is not readable JSON ({error}); remove it and write the report again") from error
+            raise RunError(f"{file} is not readable JSON ({error}); remove it and {after}") from error
         if not isinstance(found, dict):
-            raise RunError(f"{file} is damaged: it should hold {what}; remove it and write the report again")
+            raise RunError(f"{file} is damaged: it should hold {what}; remove it and {after}")
         return found
 
     def save_weights(self, state: Mapping[str, Tensor]) -> None:

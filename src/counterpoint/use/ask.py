@@ -4,7 +4,8 @@
 >>> for found in ask("runs/first", "is there a brick ?", ["a.png"], ["plain", "ritual"]):   # doctest: +SKIP
 ...     print(found.method, found.answer.text)
 
-The model is that of a finished run of the task `chats`, or hf:NAME, a model of transformers. No answer is executed.
+The model is that of a finished run of the task `chats` or `interleaved`, or hf:NAME, a model of transformers. No answer is
+executed.
 """
 
 from __future__ import annotations

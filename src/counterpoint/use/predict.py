@@ -227,7 +227,6 @@ class Predictor:
 
         Raises DataError, naming the picture, when one cannot be read.
         """
-        known = isinstance(pictures, Asked)
         count = len(pictures.names) if isinstance(pictures, Asked) else len(pictures)
         steps = range(0, count, BATCH)
         found: list[Prediction] = []
@@ -242,7 +241,7 @@ class Predictor:
                     str(v) if isinstance(v, str | Path) else f"picture {n}" for n, v in zip(rows, values, strict=True)
                 ]
                 true = [None] * len(names)
-            found += self._predicted(names, true if known else [None] * len(names), values)
+            found += self._predicted(names, true, values)
         return found
 
     def _predicted(self, names: Sequence[str], true: Sequence[str | None], values: Any) -> Iterator[Prediction]:

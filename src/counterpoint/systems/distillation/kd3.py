@@ -14,8 +14,8 @@ arXiv 2307.11469.
     E_S, E_T    embed_student      C -> 128        linear maps to unit rows; not used after training
 
 Each epoch begins with a selection of web pictures by the combined prediction of both networks. A class that is predicted often
-faces a high threshold, a rare class a low one (core/noisy_labels.py). The student has no classifier of its own: l_S is the teacher's classifier,
-frozen, on the mean of G(F_S). The loss is
+faces a high threshold, a rare class a low one (core/noisy_labels.py). The student has no classifier of its own: l_S is the
+teacher's classifier, frozen, on the mean of G(F_S). The loss is
 
     L = mean_i w_i (G(F_S) - F_T)^2 + mu [ NT-Xent(E_S p_S(x), E_S p_S(x')) + NT-Xent(E_T p_T(x), E_T p_T(x')) ].
 
