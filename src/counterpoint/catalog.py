@@ -51,6 +51,7 @@ class Entry:
         return self.state in ("built", "done")
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name, fit for JSON."""
         return {**asdict(self), "functions": list(self.functions)}
 
 

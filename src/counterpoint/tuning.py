@@ -194,7 +194,7 @@ def _continued(plan: Plan, jobs: int | None, cluster: Cluster | None, say: Say) 
     if missing > 0:
         say(f"{missing} trials of {plan.slug} on {plan.data}, judged by {plan.metric} on valid; in {plan.out}")
         _run(plan, missing, jobs, cluster, say)
-    return _recorded(plan, say)
+    return _recorded(plan)
 
 
 def _optuna() -> Any:
@@ -247,7 +247,7 @@ def _opened(plan: Plan) -> optuna.Study:
 
 
 def _take_up(study: optuna.Study) -> None:
-    """Put the trials that an earlier call left unfinished into the queue, with their values and their runs."""
+    """Put the trials that an earlier call left unfinished into the queue, with their settings and their runs."""
     from optuna.trial import TrialState
 
     trials = study.get_trials()
@@ -397,7 +397,7 @@ def _best(plan: Plan, values: Mapping[str, float]) -> str:
     return min(values, key=lambda run: (values[run] if plan.lower else -values[run], run))
 
 
-def _recorded(plan: Plan, say: Say) -> dict[str, Any]:
+def _recorded(plan: Plan) -> dict[str, Any]:
     """Write the record and the page of a sweep."""
     from optuna.trial import TrialState
 

@@ -166,6 +166,7 @@ class Run:
 
     @property
     def slug(self) -> str:
+        """The name of the system."""
         return str(self.config["slug"])
 
     @property
@@ -180,9 +181,11 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
+        """The path of last.ckpt, which exists while the run is to be resumed."""
         return self.path / CHECKPOINT
 
     def record_environment(self) -> None:
+        """Write versions and machine to environment.json."""
         with replacing(self.path / ENVIRONMENT) as file:
             file.write(json.dumps({**versions(), **machine()}, indent=2).encode())
 
@@ -306,6 +309,7 @@ class Run:
         return found
 
     def save_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Write the trained weights, by name, to model.safetensors. Its metadata names the system."""
         write_weights(self.path / WEIGHTS, state, self.slug)
 
     def digest(self) -> str:

@@ -141,6 +141,11 @@ def epochs(rows: Sequence[Mapping[str, float]]) -> np.ndarray:
 
 
 def group(name: str) -> str:
+    """Return the group of a metric, the part before the slash; "" for a name without one.
+
+    >>> group("test/accuracy"), group("lr"), group("seconds")
+    ('test', 'lr', '')
+    """
     return name.partition("/")[0] if "/" in name or name in GROUPS else ""
 
 
