@@ -193,7 +193,8 @@ class Experiment:
                 )
             if parent is not None:
                 raise CounterpointError(
-                    f"{self.system.slug} has a run of its own, which cannot begin at a finished one: leave out --continue"
+                    f"{self.system.slug} has a run of its own, which cannot begin at a finished one: leave out --continue "
+                    "(in Python: parent)"
                 )
             return self._own_run(seed, run, say)
         from counterpoint.engine.fit import fit  # evaluation and help need no loop
