@@ -114,7 +114,7 @@ def distil(
         raise CounterpointError(f"seeds must be at least 1, got {seeds}")
     chosen = {method: settings_of(method, teacher, student, given) for method in methods}
     for odd in (key for key in given if all(key not in settings for settings in chosen.values())):
-        raise CounterpointError(f"no method has the setting '{odd}'")
+        raise CounterpointError(f"no method has the setting '{odd}'; see counterpoint train {methods[0]} --help")
     experiments = {method: Experiment.resolve(method, data, overrides=settings) for method, settings in chosen.items()}
     rows, paths = [], []
     for method, experiment in experiments.items():

@@ -104,7 +104,9 @@ class Experiment:
         try:
             return cls(system, with_settings(system.config(), kept, system.slug), run.config["data"])
         except (CounterpointError, TypeError, ValueError) as error:
-            raise RunError(f"{run.path}/config.yaml cannot be read by this version: {error}") from error
+            raise RunError(
+                f"{run.path}/config.yaml cannot be read by this version: {error}; use the version that wrote it, or train again"
+            ) from error
 
     @property
     def changed(self) -> dict[str, Any]:
@@ -282,7 +284,9 @@ def load_learner(run: Run | Path | str) -> Learner:
     try:
         learner.load_state_dict(weights)
     except RuntimeError as error:
-        raise RunError(f"{run.path}: the weights do not fit its config: {_short(error)}") from error
+        raise RunError(
+            f"{run.path}: the weights do not fit its config: {_short(error)}; restore config.yaml, or train again"
+        ) from error
     return learner.eval()
 
 

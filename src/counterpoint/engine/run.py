@@ -133,7 +133,9 @@ class Run:
                 number += 1
                 path = root / f"{stem}-{number}"
             except OSError as error:
-                raise RunError(f"cannot make the run directory {path}: {error.strerror}") from error
+                raise RunError(
+                    f"cannot make the run directory {path} ({error.strerror}); name another folder with --out"
+                ) from error
         run = Run(path, config)
         with replacing(path / CONFIG) as file:
             file.write(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
@@ -145,12 +147,14 @@ class Run:
         """Open a run directory. RunError when `path` is not one."""
         path = Path(path)
         if not path.exists():
-            raise RunError(f"{path}: no such run directory")
+            raise RunError(f"{path}: no such run directory; name a folder that counterpoint train made")
         if not path.is_dir():
-            raise RunError(f"{path} is a file, not a run directory")
+            raise RunError(f"{path} is a file, not a run directory; name the folder")
         file = path / CONFIG
         if not file.is_file():
-            raise RunError(f"{path} is not a run directory: it has no {CONFIG}")
+            raise RunError(
+                f"{path} is not a run directory: it has no {CONFIG}; name a folder that counterpoint train made"
+            )
         for name in FILES:
             if not (path / name).resolve().is_relative_to(path.resolve()):
                 raise RunError(
@@ -159,7 +163,9 @@ class Run:
         try:
             config = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RunError(f"{file} is not readable YAML: {str(error).splitlines()[0]}") from error
+            raise RunError(
+                f"{file} is not readable YAML ({str(error).splitlines()[0]}); restore it from a copy, or train again"
+            ) from error
         if not isinstance(config, dict) or not isinstance(config.get("slug"), str):
             raise RunError(f"{file} does not name a system ('slug'); this is not a run of counterpoint")
         return Run(path, config)

@@ -82,7 +82,9 @@ class Answering:
             raise CounterpointError(f"{self.model.name} takes no pictures; leave out --image")
         marks = question.count(IMAGE)
         if marks not in (0, len(images)):
-            raise CounterpointError(f"the question has {marks} marks {IMAGE}, and {len(images)} pictures were given")
+            raise CounterpointError(
+                f"the question has {marks} marks {IMAGE}, and {len(images)} pictures were given; write a mark for each, or none"
+            )
         text = question if marks else f"{' '.join([IMAGE] * len(images))} {question}".strip()
         messages = (*([Message("system", system)] if system else []), Message("user", text))
         return Prompt(messages, tuple(decode(Path(image), self.model.size) for image in images))

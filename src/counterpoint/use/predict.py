@@ -129,7 +129,9 @@ class Predictor:
         if method is None:
             method = "prompts" if classes else "neighbours" if bank else _method(encoder)
         if classes and method != "prompts":
-            raise CounterpointError(f"--classes names classes for the method prompts, not for {method}")
+            raise CounterpointError(
+                f"--classes names classes for the method prompts, not for {method}; leave out one of them"
+            )
         if method == "classifier":
             names = encoder.run.facts().get("class_names")
             if encoder.task != "labelled" or not names or not getattr(encoder.config, "classifies", False):
