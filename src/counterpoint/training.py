@@ -114,8 +114,8 @@ def resume(path: Path | str, *, loop: Loop | None = None, say: Say = print, **se
         say: Receives messages, a line each.
         services: Further arguments of `engine.fit.fit`, such as callbacks.
 
-    Raises RunError for a run that is complete, for a damaged checkpoint, and where data or teachers are no longer those of the
-    run. Raises Interrupted after Ctrl-C.
+    Raises RunError for a run that is complete, for a damaged checkpoint, and for data or teachers that have changed. Raises
+    Interrupted after Ctrl-C.
     """
     run = Run.open(path)
     if run.complete:
