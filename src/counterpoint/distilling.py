@@ -73,9 +73,10 @@ def settings_of(method: str, teacher: str, student: str, given: Mapping[str, Any
         raise CounterpointError(
             f"{method} learns from no teacher that is named; methods that do: {', '.join(distillers())}"
         )
+    names = {one.name for one in fields(config)}
     # A method whose names stand for more than two settings interprets them.
     own = config.of_names(teacher, student) if hasattr(config, "of_names") else {"teacher": teacher, encoder: student}
-    return own | {name: value for name, value in given.items() if name in {one.name for one in fields(config)}}
+    return own | {name: value for name, value in given.items() if name in names}
 
 
 def distil(
