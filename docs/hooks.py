@@ -52,7 +52,7 @@ ROOMS = {
     "face": "What `import counterpoint` offers",
     "training": "Training, evaluating and resuming by name",
     "experiment": "System, settings and data, resolved once",
-    "use": "A trained run on video files, as a file for other programs, on a hub",
+    "use": "A trained run: detect, predict, ask, generate, export, share on a hub",
     "search": "Embeddings of a set, and search in them",
     "lab": "Claims, comparisons and sweeps",
     "losses": "Every loss as a module",
@@ -61,12 +61,12 @@ ROOMS = {
     "tasks": "Task contracts",
     "engine": "Fit, resume, runs on disk",
     "data": "Data sources and their contracts",
-    "encoders": "Frozen backbones",
+    "encoders": "Networks: frozen backbones, encoders of each modality, language models, generators",
     "views": "Changed copies of a modality",
     "core": "Shared mathematics",
     "report": "Pages of runs, claims and detections",
-    "catalog": "The map",
-    "errors": "Errors a user can mend",
+    "catalog": "The catalogue of systems",
+    "errors": "Errors that a user can correct",
 }
 
 

@@ -61,6 +61,8 @@ def test_systems_lists_all_and_filters(capsys):
     assert len(rows) == 86
     _, out, _ = run(capsys, "systems", "--state", "done", "--json")
     assert [row["slug"] for row in json.loads(out)] == [row["slug"] for row in rows if row["state"] == "done"]
+    assert run(capsys, "systems", "--state", "planned")[0] == 0
+    assert "did you mean done" in run(capsys, "systems", "--state", "don")[2]
     _, out, _ = run(capsys, "systems")
     assert all(row["slug"] in out for row in rows)
     assert "Modality-Aware Contrastive Instance Learning" in out  # not cut off where nothing limits the width

@@ -106,6 +106,13 @@ def test_a_systems_own_run_takes_the_place_of_training(searching, tmp_path):
         load_learner(Run.open(tmp_path / "r"))
 
 
+def test_a_system_with_its_own_run_continues_no_finished_one(searching, tmp_path):
+    parent = training.train("simclr", data="digits", seed=3, out=tmp_path, name="r", say=lambda _: None)
+    with pytest.raises(CounterpointError, match="leave out --continue"):
+        training.train("simclr", parent=parent.path, out=tmp_path, name="s", say=lambda _: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
+
+
 def test_a_start_that_its_system_refuses_leaves_nothing(searching, tmp_path):
     with pytest.raises(CounterpointError, match="seed 13"):
         training.train("simclr", data="digits", seed=13, out=tmp_path, name="r", say=lambda _: None)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -164,6 +165,9 @@ def test_what_does_not_fit_is_refused_before_the_first_trial(tmp_path: Path, cap
     unknown: dict[str, Any] = {"sampler": "best"}
     with pytest.raises(CounterpointError, match="unknown sampler 'best'"):
         sweep("finetune", DATA, OVER, out=tmp_path / "s", **unknown)
+    if find_spec("cmaes") is None:
+        with pytest.raises(CounterpointError, match="pip install cmaes"):
+            sweep("finetune", DATA, OVER, out=tmp_path / "s", sampler="cmaes")
     with pytest.raises(CounterpointError, match="unknown metric 'beauty'"):
         sweep("finetune", DATA, OVER, trials=1, given=GIVEN, metric="beauty", out=tmp_path / "t")
     assert "Traceback" not in capfd.readouterr().err

@@ -16,8 +16,9 @@
 # You have an idea for a loss. You want to train with it, and know whether it is better than a published method. A *system* is a
 # file with settings and a learner. The library brings views, encoders, the loop, measurement, pages, resumption and comparison.
 #
-# You need `pip install counterpoint`. In a checkout of the project, `make new SLUG=my-method` writes this file, its test and
-# its claim. [Architecture](../architecture.md) describes that way. Here the system stays yours, outside the package.
+# You need Counterpoint ([installation](../guides/installation.md)). In a checkout of the project, `make new SLUG=my-method`
+# writes this file, its test and its claim. [Architecture](../architecture.md) describes that way. Here the system stays yours,
+# outside the package.
 
 # %% [markdown]
 # ## A loss

@@ -17,8 +17,8 @@
 # pictures that knows your classes as well as the large one. The method is VL2V-ADiP: the small network learns to place pictures
 # where CLIP places the texts.
 #
-# You need `pip install 'counterpoint[language]'`. No network is downloaded here. This notebook makes a small CLIP with the
-# classes of `transformers`, and trains it in seconds. For a real one, name it below: `TEACHER =
+# You need the extra `language` ([installation](../guides/installation.md)). No network is downloaded here. This notebook makes a
+# small CLIP with the classes of `transformers`, and trains it in seconds. For a real one, name it below: `TEACHER =
 # "hf:openai/clip-vit-base-patch32"`, or `"open_clip:ViT-B-32/laion2b_s34b_b79k"`. Then skip the cells on the teacher.
 
 # %% [markdown]

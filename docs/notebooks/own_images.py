@@ -17,7 +17,7 @@
 # together. The method is SimCLR. It learns without labels: two changed copies of one picture belong together, all other
 # pictures do not.
 #
-# You need `pip install counterpoint` and no GPU.
+# You need Counterpoint ([installation](../guides/installation.md)) and no GPU.
 
 # %% [markdown]
 # ## A folder of pictures

@@ -16,7 +16,7 @@
 # You have a table: a picture and a caption in each row. In a minute you can search the pictures with words. The method is CLIP:
 # a network for pictures and a network for texts learn one common space.
 #
-# You need `pip install 'counterpoint[language]'` and pandas.
+# You need the extra `language` ([installation](../guides/installation.md)) and pandas.
 
 # %% [markdown]
 # ## A table of pictures and captions

@@ -17,7 +17,7 @@
 # and the text alone tell nothing about the sound, but both together determine it. Methods for pairs cannot learn this. Symile
 # can.
 #
-# You need `pip install 'counterpoint[language]'`.
+# You need the extra `language` ([installation](../guides/installation.md)).
 
 # %% [markdown]
 # ## Items in three forms

@@ -16,8 +16,8 @@
 # You have videos that are sorted into two groups: violence occurs somewhere, or it does not. No times are known. You want the
 # times, in new videos. The method is MACIL-SD. It reads picture and sound, also where one comes later than the other.
 #
-# You need `pip install 'counterpoint[demo]'` and `pip install --no-deps arcade`. The second package has the sprites that are
-# drawn here.
+# You need the extra `demo` ([installation](../guides/installation.md)) and `pip install --no-deps arcade`. That package has the
+# sprites that are drawn here.
 
 # %% [markdown]
 # ## Videos to learn from
@@ -43,8 +43,8 @@ run
 # %% [markdown]
 # ## How well does it find the times?
 #
-# `av_ap` is the average precision over snippets of two thirds of a second, from picture and sound together. `chance` is the
-# share of violent snippets, which a guess reaches.
+# `av_ap` is the average precision over frames, from picture and sound together. A frame has the score of its snippet, which lasts
+# two thirds of a second. `chance` is the share of violent frames, which a guess reaches.
 
 # %%
 import pandas as pd

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from counterpoint.systems.base import System
 
 BEGIN, END = "<!-- systems:begin -->", "<!-- systems:end -->"
+STATES = ("done", "built", "planned")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class Entry:
     title: str
     area: str
     task: str
-    state: str  # "done"; "built": it trains, but its claim is not verified or its speed not measured; "planned"
+    state: (
+        str  # of STATES. "done"; "built": it trains, but its claim is not verified or its speed not measured; "planned"
+    )
     arxiv: str = ""
     module: str = ""
     functions: tuple[str, ...] = ()  # "module:name", each offered as counterpoint.functional.<name>
@@ -48,6 +51,7 @@ class Entry:
         return self.state in ("built", "done")
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name, fit for JSON."""
         return {**asdict(self), "functions": list(self.functions)}
 
 

@@ -42,12 +42,17 @@ def distillers() -> list[str]:
     for entry in catalog.entries().values():
         if entry.built and entry.module:
             config: Any = catalog.load_system(entry.slug).config
-            names = (
-                {one.name for one in fields(config)} if is_dataclass(config) else set()
-            )  # an addition has a function
-            if "teacher" in names and names & {"encoder", "image_encoder"} and getattr(config, "distils", True):
+            if _encoder_setting(config):
                 found.append(entry.slug)
     return found
+
+
+def _encoder_setting(config: Any) -> str:
+    """Return the setting that names the student's network; "" for a system that learns from no teacher that is named."""
+    names = {one.name for one in fields(config)} if is_dataclass(config) else set()  # an addition has a function
+    if "teacher" not in names or not getattr(config, "distils", True):
+        return ""
+    return next((name for name in ENCODERS if name in names), "")
 
 
 def settings_of(method: str, teacher: str, student: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,13 +67,13 @@ def settings_of(method: str, teacher: str, student: str, given: Mapping[str, Any
 
     Raises CounterpointError for a system that learns from no named teacher.
     """
-    config = catalog.load_system(method).config
-    names = {one.name for one in fields(config)} if is_dataclass(config) else set()
-    encoder = next((name for name in ("encoder", "image_encoder") if name in names), "")
-    if "teacher" not in names or not encoder or not getattr(config, "distils", True):
+    config: Any = catalog.load_system(method).config
+    encoder = _encoder_setting(config)
+    if not encoder:
         raise CounterpointError(
             f"{method} learns from no teacher that is named; methods that do: {', '.join(distillers())}"
         )
+    names = {one.name for one in fields(config)}
     # A method whose names stand for more than two settings interprets them.
     own = config.of_names(teacher, student) if hasattr(config, "of_names") else {"teacher": teacher, encoder: student}
     return own | {name: value for name, value in given.items() if name in names}
@@ -110,7 +115,7 @@ def distil(
         raise CounterpointError(f"seeds must be at least 1, got {seeds}")
     chosen = {method: settings_of(method, teacher, student, given) for method in methods}
     for odd in (key for key in given if all(key not in settings for settings in chosen.values())):
-        raise CounterpointError(f"no method has the setting '{odd}'")
+        raise CounterpointError(f"no method has the setting '{odd}'; see counterpoint train {methods[0]} --help")
     experiments = {method: Experiment.resolve(method, data, overrides=settings) for method, settings in chosen.items()}
     rows, paths = [], []
     for method, experiment in experiments.items():
@@ -182,7 +187,6 @@ def _teacher(learner: Any, config: Any) -> list[nn.Module] | None:
     if not isinstance(learner, TowerLearner | ClassTextLearner) or config.teacher.startswith("file:"):
         return None
     network = open_network(config.teacher)
-
     pictures = _Pictures(network)
     return [pictures, network] if isinstance(learner, TowerLearner) else [pictures]
 

@@ -104,7 +104,9 @@ class Experiment:
         try:
             return cls(system, with_settings(system.config(), kept, system.slug), run.config["data"])
         except (CounterpointError, TypeError, ValueError) as error:
-            raise RunError(f"{run.path}/config.yaml cannot be read by this version: {error}") from error
+            raise RunError(
+                f"{run.path}/config.yaml cannot be read by this version: {error}; use the version that wrote it, or train again"
+            ) from error
 
     @property
     def changed(self) -> dict[str, Any]:
@@ -190,6 +192,11 @@ class Experiment:
                 raise CounterpointError(
                     f"{self.system.slug} has a run of its own, so it takes no options of the loop: leave out "
                     "--precision, --accumulate, --compile, --ema, --patience, --fsdp and --log"
+                )
+            if parent is not None:
+                raise CounterpointError(
+                    f"{self.system.slug} has a run of its own, which cannot begin at a finished one: leave out --continue "
+                    "(in Python: parent)"
                 )
             return self._own_run(seed, run, say)
         from counterpoint.engine.fit import fit  # evaluation and help need no loop
@@ -277,7 +284,9 @@ def load_learner(run: Run | Path | str) -> Learner:
     try:
         learner.load_state_dict(weights)
     except RuntimeError as error:
-        raise RunError(f"{run.path}: the weights do not fit its config: {_short(error)}") from error
+        raise RunError(
+            f"{run.path}: the weights do not fit its config: {_short(error)}; restore config.yaml, or train again"
+        ) from error
     return learner.eval()
 
 

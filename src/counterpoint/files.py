@@ -109,12 +109,13 @@ def walk(folder: Path | str) -> Walk:
 def fingerprint(path: Path, expected: str | None) -> str:
     """Return the SHA-256 of a weights file; raise CounterpointError when it is missing or not the one expected."""
     if not path.is_file():
-        raise CounterpointError(f"{path}: no such weights file")
+        raise CounterpointError(f"{path}: no such weights file; put it there, or name another")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if expected and found != expected:
         raise CounterpointError(
-            f"{path} is not the file this run was trained with: its SHA-256 is {found[:12]}..., expected {expected[:12]}..."
+            f"{path} is not the file this run was trained with: its SHA-256 is {found[:12]}..., expected {expected[:12]}...; put "
+            "that file in its place"
         )
     return found
 

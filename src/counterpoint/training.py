@@ -113,6 +113,9 @@ def resume(path: Path | str, *, loop: Loop | None = None, say: Say = print, **se
         loop: Only its `device` and `checkpoint_minutes` are used. The run's record gives all other options.
         say: Receives messages, a line each.
         services: Further arguments of `engine.fit.fit`, such as callbacks.
+
+    Raises RunError for a run that is complete, for a damaged checkpoint, and for data or teachers that have changed. Raises
+    Interrupted after Ctrl-C.
     """
     run = Run.open(path)
     if run.complete:

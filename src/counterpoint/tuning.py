@@ -17,6 +17,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -139,6 +140,8 @@ def sweep(
     if not ranges or len({one.name for one in ranges}) < len(ranges):
         raise CounterpointError("a sweep needs at least one --over, and each setting once: --over lr=1e-4..1e-1:log")
     _optuna()
+    if sampler == "cmaes" and find_spec("cmaes") is None:
+        raise CounterpointError("the sampler cmaes needs the package cmaes: pip install cmaes")
     for one in ranges:  # refused before the first trial
         for value in one.ends():
             try:
@@ -191,7 +194,7 @@ def _continued(plan: Plan, jobs: int | None, cluster: Cluster | None, say: Say) 
     if missing > 0:
         say(f"{missing} trials of {plan.slug} on {plan.data}, judged by {plan.metric} on valid; in {plan.out}")
         _run(plan, missing, jobs, cluster, say)
-    return _recorded(plan, say)
+    return _recorded(plan)
 
 
 def _optuna() -> Any:
@@ -244,7 +247,7 @@ def _opened(plan: Plan) -> optuna.Study:
 
 
 def _take_up(study: optuna.Study) -> None:
-    """Put the trials that an earlier call left unfinished into the queue, with their values and their runs."""
+    """Put the trials that an earlier call left unfinished into the queue, with their settings and their runs."""
     from optuna.trial import TrialState
 
     trials = study.get_trials()
@@ -394,7 +397,7 @@ def _best(plan: Plan, values: Mapping[str, float]) -> str:
     return min(values, key=lambda run: (values[run] if plan.lower else -values[run], run))
 
 
-def _recorded(plan: Plan, say: Say) -> dict[str, Any]:
+def _recorded(plan: Plan) -> dict[str, Any]:
     """Write the record and the page of a sweep."""
     from optuna.trial import TrialState
 

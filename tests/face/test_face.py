@@ -106,6 +106,7 @@ def test_systems_are_listed_by_pattern_with_the_verdict_on_the_claim():
     told = {record["slug"]: record["verdict"] for record in records()}
     assert {row.slug: row.verdict for row in cp.systems() if row.verdict} == told
     assert told["macil-sd"] in repr(cp.systems("macil-sd"))
+    assert cp.systems(state="planned") == [row for row in cp.systems(planned=True) if row.state == "planned"]
     with pytest.raises(CounterpointError, match="unknown task 'view'; did you mean views"):
         cp.systems(task="view")
 

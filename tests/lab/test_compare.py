@@ -116,6 +116,13 @@ def test_the_page_repeats_every_option(fake, tmp_path):
     assert "--seeds 2 --epochs 1 --batch-size 64 --metric knn_accuracy" in page.read_text()
 
 
+def test_the_page_repeats_settings_as_the_command_takes_them(fake, tmp_path):
+    words = "compare simclr moco-v2 --data digits --seeds 1 --jobs 1 --set temperature=0.2 encoder=conv-s ring=false"
+    assert cli.main([*words.split(), "--out", str(tmp_path)]) == 0
+    (page,) = tmp_path.glob("*.html")
+    assert "--seeds 1 --set temperature=0.2 encoder=conv-s ring=false" in page.read_text()
+
+
 def test_pictures_with_masks_are_compared_by_their_cells(tmp_path, monkeypatch):
     """No class of such pictures is known, so there is no nearest-neighbour accuracy."""
     monkeypatch.setattr(

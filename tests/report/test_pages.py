@@ -21,7 +21,7 @@ from counterpoint.report.claim import write_claim_report
 from counterpoint.report.demo import write_demo_report
 from counterpoint.report.detection import write_detection_report
 from counterpoint.report.page import clock, number
-from counterpoint.report.run import curve_sections, frames, reproduce, write_run_report
+from counterpoint.report.run import curve_sections, frames, outcome, reproduce, write_run_report
 from counterpoint.tasks.moments import Detection, Interval, Thumbnail
 from counterpoint.use.detect import jpeg
 
@@ -466,6 +466,12 @@ def test_what_is_measured_now_and_then_is_a_line_and_a_lone_value_a_dot(monkeypa
 
     assert dots([1.0, np.nan, 2.0, np.nan, 3.0, 3.5]) == 2
     assert dots([1.0, 2.0, 3.0, np.nan, 3.0, 3.5]) == 0
+
+
+def test_a_run_without_test_metrics_is_judged_by_valid(tmp_path) -> None:
+    rows = [{"epoch": n, "train/loss": 1.0 - n, "valid/accuracy": 0.25 + n / 4} for n in range(2)]
+    assert "accuracy" in outcome(rows, tmp_path / "metrics.csv", {})
+    assert [heading for heading, _ in curve_sections(rows)] == ["Validation metrics", "Training"]
 
 
 def test_a_run_of_one_epoch_has_tables_in_place_of_curves() -> None:

@@ -13,6 +13,7 @@ import torch
 
 import counterpoint as cp
 from counterpoint import cli
+from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.use import hub, model_cards
 
@@ -62,6 +63,19 @@ def test_the_model_card_has_claim_data_and_figures(run):
     assert "The paper's claim, as Counterpoint tests it: Where a modality" in made
     assert "own record of this claim, on the claim's data: holds." in made
     assert "None are recorded." in made
+
+
+@pytest.mark.parametrize(
+    ("slug", "line"),
+    [
+        ("simclr", "z = run.encode(images=['picture.png'])"),
+        ("vidlankd", "z = run.encode(texts=['...'])"),
+        ("mclrec", "z = run.encode(inputs={'item': ['NAME']})"),
+        ("ritual", "learner = run.learner"),
+    ],
+)
+def test_the_card_shows_a_use_that_the_run_has(slug, line, tmp_path):
+    assert line in model_cards.card(Run(tmp_path, {"slug": slug, "data": "x", "seed": 0}))
 
 
 def test_the_card_has_licence_settings_versions_and_intervals_over_seeds(run, tmp_path):

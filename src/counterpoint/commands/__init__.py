@@ -8,7 +8,6 @@ that it needs: help, `systems` and a misspelt name need no torch.
 from __future__ import annotations
 
 import ast
-import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -131,11 +130,10 @@ def overview() -> str:
 
 
 def summary(name: str) -> str:
-    """Return the first sentence of a command's docstring, read from its file without importing it."""
+    """Return the first paragraph of a command's docstring, read from its file without importing it."""
     file = Path(__file__).parent / f"{name.replace('-', '_')}.py"
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in ("main", "Train"):
-            with contextlib.suppress(TypeError):
-                return (ast.get_docstring(node) or "").partition("\n\n")[0].replace("\n", " ")
+            return (ast.get_docstring(node) or "").partition("\n\n")[0].replace("\n", " ")
     return ""

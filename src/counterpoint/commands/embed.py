@@ -32,7 +32,7 @@ def main(
     Example: counterpoint embed runs/first --data manifest:million.csv -o million/ --workers 2
 
     Args:
-        run: A finished run of the task aligned, views, labelled, regression, tokens, sequences or federations.
+        run: A finished run of the task aligned, views, labelled, regression, tokens, dialogs, sequences or federations.
         data: Another source with the same modalities. Default: the data the run was trained on.
         out: The file to write, .parquet, or a folder of shards. Default: embeddings.parquet, with --shard-rows embeddings/.
         split: Embed only the items of this split. `items`, for a run of sequences: the items to recommend.

@@ -35,8 +35,8 @@ def main(
     Example: counterpoint export runs/first --to onnx --out encoder.onnx
 
     Args:
-        run: A finished run of the task aligned, views, labelled, regression, tokens, sequences, federations, dense or restored; a
-            folder in the layout of a hub, or hf:USER/NAME.
+        run: A finished run of the task aligned, views, labelled, regression, tokens, dialogs, sequences, federations, dense or
+            restored; a folder in the layout of a hub, or hf:USER/NAME.
         out: The file to write, or the folder. For a run with several modalities, each file or folder has the modality's name.
             Default: in RUN/exported.
         to: Format. Default: from the ending of FILE: .onnx is onnx, .pt2 is torch, .npz and .safetensors are set.

@@ -8,14 +8,14 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from counterpoint.commands.common import complain, say
+from counterpoint.commands.common import Place, complain, say, unset
 
 
 def main(
     run: Annotated[Positional[str], arg(metavar="RUN")],
     *,
     prompt: Annotated[tuple[str, ...], arg(metavar="TEXT [TEXT ...]")],
-    subject: Annotated[Path | None, arg(metavar="FOLDER")] = None,
+    subject: Annotated[Place, unset(metavar="FOLDER")] = None,
     number: int = 8,
     out: Path = Path("generated"),
     seed: int = 0,
@@ -28,7 +28,7 @@ def main(
     Args:
         run: A finished run of the task generation.
         prompt: Texts in the style of the training captions. The option may be repeated.
-        subject: A folder of pictures of one subject, for a run that takes one. Prompts then call it "subject".
+        subject: A folder of pictures of one subject, for a run that takes one. Prompts then call it "subject". Default: none.
         number: Pictures of each prompt, at least 1.
         out: A new or empty folder for the pictures and their page, index.html.
         seed: Seed of the noise.

@@ -43,7 +43,7 @@ def main(
         settings: Other settings, the same in all trials, such as epochs=20.
         metric: The measure on `valid`. Default: the headline of the system's task. Losses and errors are minimised, other measures
             maximised.
-        sampler: tpe, random, grid (five points of each interval), or cmaes.
+        sampler: tpe, random, grid (five points of each interval), or cmaes (needs the package cmaes).
         pruner: median ends trials below the median of the others at the same epoch; halving; none.
         seed: Seed of the sampler and of every trial.
         jobs: Number of trials at a time, with one thread each where there are several; at least 1. Default: 1, on Ray all

@@ -30,10 +30,10 @@ def main(
         json_: Print JSON instead of a table.
     """
     rows = list(catalog.entries().values())
-    for name, wanted in (("area", area), ("state", state)):
-        known = {getattr(row, name) for row in catalog.entries().values()}
+    areas = sorted({row.area for row in rows})
+    for name, wanted, known in (("area", area, areas), ("state", state, catalog.STATES)):
         if wanted is not None and wanted not in known:
-            raise unknown(name, wanted, sorted(known))
+            raise unknown(name, wanted, known)
         rows = [row for row in rows if wanted is None or getattr(row, name) == wanted]
     rows = [row for row in rows if row.addition or not additions]
     if json_:

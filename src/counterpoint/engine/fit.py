@@ -128,7 +128,9 @@ class Fit:
     def _go(self, title: str, bar: bool, console: Console | None) -> Rows:
         learner = self.learner
         if self.loop.log and self.run is None:
-            raise CounterpointError(f"--log {' '.join(self.loop.log)} needs a run directory to write to")
+            raise CounterpointError(
+                f"--log {' '.join(self.loop.log)} needs a run directory to write to; give a run, or no log"
+            )
         started_group = self._join_processes()
         self.device = self.loop.on(int(os.environ.get("LOCAL_RANK", "0")))
         if self.device.type == "cuda":

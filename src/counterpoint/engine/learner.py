@@ -78,7 +78,7 @@ class Learner(nn.Module):
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the outputs for an evaluation batch that the task's evaluator needs (see the task)."""
-        raise CounterpointError(f"{type(self).__name__} cannot predict")
+        raise CounterpointError(f"{type(self).__name__} cannot predict; write its method `predict`")
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
         """Return metrics that the task's evaluator lacks. Called after it, on `valid` or `test`, in evaluation mode."""

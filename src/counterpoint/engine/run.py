@@ -133,7 +133,9 @@ class Run:
                 number += 1
                 path = root / f"{stem}-{number}"
             except OSError as error:
-                raise RunError(f"cannot make the run directory {path}: {error.strerror}") from error
+                raise RunError(
+                    f"cannot make the run directory {path} ({error.strerror}); name another folder with --out"
+                ) from error
         run = Run(path, config)
         with replacing(path / CONFIG) as file:
             file.write(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
@@ -145,12 +147,14 @@ class Run:
         """Open a run directory. RunError when `path` is not one."""
         path = Path(path)
         if not path.exists():
-            raise RunError(f"{path}: no such run directory")
+            raise RunError(f"{path}: no such run directory; name a folder that counterpoint train made")
         if not path.is_dir():
-            raise RunError(f"{path} is a file, not a run directory")
+            raise RunError(f"{path} is a file, not a run directory; name the folder")
         file = path / CONFIG
         if not file.is_file():
-            raise RunError(f"{path} is not a run directory: it has no {CONFIG}")
+            raise RunError(
+                f"{path} is not a run directory: it has no {CONFIG}; name a folder that counterpoint train made"
+            )
         for name in FILES:
             if not (path / name).resolve().is_relative_to(path.resolve()):
                 raise RunError(
@@ -159,13 +163,16 @@ class Run:
         try:
             config = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RunError(f"{file} is not readable YAML: {str(error).splitlines()[0]}") from error
+            raise RunError(
+                f"{file} is not readable YAML ({str(error).splitlines()[0]}); restore it from a copy, or train again"
+            ) from error
         if not isinstance(config, dict) or not isinstance(config.get("slug"), str):
             raise RunError(f"{file} does not name a system ('slug'); this is not a run of counterpoint")
         return Run(path, config)
 
     @property
     def slug(self) -> str:
+        """The name of the system."""
         return str(self.config["slug"])
 
     @property
@@ -180,9 +187,11 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
+        """The path of last.ckpt, which exists while the run is to be resumed."""
         return self.path / CHECKPOINT
 
     def record_environment(self) -> None:
+        """Write versions and machine to environment.json."""
         with replacing(self.path / ENVIRONMENT) as file:
             file.write(json.dumps({**versions(), **machine()}, indent=2).encode())
 
@@ -202,7 +211,7 @@ class Run:
                 f"{self.path}: no {FACTS}; the run stopped before its first step, so train it again"
             ) from error
         except (ValueError, UnicodeDecodeError) as error:
-            raise RunError(f"{path} is damaged: {error}") from error
+            raise RunError(f"{path} is damaged ({error}); restore it from a copy, or train again") from error
         if not isinstance(facts, dict):
             raise RunError(f"{path} is damaged: it holds no facts by name; restore it from a copy, or train again")
         return facts
@@ -221,7 +230,7 @@ class Run:
         try:
             return dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError, UnicodeDecodeError) as error:
-            raise RunError(f"{path} is damaged: {error}") from error
+            raise RunError(f"{path} is damaged ({error}); restore it from a copy, or train again") from error
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write metrics.csv as a whole. Its columns are the union of the rows' keys, in order of appearance."""
@@ -249,7 +258,7 @@ class Run:
             with path.open(newline="", encoding="utf-8") as file:
                 return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
         except (ValueError, TypeError, UnicodeDecodeError, csv.Error) as error:
-            raise RunError(f"{path} is damaged: {error}") from error
+            raise RunError(f"{path} is damaged ({error}); restore it from a copy, or train again") from error
 
     def save_chance(self, levels: Mapping[str, float]) -> None:
         """Write the chance level of each test metric that has one, by name. Write no file when no metric has one."""
@@ -284,7 +293,7 @@ class Run:
 
     def calibration(self) -> dict[str, Any]:
         """Return the fields of the run's calibration; {} where there is none. RunError when the file is damaged."""
-        return self._read(CALIBRATION, "a calibration")
+        return self._read(CALIBRATION, "a calibration", "calibrate the run again")
 
     def save_calibration(self, fields: Mapping[str, Any]) -> Path:
         """Write the fields of a calibration of the run's scores. Return the file."""
@@ -292,7 +301,7 @@ class Run:
             file.write(json.dumps(fields, indent=1, allow_nan=False).encode())
         return self.path / CALIBRATION
 
-    def _read(self, name: str, what: str) -> dict[str, Any]:
+    def _read(self, name: str, what: str, after: str = "write the report again") -> dict[str, Any]:
         """Read a JSON file that must hold an object. Return {} where there is no file."""
         file = self.path / name
         if not file.is_file():
@@ -300,12 +309,13 @@ class Run:
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise RunError(f"{file} is not readable JSON ({error}); remove it and write the report again") from error
+            raise RunError(f"{file} is not readable JSON ({error}); remove it and {after}") from error
         if not isinstance(found, dict):
-            raise RunError(f"{file} is damaged: it should hold {what}; remove it and write the report again")
+            raise RunError(f"{file} is damaged: it should hold {what}; remove it and {after}")
         return found
 
     def save_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Write the trained weights, by name, to model.safetensors. Its metadata names the system."""
         write_weights(self.path / WEIGHTS, state, self.slug)
 
     def digest(self) -> str:

@@ -320,11 +320,11 @@ def compare(
 def embed(
     run: Path | str | Trained, out: Path | str, *, data: Any = None, split: str = "all", quiet: bool = True
 ) -> Embeddings:
-    """Write the embeddings of a whole set in every modality to a Parquet file.
+    """Write the embeddings of a whole set in every modality to a Parquet file, or to a folder of shards.
 
     Args:
         run: A finished run, or its path.
-        out: The file to write, .parquet.
+        out: The file to write, .parquet, or a folder, which gets shards.
         data: A source of the same modalities: a name or an object. Default: the data that the run was trained on.
         split: One of all, train, valid, test, unpaired, items.
         quiet: Leave out the notes on the data.
@@ -352,7 +352,7 @@ def search(
         query: Words, or the path of an image, a sound or a vector (.npy). The queries of a list are combined, as the system
             combines modalities. "MODALITY=QUERY" names the modality, for a run with several modalities of one kind. For a run
             of sequences: names of items.
-        embeddings: The file that `embed` wrote.
+        embeddings: The file or folder that `embed` wrote.
         k: Number of items, at least 1.
         modality: The modality to search in. Default: the first modality that no query has.
         html: A page to write, with thumbnails and players. Default: none.

@@ -27,7 +27,7 @@ class Listed:
     """State: "done"; "built" (it trains, but its claim or its speed is not measured yet); "planned"."""
     area: str
     task: str
-    """The form of data that it learns from: views, labelled, aligned, bags."""
+    """The form of data that it learns from, such as views, labelled, aligned or bags."""
     arxiv: str
     claim: str
     """The paper's claim, in a sentence."""
@@ -65,7 +65,7 @@ def systems(pattern: str = "*", *, task: str = "", area: str = "", state: str = 
 
     Args:
         pattern: A name or a title with wildcards, such as "*clip*". Case is ignored. Default: all.
-        task: Only systems of this form of data: views, labelled, aligned, bags. Default: all.
+        task: Only systems of this form of data, such as views, labelled, aligned or bags. Default: all.
         area: Only systems of this area, such as "classics". Default: all.
         state: Only systems of this state: done, built, planned. Default: those that train, done and built.
         planned: Also list systems that are only planned.
@@ -79,7 +79,7 @@ def systems(pattern: str = "*", *, task: str = "", area: str = "", state: str = 
     """
     rows = list(catalog.entries().values())
     for name, wanted in (("task", task), ("area", area), ("state", state)):
-        known = sorted({getattr(row, name) for row in rows})
+        known = catalog.STATES if name == "state" else sorted({getattr(row, name) for row in rows})
         if wanted and wanted not in known:
             raise unknown(name, wanted, known)
     told = catalog.verdicts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,33 +60,35 @@ def write_comparison_report(record: Mapping[str, Any], path: Path) -> Path:
 
 def comparison_sections(page: Page, record: Mapping[str, Any]) -> None:
     """Add the sections of a comparison's record."""
-    arms = list(record["results"])
     page.section("Outcome", _claim(record), anchor="outcome")
     page.section("Every seed", _seeds(record), anchor="seeds")
     if record.get("domains"):
         page.section("Every domain", _domains(record), anchor="domains")
     page.section("Setting", _setting(record), anchor="setting")
-    again = f"counterpoint compare {' '.join(map(parts.quoted, arms))} --data {parts.quoted(record['data'])}"
     page.section(
         "Do it again",
         parts.join(
-            parts.command(
-                " ".join(
-                    [
-                        f"{again} --seeds {len(record['seeds'])}",
-                        *(
-                            f"--{name.replace('_', '-')} {parts.quoted(str(value))}"
-                            for name, value in (record.get("options") or {}).items()
-                        ),
-                        *(["--leave-one-domain-out"] if record.get("domains") else []),
-                    ]
-                )
-            ),
+            parts.command(_comparison_again(record)),
             parts.pairs(record["versions"], caption="Versions"),
             parts.pairs(record["machine"], caption="Machine"),
         ),
         anchor="again",
     )
+
+
+def _comparison_again(record: Mapping[str, Any]) -> str:
+    """Return the command that repeats a comparison."""
+    slugs = " ".join(map(parts.quoted, record["results"]))
+    words = [f"counterpoint compare {slugs} --data {parts.quoted(record['data'])} --seeds {len(record['seeds'])}"]
+    given = dict(record.get("options") or {})
+    for name in ("epochs", "batch_size", "metric"):
+        if name in given:
+            words.append(f"--{name.replace('_', '-')} {parts.quoted(str(given.pop(name)))}")
+    if given:
+        # The option --set reads values as YAML, which JSON is.
+        texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+        words.append("--set " + " ".join(parts.quoted(f"{name}={text}") for name, text in texts.items()))
+    return " ".join([*words, *(["--leave-one-domain-out"] if record.get("domains") else [])])
 
 
 def _domains(record: Mapping[str, Any]) -> Markup:

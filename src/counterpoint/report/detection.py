@@ -161,6 +161,12 @@ def _link(path: Path, folder: Path) -> str:
 
 
 def timeline(detection: Detection, video: dict[str, Any]) -> Markup:
+    """Render the section of one video: player, score curves, moments and pictures.
+
+    Args:
+        detection: The detection.
+        video: How to show the video: "source" of the player or None, "embedded", "link" or None, and "remark".
+    """
     name = detection.video.name
     duration = detection.duration if detection.duration > 0 else len(detection.score) * detection.snippet_seconds
     duration = max(duration, 1e-3)

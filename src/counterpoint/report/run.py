@@ -19,7 +19,7 @@ from counterpoint.report.found import found_sections
 from counterpoint.report.page import Page, number, quoted
 
 AXES = ("epoch", "step")  # columns of the position, not of a metric
-GROUPS = {"train": "Training", "test": "Test metrics", "val": "Validation metrics", "lr": "Learning rates"}
+GROUPS = {"train": "Training", "test": "Test metrics", "valid": "Validation metrics", "lr": "Learning rates"}
 PER_FRAME = 6  # maximum number of curves in a frame
 SMALLER_IS_BETTER = ("loss", "error", "err", "perplexity", "mae", "mse", "rmse", "nll", "eer", "fid")
 
@@ -141,6 +141,11 @@ def epochs(rows: Sequence[Mapping[str, float]]) -> np.ndarray:
 
 
 def group(name: str) -> str:
+    """Return the group of a metric, the part before the slash; "" for a name without one.
+
+    >>> group("test/accuracy"), group("lr"), group("seconds")
+    ('test', 'lr', '')
+    """
     return name.partition("/")[0] if "/" in name or name in GROUPS else ""
 
 
@@ -181,7 +186,7 @@ def outcome(rows: Sequence[Mapping[str, float]], file: Path, chance: Mapping[str
         state = "holds no epoch yet" if file.is_file() else "does not exist yet"
         return parts.text(f"{file.name} {state}: the run stopped before its first epoch ended, or is still in it.")
     names = columns(rows)
-    for prefix in ("test", "val", "train"):
+    for prefix in ("test", "valid", "train"):
         headline = [name for name in names if group(name) == prefix]
         if headline:
             break
@@ -241,7 +246,7 @@ def curve_sections(rows: Sequence[Mapping[str, float]]) -> list[tuple[str, Marku
         if np.isfinite(values(rows, name)).sum() >= min(2, len(rows)):
             grouped.setdefault(group(name), []).append(name)
     # The metrics that judge the run come first, then those that explain it.
-    order = ["test", "val", "train"]
+    order = ["test", "valid", "train"]
     sections = []
     shown = next((prefix for prefix in order if prefix in grouped), None)
     for prefix in sorted(grouped, key=lambda p: (order.index(p) if p in order else len(order), p == "", p)):

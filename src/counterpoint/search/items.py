@@ -50,7 +50,8 @@ class Items:
             trained = {name: dict(spec) for name, spec in encoder.transform.modalities.items()}
             if trained != source.spec["modalities"]:
                 raise CounterpointError(
-                    f"{source.name} gives {source.spec['modalities']}, but the run was trained on {trained}"
+                    f"{source.name} gives {source.spec['modalities']}, but the run was trained on {trained}; name data of the same "
+                    "modalities"
                 )
             # Learners concatenate modalities in the order of the batch.
             source = replace(source, modalities={name: source.modalities[name] for name in trained})
@@ -59,17 +60,19 @@ class Items:
             for name in ("size", "channels"):
                 if facts.get(name) != source.spec[name]:
                     raise CounterpointError(
-                        f"{source.name} has images of {name} {source.spec[name]}, but the run was trained on {facts.get(name)}"
+                        f"{source.name} has images of {name} {source.spec[name]}, but the run was trained on {facts.get(name)}; "
+                        + (f"add ?size={facts.get(name)}" if name == "size" else "name other data")
                     )
         elif isinstance(source, TargetData | HistoryData):
             Experiment.of_run(encoder.run).measured(source).check_facts(encoder.run.facts())
         elif not isinstance(source, TokenData | DialogData):
             raise CounterpointError(
-                f"{getattr(source, 'name', source)} holds neither pictures, texts, aligned items nor histories"
+                f"{getattr(source, 'name', source)} holds neither pictures, texts, aligned items nor histories; name other data"
             )
         splits = {name: part for name in names if (part := getattr(source, name, None)) is not None}
         if not splits:
-            raise CounterpointError(f"{source.name} has no split '{split}'")
+            there = ", ".join(name for name in SPLITS if getattr(source, name, None) is not None)
+            raise CounterpointError(f"{source.name} has no split '{split}'; it has {there}")
         return cls(source, encoder.transform.modalities, splits)
 
     def column(self, split: str, name: str, rows: Indices) -> Any:

@@ -29,7 +29,7 @@ class System:
     recipe: dict[str, Any] = field(default_factory=dict)
     # source(data, config) returns the data that the task learns from; None: the source's own data.
     source: Callable[[Any, Any], Any] | None = None
-    # A custom run that is no training of a learner (a search, decoding, a federation):
+    # A custom run in place of the training loop (a federation):
     # run(experiment, seed, *, run, say) returns the metrics, a row per round. `run` is the run directory or None.
     run: Callable[..., Any] | None = None
     # The way a `ContrastiveLearner` contrasts its rows; additions that change this way fit the system.

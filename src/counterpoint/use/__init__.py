@@ -1,1 +1,1 @@
-"""Use a trained run: `detect` finds moments in video files, `export` and `hub` pass it to other programs."""
+"""Use a trained run: detect moments in videos, predict classes, ask, generate, and pass it to other programs and hubs."""

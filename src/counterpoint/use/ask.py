@@ -4,7 +4,8 @@
 >>> for found in ask("runs/first", "is there a brick ?", ["a.png"], ["plain", "ritual"]):   # doctest: +SKIP
 ...     print(found.method, found.answer.text)
 
-The model is that of a finished run of the task `chats`, or hf:NAME, a model of transformers. No answer is executed.
+The model is that of a finished run of the task `chats` or `interleaved`, or hf:NAME, a model of transformers. No answer is
+executed.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ class Answering:
             raise CounterpointError(f"{self.model.name} takes no pictures; leave out --image")
         marks = question.count(IMAGE)
         if marks not in (0, len(images)):
-            raise CounterpointError(f"the question has {marks} marks {IMAGE}, and {len(images)} pictures were given")
+            raise CounterpointError(
+                f"the question has {marks} marks {IMAGE}, and {len(images)} pictures were given; write a mark for each, or none"
+            )
         text = question if marks else f"{' '.join([IMAGE] * len(images))} {question}".strip()
         messages = (*([Message("system", system)] if system else []), Message("user", text))
         return Prompt(messages, tuple(decode(Path(image), self.model.size) for image in images))

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from counterpoint.files import replacing
+from counterpoint.report.page import clock
 from counterpoint.tasks.moments import Detection, Interval
 
 ACROSS, MOST_ROWS = 6, 24
@@ -34,7 +35,7 @@ def write_contact_sheet(found: Detection, path: Path) -> Path | None:
     pen.text((GAP, GAP), f"{found.video.name}   found by {found.run}", (170, 170, 180), font)
     for number, moment in enumerate(moments):
         top = GAP + LABEL + number * row
-        text = f"{_clock(moment.start)} to {_clock(moment.end)}   score {moment.score:.2f}"
+        text = f"{clock(moment.start)} to {clock(moment.end)}   score {moment.score:.2f}"
         pen.text((GAP, top + 2), text, (235, 235, 240), font)
         for column in range(ACROSS):
             picture = pictures[number * ACROSS + column]
@@ -50,8 +51,3 @@ def write_contact_sheet(found: Detection, path: Path) -> Path | None:
 def _times(moment: Interval) -> np.ndarray:
     """Return six times inside a moment, at the middles of six equal parts."""
     return moment.start + (np.arange(ACROSS) + 0.5) * (moment.end - moment.start) / ACROSS
-
-
-def _clock(seconds: float) -> str:
-    hours, rest = divmod(seconds, 3600)
-    return f"{int(hours)}:{int(rest // 60):02d}:{rest % 60:04.1f}"

@@ -30,7 +30,12 @@ Scores = dict[str, NDArray[np.float32]]  # "score", "audio", "visual": probabili
 
 
 class Windows:
-    """A stream of snippet features, scored window by window. It holds at most one and a half windows."""
+    """A stream of snippet features, scored window by window. It holds at most one and a half windows.
+
+    Args:
+        score: Maps visual rows [T, Dv] and audio rows [T, Da] to scores by name, [T] each.
+        length: Number of snippets of a window; at least 4 are taken.
+    """
 
     def __init__(self, score: Callable[[NDArray[np.float32], NDArray[np.float32]], Scores], length: int) -> None:
         self.score = score
@@ -53,6 +58,7 @@ class Windows:
         return part
 
     def feed(self, visual: NDArray[np.float32], audio: NDArray[np.float32]) -> Iterator[Scores]:
+        """Take the rows of n new snippets, [n, Dv] and [n, Da]. Yield the scores that are final, in the order of time."""
         self.visual.append(visual)
         self.audio.append(audio)
         self.held += len(visual)
@@ -67,6 +73,7 @@ class Windows:
             self.base += half
 
     def finish(self) -> Iterator[Scores]:
+        """Yield the scores of the last snippets, at the end of the stream."""
         if self.held == 0:
             return
         v, a = self._window()
@@ -149,7 +156,16 @@ def calibration_of(run: Run) -> tuple[Calibration | None, str | None]:
 
 
 class Detector:
-    """A trained run, loaded to detect moments in videos."""
+    """A trained run, loaded to detect moments in videos.
+
+    Attributes:
+        name: What outputs call the model: the path of its run, or what the built-in model is.
+        warnings: Warnings about its scores, for the user.
+        calibration: Its map from scores to probabilities, or None.
+        threshold: The calibration's threshold, else 0.5.
+        snippet_seconds: Length of a snippet, in seconds.
+        window: Number of snippets that are scored together.
+    """
 
     def __init__(self, run: Run) -> None:
         """Load the run. RunError when it has no weights, or needs features that this machine cannot compute."""
@@ -191,6 +207,7 @@ class Detector:
 
     @torch.no_grad()
     def score_rows(self, visual: NDArray[np.float32], audio: NDArray[np.float32]) -> Scores:
+        """Return the raw scores [T] of feature rows [T, Dv] and [T, Da] by name: "score", "audio", "visual"."""
         learner: Any = self.learner
         scores = learner.timeline(torch.from_numpy(audio)[None], torch.from_numpy(visual)[None])
         return {name: value[0].float().numpy() for name, value in scores.items()}

@@ -41,7 +41,7 @@ class Published(Run):
         except OSError as error:
             raise RunError(f"{path} has no {CONFIG}; name a folder that save_pretrained wrote") from error
         except ValueError as error:
-            raise RunError(f"{file} is damaged: {error}") from error
+            raise RunError(f"{file} is damaged ({error}); save or download the folder again") from error
         library = content.get("library_name") if isinstance(content, dict) else None
         if library != LIBRARY:
             raise RunError(f"{path} is not a run of counterpoint: the library_name in its {CONFIG} is {library!r}")
@@ -51,7 +51,9 @@ class Published(Run):
             or not isinstance(run.get("slug"), str)
             or not isinstance(content.get("facts"), dict)
         ):
-            raise RunError(f"{file} is damaged: it names no system or holds no facts")
+            raise RunError(
+                f"{file} is damaged: it names no system or holds no facts; save or download the folder again"
+            )
         if not (path / WEIGHTS).is_file():
             raise RunError(f"{path} has no {WEIGHTS}; download the whole folder")
         return Published(path, content)

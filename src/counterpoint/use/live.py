@@ -20,7 +20,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,14 +101,6 @@ class Lines:
         }
         print(json.dumps(fields, ensure_ascii=False), file=self.file, flush=True)
         self.count += event != "end"
-
-
-class Connection(NamedTuple):
-    """What one connection to a stream gave."""
-
-    snippets: int
-    finished: bool  # the stream has a length and was read to its end
-    reason: str
 
 
 def follow(

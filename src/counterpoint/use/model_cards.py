@@ -20,7 +20,14 @@ USE = {
     "bags": "scores = run.learner.timeline(audio, visual)",
     "dense": "logits = run.learner.segment(pictures)  # normalised; [n, classes, height, width]",
     "restored": "large = run.learner.restore(small)  # [n, 3, height, width] in 0..1, of any size",
-    "aligned": "z = run.encode(texts=['...'])  # or images=, sounds=, vectors=: whatever it was trained on",
+    **dict.fromkeys(
+        ("aligned", "federations"),
+        "z = run.encode(texts=['...'])  # or images=, sounds=, vectors=: whatever it was trained on",
+    ),
+    **dict.fromkeys(("tokens", "dialogs"), "z = run.encode(texts=['...'])"),
+    "regression": "z = run.encode(images=['picture.png'])  # or vectors=: whatever it was trained on",
+    "sequences": "z = run.encode(inputs={'item': ['NAME']})  # or histories or sets, see run.modalities",
+    **dict.fromkeys(("views", "labelled"), "z = run.encode(images=['picture.png'])"),
 }
 
 
@@ -62,7 +69,7 @@ def _own(task: str) -> list[str]:
         "import counterpoint as cp",
         "",
         'run = cp.load("hf:USER/NAME")  # or the path of a folder with the run',
-        USE.get(task, "z = run.encode(images=['picture.png'])"),
+        USE.get(task, "learner = run.learner  # the trained nn.Module, in evaluation mode"),
     ]
 
 

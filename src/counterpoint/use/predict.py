@@ -129,7 +129,9 @@ class Predictor:
         if method is None:
             method = "prompts" if classes else "neighbours" if bank else _method(encoder)
         if classes and method != "prompts":
-            raise CounterpointError(f"--classes names classes for the method prompts, not for {method}")
+            raise CounterpointError(
+                f"--classes names classes for the method prompts, not for {method}; leave out one of them"
+            )
         if method == "classifier":
             names = encoder.run.facts().get("class_names")
             if encoder.task != "labelled" or not names or not getattr(encoder.config, "classifies", False):
@@ -227,7 +229,6 @@ class Predictor:
 
         Raises DataError, naming the picture, when one cannot be read.
         """
-        known = isinstance(pictures, Asked)
         count = len(pictures.names) if isinstance(pictures, Asked) else len(pictures)
         steps = range(0, count, BATCH)
         found: list[Prediction] = []
@@ -242,7 +243,7 @@ class Predictor:
                     str(v) if isinstance(v, str | Path) else f"picture {n}" for n, v in zip(rows, values, strict=True)
                 ]
                 true = [None] * len(names)
-            found += self._predicted(names, true if known else [None] * len(names), values)
+            found += self._predicted(names, true, values)
         return found
 
     def _predicted(self, names: Sequence[str], true: Sequence[str | None], values: Any) -> Iterator[Prediction]:
