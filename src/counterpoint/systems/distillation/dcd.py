@@ -14,8 +14,9 @@ Multimedia 2023, arXiv 2207.01426.
     alpha    alpha                       share of D in the loss alpha D + (1 - alpha) N
 
 A cross-encoder scores one pair with one pass, so many negatives are too expensive for the student. The teacher scores C captions
-of each picture without gradient. The student scores the own caption and the M that the teacher finds hardest. They share
-the unimodal encoders, frozen. The student starts from some of the teacher's layers (`--student-layers`).
+of each picture without gradient. The student scores the own caption and the M that the teacher finds hardest. Student and
+teacher share the unimodal encoders, which stay fixed while the student trains. The student starts from some of the teacher's
+layers (`--student-layers`). The scorers are in encoders/pair_scorers.py, the stages in tasks/taught_scorers.py.
 
     counterpoint train dcd --data manifest:mine.csv                       stage `teacher`, then stage `student`
     counterpoint train dcd --teacher none --data manifest:mine.csv --name large     a scorer alone
