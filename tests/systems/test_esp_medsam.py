@@ -479,6 +479,7 @@ def test_domains_of_own_masks_that_are_not_there_are_refused(tmp_path, domain):
         ({"decay": 0.0}, "decay"),
         ({"controller_epochs": -1}, "must not be negative"),
         ({"only": "blobs"}, "--from RUN"),
+        ({"only": "blobs", "start": "x", "joint": True}, "--joint"),
         ({"only": "word", "start": "x"}, "unknown modality"),
         ({"pretrained": True}, "start from a run"),
         ({"teacher": "word"}, "unknown teacher"),

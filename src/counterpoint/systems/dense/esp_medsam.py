@@ -134,6 +134,10 @@ class EspMedSamConfig(DenseConfig):
             raise CounterpointError(f"dim must be a multiple of 16, got {self.dim}")
         if self.only and (not self.start or not self.controllers):
             raise CounterpointError("only names modalities to add to a run with controllers; it needs --from RUN")
+        if self.only and self.joint:
+            raise CounterpointError(
+                "--joint trains what all modalities share, and --only leaves that as it is; give one of them"
+            )
         if self.pretrained:
             raise CounterpointError(f"there are no pretrained weights of {self.encoder}; start from a run: --from RUN")
 
