@@ -95,7 +95,10 @@ class VICRegConfig(ViewsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.invariance, self.variance, self.covariance) < 0:
-            raise CounterpointError("the weights invariance, variance and covariance must not be negative")
+            raise CounterpointError(
+                "invariance, variance and covariance must not be negative, got "
+                f"{self.invariance}, {self.variance} and {self.covariance}"
+            )
 
 
 class VICReg(ViewsLearner):

@@ -217,7 +217,10 @@ class Any2SegConfig(AnyModalitiesConfig):
         self.need_positive("inter_temperature", "intra_temperature")
         self.need_share("hard_pixels")
         if min(self.inter_weight, self.intra_weight) < 0 or self.candidates < 0:
-            raise CounterpointError("inter_weight, intra_weight and candidates must not be negative")
+            raise CounterpointError(
+                "inter_weight, intra_weight and candidates must not be negative, got "
+                f"{self.inter_weight}, {self.intra_weight} and {self.candidates}"
+            )
         if self.fusion != "mff" and (self.inter_weight or self.previous or self.tokens or self.candidates):
             raise CounterpointError(
                 f"--fusion {self.fusion} has no correlations; set --inter-weight 0, and leave out previous, tokens and candidates"
@@ -243,7 +246,7 @@ class Any2Seg(AnyModalitiesLearner):
         count = len(data.modalities)
         super().__init__(config, data, seed, beside=count if config.fusion == "concat" else 1)
         if config.candidates > count:
-            raise CounterpointError(f"--candidates {config.candidates}: the data have {count} modalities")
+            raise CounterpointError(f"--candidates {config.candidates}: the data have {count} modalities; lower it")
         if config.previous:
             with torch.no_grad():
                 maps = self.eval()(torch.zeros(1, count, 3, self.size, self.size)).maps

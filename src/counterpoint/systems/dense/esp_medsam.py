@@ -129,7 +129,9 @@ class EspMedSamConfig(DenseConfig):
         super().__post_init__()
         self.need_positive("decay", "adapter_ratio")
         if min(self.common_epochs, self.controller_epochs) < 0:
-            raise CounterpointError("common_epochs and controller_epochs must not be negative")
+            raise CounterpointError(
+                f"common_epochs and controller_epochs must not be negative, got {self.common_epochs} and {self.controller_epochs}"
+            )
         if self.dim % 16:
             raise CounterpointError(f"dim must be a multiple of 16, got {self.dim}")
         if self.only and (not self.start or not self.controllers):
@@ -250,7 +252,7 @@ class EspMedSam(ModalityLearner):
         else:
             rows = np.flatnonzero(domains == self.names.index(stage.removeprefix(CONTROLLER)))
         if not len(rows):
-            raise DataError(f"stage {stage} of esp-medsam has no training picture")
+            raise DataError(f"stage {stage} of esp-medsam has no training picture; add pictures of this kind")
         return ChosenBatches(rows, min(self.config.batch_size, len(rows)), self.config.steps)
 
     def turns(self) -> list[Turn]:

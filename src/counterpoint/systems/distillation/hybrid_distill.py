@@ -164,7 +164,9 @@ class HybridDistillConfig(ImagesConfig):
         super().__post_init__()
         self.need_weight("feature_weight", "relation_weight", "transition", "relation_heads")
         if not self.feature_weight and not self.relation_weight:
-            raise CounterpointError("feature_weight and relation_weight are both 0: the student has no teacher")
+            raise CounterpointError(
+                "feature_weight and relation_weight are both 0: the student has no teacher; set one above 0"
+            )
         if not 0 <= self.drop_path < 1:
             raise CounterpointError(f"drop_path must be at least 0 and below 1, got {self.drop_path}")
         if not 0 < self.keep_ratio <= 1:

@@ -290,9 +290,8 @@ class KD3(WebLearner):
         logits = survey.over("train", both, self.positions)
         for name, part in zip(("teacher", "student"), logits.unbind(1), strict=True):
             if not bool(part.isfinite().all()):
-                raise CounterpointError(
-                    f"the {name}'s logits of web pictures are NaN or infinite; lower --lr, or check it"
-                )
+                remedy = "name another teacher" if name == "teacher" else "lower --lr"
+                raise CounterpointError(f"the {name}'s logits of web pictures are NaN or infinite; {remedy}")
         mask = dynamic_selection(logits[:, 0], logits[:, 1], alpha, config.cutoff)
         confidence, predicted = combined_logits(logits[:, 0], logits[:, 1], alpha)
         self.confidence.copy_(confidence)

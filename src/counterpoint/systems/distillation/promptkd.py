@@ -208,12 +208,13 @@ class PromptKD(TunedLearner):
         depth, layers = config.prompt_depth, config.projector_layers
         if depth and depth > len(blocks_of(self.encoder)):
             raise CounterpointError(
-                f"prompt_depth {depth} is more than the {len(blocks_of(self.encoder))} blocks of the student"
+                f"prompt_depth {depth} is more than the {len(blocks_of(self.encoder))} blocks of the student; lower --prompt-depth"
             )
         width, dim = self.encoder.dim, self.encoder.dim if config.texts == "own" else self.taught
         if not layers and width != dim:
             raise CounterpointError(
-                f"projector_layers 0 needs equal widths; the student's is {width}, that of the class texts {dim}"
+                f"projector_layers 0 needs equal widths; the student's is {width}, that of the class texts {dim}: set "
+                "--projector-layers 1 to 3"
             )
         self.encoder.requires_grad_(config.trains == "all")
         self.prompts = new_prompts(config.prompts, [prompt_width(self.encoder)] * depth if depth else [])

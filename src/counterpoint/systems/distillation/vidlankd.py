@@ -204,7 +204,8 @@ class VidLanKD(LanguageTeacherLearner):
                 self.bank = Queue(config.bank, width, seed=torch.Generator().manual_seed(seed))
             if not config.heads and config.contrast != "none" and width != own:
                 raise CounterpointError(
-                    f"the teacher is {width} wide and the student {own}: without heads the contrast needs equal widths"
+                    f"the teacher is {width} wide and the student {own}: without heads the contrast needs equal widths; use "
+                    "--heads, or --contrast none"
                 )
 
     def _head(self, width: int) -> nn.Module:

@@ -181,7 +181,7 @@ class VL2VConfig(ClassTextConfig):
                 "cutmix needs a teacher that sees the mixed pictures: name a network, without --cached"
             )
         if self.cutmix and self.objective != "vl2v":
-            raise CounterpointError("cutmix is for the objective vl2v")
+            raise CounterpointError("cutmix is for the objective vl2v; set --cutmix 0, or --objective vl2v")
 
 
 # ---------------------------------------------------------------------------------------------------------- the learner

@@ -115,7 +115,10 @@ class CoMDConfig(TaughtChatsConfig):
         self.need_positive("caption_lr")
         self.need_share("difficult_share", "replay", "max_similarity")
         if min(self.caption_epochs, self.probe, self.review_sampling, self.writing_sampling) < 0:
-            raise CounterpointError("caption_epochs, probe, review_sampling and writing_sampling must not be negative")
+            raise CounterpointError(
+                "caption_epochs, probe, review_sampling and writing_sampling must not be negative, got "
+                f"{self.caption_epochs}, {self.probe}, {self.review_sampling} and {self.writing_sampling}"
+            )
         if math.isnan(self.threshold):
             raise CounterpointError("threshold must be a number, got nan")
 

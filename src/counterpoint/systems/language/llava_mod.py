@@ -144,11 +144,14 @@ class LLaVAMoDConfig(SparseChatsConfig):
         super().__post_init__()
         self.need_positive("adaptor_lr", "sparse_lr", "preference_lr", "beta")
         if min(self.adaptor_epochs, self.sparse_epochs, self.preference_epochs) < 0:
-            raise CounterpointError("adaptor_epochs, sparse_epochs and preference_epochs must not be negative")
+            raise CounterpointError(
+                "adaptor_epochs, sparse_epochs and preference_epochs must not be negative, got "
+                f"{self.adaptor_epochs}, {self.sparse_epochs} and {self.preference_epochs}"
+            )
         if not 0 <= self.label_smoothing <= 0.5:
             raise CounterpointError(f"label_smoothing must be 0 to 0.5, got {self.label_smoothing}")
         if self.label_smoothing and self.preference != "sigmoid":
-            raise CounterpointError("label_smoothing is for --preference sigmoid alone")
+            raise CounterpointError("label_smoothing is for --preference sigmoid alone; set --label-smoothing 0")
 
 
 # --------------------------------------------------------------------------------------------------------------- learner

@@ -127,7 +127,10 @@ class STICConfig(ChatsConfig):
         super().__post_init__()
         self.need_positive("preference_lr", "description_lr", "beta", "pair_sampling")
         if min(self.alpha, self.preference_epochs, self.description_epochs) < 0:
-            raise CounterpointError("alpha, preference_epochs and description_epochs must not be negative")
+            raise CounterpointError(
+                "alpha, preference_epochs and description_epochs must not be negative, got "
+                f"{self.alpha}, {self.preference_epochs} and {self.description_epochs}"
+            )
         if not self.ordinary or not self.inventive or not self.guided.strip():
             raise CounterpointError("ordinary, inventive and guided need at least one question each")
 
