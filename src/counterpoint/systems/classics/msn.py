@@ -109,14 +109,14 @@ def _mean_row(rows: Float[Tensor, "n k"]) -> Float[Tensor, " k"]:
 
 @dataclass
 class MSNConfig(MultiCropConfig):
-    """Settings of MSN. Defaults are the paper's for ViT-S/16 on ImageNet."""
+    """Settings of MSN. Defaults are those of the authors' configuration for ViT-S/16 on ImageNet."""
 
     epochs: int = 800
     batch_size: int = 1024
     encoder: str = "timm:vit_small_patch16_224"
     recipe: str = "simclr"
     optimizer: str = "adamw"
-    lr: float = 1e-3
+    lr: float = 1e-3 * 256 / 1024
     weight_decay: float = 0.04
     warmup_epochs: int = 15
     clip_norm: float | None = 3.0
