@@ -37,7 +37,9 @@ def attention_transfer(
     teacher: Float[Tensor, "n teacher_channels teacher_height teacher_width"],
     power: float = 2,
 ) -> Float[Tensor, ""]:
-    """Compute the mean over batch and places of (Q_s - Q_t)^2, Q the normalised map of the channels' mean of |F|^power (Sec. 3.1).
+    """Compute the mean over batch and places of (Q_s - Q_t)^2 (Sec. 3.1).
+
+    Q is the normalised map of the mean over channels of |F|^power.
 
     Args:
         student, teacher: feature maps of one layer each; the teacher's get no gradient. The larger map is average-pooled to

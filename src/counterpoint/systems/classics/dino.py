@@ -49,10 +49,10 @@ def dino(
     teacher_temperature: float = 0.04,
     center_momentum: float = 0.9,
 ) -> DINOOutput:
-    r"""Compute the mean cross-entropy of the student with the teacher over global crops v and all other crops w (Eq. 3).
+    r"""Compute the cross-entropy of the student with the teacher, the mean over pairs of crops (Eq. 3).
 
-    The cross-entropy is -sum_k q_v log softmax(s_w / student_temperature), with
-    q_v = softmax((t_v - center) / teacher_temperature).
+    A pair is a global crop v of the teacher and another crop w of the student. Its cross-entropy is
+    -sum_k q_v log softmax(s_w / student_temperature), with q_v = softmax((t_v - center) / teacher_temperature).
 
     Args:
         student: head outputs of all crops, the global crops first, in the teacher's order.

@@ -13,8 +13,8 @@ Learning", CVPR 2021, arXiv 2011.10043.
     L_PixPro  pixpro_loss                     -2 mean cos(y_i, x'_j) over A, in both directions (Eq. 5, twice)
     L_Pix     pix_contrast                    InfoNCE with the cells of A as positives (Eq. 1 and 2)
 
-`core.cells.near_cells` lists the pairs of A; the matrix of all distances is never made. `--instance-weight` adds alpha times the
-loss of BYOL on the means of the maps, with a projector and a predictor of their own.
+`core.cells.near_cells` lists the pairs of A; the matrix of all distances is never made. `--instance-weight` adds the instance
+branch: alpha times BYOL's loss of the maps' means, with a projector and a predictor of its own.
 
 Differences from the paper are those of the authors' code: the values of Eq. 3 are normalised, and a direction counts twice.
 PixContrast is not in their code. It follows the paper; a cell without a near cell has no term.

@@ -20,8 +20,8 @@ D_rel is `relation_distance` of core/grams.py. The search is in tasks/searched.p
 
 - Certain: distances, spaces, evolution without crossover, initialisation N(0, 1) of the correlation experiments.
 - From memory: the terms of the loss of `distil`. Its recipe is that of CRD's comparison.
-- Chosen: crossover as an option, `--semantic classes` for unequal widths, the mean over `repeats` draws of weights and batch,
-  gradients of the linear head in closed form. A member that is proposed again keeps its score.
+- Chosen: crossover as an option, `--semantic classes` for unequal widths, the mean over `repeats` draws of weights and batch.
+  Gradients of the linear head have a closed form here. A member that is proposed again keeps its score.
 - Slips of the code that are not repeated. It takes parents of the lowest scores. It checks one member for FLOPs and copies it.
   It compares the first image of a batch alone. It adds up gradients of the teacher. A Zen score has this method's name.
 
@@ -159,7 +159,7 @@ def semantic_distance(
 
 
 def _rank_one(g: Tensor) -> tuple[Tensor, Tensor]:
-    """Factor the matrices g_k g_k^T with normalised rows into signs, shrunk for short rows, and unit rows g_k / |g_k|."""
+    """Split the matrices g_k g_k^T with normalised rows into signs, shrunk for short rows, and unit rows g_k / |g_k|."""
     largest = g.detach().abs().amax(1, keepdim=True)  # squares of small numbers would underflow
     g = g / torch.where(largest == 0, 1.0, largest)
     length = torch.linalg.vector_norm(g.masked_fill(largest == 0, 1.0), dim=1, keepdim=True)

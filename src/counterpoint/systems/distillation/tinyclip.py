@@ -279,7 +279,7 @@ class TinyCLIP(TowerLearner):
         return found | super().measures(survey, split)
 
     def figures(self, survey: Survey) -> dict[str, Any]:
-        """Draw the units of each block that are left, and the affinities of student and teacher on a few test pairs."""
+        """Draw the units that are left in each block, and both networks' affinities of a few test pairs."""
         named = dict(zip((self.image, self.text), self.towers(), strict=True))
         found = units_left(named, self.config.keep[-1]) if self.config.inherit == "auto" else {}
         return found | affinity_matrices(self, survey, float(self.log_scale.exp()))

@@ -19,7 +19,7 @@ second half by their texts. The texts come from `--templates` and `--description
 texts separable).
 
 The contrast sees the pictures of all processes. The learning rate falls on half a cosine, not in steps. Not built: prompt learning
-(CoOp) of the class texts, few-shot learning of the new classes, and retrieval from a few of their pictures.
+(CoOp) of the class texts, and few-shot learning of the new classes by training or by retrieval.
 """
 
 from __future__ import annotations

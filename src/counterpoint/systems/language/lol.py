@@ -19,7 +19,7 @@ HillZhang1999/ICD, MIT).
 - Exact special cases: omega 0 and no instruction is ICD; gamma -1 makes the instruction irrelevant.
 
 The amateur is a low-rank adapter (peft) on the model's own weights. So all branches are rows of one batch: rows of the amateur pass
-through the adapter, the others do not. Plausibility and DoLa's choice of a layer are in core/decoding.py, early exit is in
+through the adapter, the others do not. Plausibility and DoLa's choice of a layer are in core/decoding.py. Early exit is in
 encoders/early_exit.py, the loop over tokens in encoders/decoding.py.
 """
 

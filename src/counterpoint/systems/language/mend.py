@@ -19,8 +19,8 @@ The divergence and L_pred are in core/answers.py, G and A in encoders/context_mo
 - Of an encoder-decoder model, the encoder reads vectors and input, the decoder the answer. The distiller then is an encoder.
   The authors' code lacks this branch, which their paper evaluates.
 - Demonstrations are padded on the left, and positions count tokens alone. So padding moves no token.
-- Left out: switches of the authors' code that no experiment of the paper uses (contrast, state and gradient matching, fusion),
-  early stopping, the model in 8 bits, and the paper's other distillers (prompt tuning, HyperTuning, Gisting).
+- Left out: switches of the authors' code that no experiment of the paper uses (contrast, state and gradient matching, fusion);
+  early stopping; the model in 8 bits; the paper's other distillers (prompt tuning, HyperTuning, Gisting).
 - The temperature enters the divergence alone, as in the authors' code.
 """
 
