@@ -32,7 +32,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -52,7 +52,8 @@ from counterpoint.tasks.chats import ChatLearner, ChatsConfig, without_pictures
 from counterpoint.views.transformed import TRANSFORMS, transformed
 
 Rule = Literal["ritual", "vcd", "m3id"]
-METHODS = ("ritual", "ritual+", "same", "vcd", "m3id", "plain", "greedy")
+Method = Literal["ritual", "ritual+", "same", "vcd", "m3id", "plain", "greedy"]
+METHODS = get_args(Method)
 SAID = {  # as RITUAL+ offers them
     "horizontal": "horizontal flip",
     "vertical": "vertical flip",
@@ -231,7 +232,7 @@ class RitualConfig(ChatsConfig):
 
     weight_decay: float = 0.01
     sampling: float = 1.0
-    method: Literal["ritual", "ritual+", "same", "vcd", "m3id", "plain", "greedy"] = "ritual"
+    method: Method = "ritual"
     """ritual: a random transformation; ritual+: the one that the model names; same: the same picture twice, a control; vcd: a
     noised picture, subtracted; m3id: no picture, subtracted; plain: one branch; greedy: its most probable tokens."""
     compare: tuple[str, ...] = ()
