@@ -251,7 +251,7 @@ class RitualConfig(ChatsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_share("beta")
-        for name in (self.method, *self.compare):
+        for name in self.compare:
             if name not in METHODS:
                 raise unknown("method", name, METHODS)
         for name in self.transforms:

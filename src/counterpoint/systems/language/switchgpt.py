@@ -105,12 +105,9 @@ class SwitchGPTConfig(ChatsConfig):
             raise CounterpointError(
                 f"flags are two or more different capital words in brackets, with {TEXT}; got {', '.join(self.flags)}"
             )
-        for what, name, known in (
-            ("tuning", self.tuning, ("lora", "full")),
-            *(("router", name, ROUTERS) for name in self.compare),
-        ):
-            if name not in known:
-                raise unknown(what, name, known)
+        for name in self.compare:
+            if name not in ROUTERS:
+                raise unknown("router", name, ROUTERS)
 
     def facts(self, data: ChatData) -> dict[str, Any]:
         """Return the facts of the data; the tokenizer has the flags, which it does not learn from the texts."""
