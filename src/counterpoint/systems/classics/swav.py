@@ -121,9 +121,7 @@ class SwAVConfig(MultiCropConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("temperature", "epsilon"):
-            if not getattr(self, name) > 0:
-                raise CounterpointError(f"{name} must be > 0, got {getattr(self, name)}")
+        self.need_positive("epsilon")
         if min(self.freeze_epochs, self.queue, self.queue_from) < 0:
             raise CounterpointError(
                 f"freeze_epochs, queue and queue_from must not be negative, got {self.freeze_epochs}, {self.queue} and "
