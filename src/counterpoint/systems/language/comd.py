@@ -84,7 +84,7 @@ class CoMDConfig(TaughtChatsConfig):
     selection: Literal["competitive", "random", "uniform", "easy"] = "competitive"
     """Seeds: competitive (the paper); controls: random seeds of the first round, uniform over kinds of questions, or easy items."""
     equal_calls: bool = False
-    """Let selections without an assessment make one more item for each call of the teacher that one would cost."""
+    """Let selections without an assessment make one more item for each call of the teacher that an assessment would cost."""
     assessor: Literal["likelihood", "agreement", "judge"] = "agreement"
     """agreement with the teacher's answer, likelihood under the teacher, or judge: a model that writes reviews."""
     judge: str = ""
