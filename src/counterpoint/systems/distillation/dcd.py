@@ -197,8 +197,8 @@ def weighted_soft_label_loss(
 ) -> Distilled:
     """Compute alpha D' + mean_i CE(s_i, 0), D' = T^2 mean_i g_i mean_ik ((t_ik - s_ik) / T)^2, g = 1 - exp(-CE(s) / CE(t)).
 
-    It is the repository's alternative, switched off there. The worse the student is on a picture, relative to the teacher, the
-    larger is g, and with it the imitation of the whole batch. The task term has no factor 1 - alpha.
+    It is the repository's alternative, switched off there. A picture that the student gets wrong and the teacher right has a large
+    g. The mean of g scales the imitation of the whole batch. The task term has no factor 1 - alpha.
 
     Arguments and errors are those of `dynamic_distillation_loss`. Here g has no gradient.
     """

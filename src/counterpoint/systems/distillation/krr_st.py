@@ -229,7 +229,7 @@ class KRRST(DistilledSetLearner):
         return krr_outer_loss(synthetic, self.synthetic.targets, real, wanted, self.config.ridge)
 
     def advance(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the error of this step's network on the whole set, or replace the network if it is old, with a loss of 0."""
+        """Return the error of this step's network on the whole set. Replace an old network instead, with a loss of 0."""
         number = batch["member"]
         member = self.pool[number]
         if int(self.ages[number]) < self.config.most_age:
