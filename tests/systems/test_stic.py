@@ -160,15 +160,6 @@ def test_a_training_that_is_interrupted_ends_as_one_that_is_not(tmp_path, monkey
     need_equal_ends(monkeypatch, stic.STIC, "stic", config(), DATA, at, tmp_path)
 
 
-def test_process_without_a_share_of_a_batch_takes_part_and_adds_nothing(monkeypatch):
-    monkeypatch.setattr(stic, "world", lambda: (1, 2))  # the second of two processes, and batches of one row
-    learner, task = built(batch_size=1, preference_epochs=1)
-    rows = fit(learner, task, bar=False)
-    assert learner.pairs
-    assert learner.descriptions
-    assert [row["train/loss"] for row in rows[1:]] == [0, 0]
-
-
 @pytest.mark.slow
 def test_two_processes_learn_the_same_as_one(tmp_path):
     words = ["train", "stic", "--data", DATA, "--out", str(tmp_path)]

@@ -38,7 +38,6 @@ from torch import Tensor
 
 from counterpoint.core.answers import answer_log_probability
 from counterpoint.core.distributed import global_mean
-from counterpoint.core.masking import IGNORED
 from counterpoint.core.preferences import Scoring, regularized_dpo
 from counterpoint.core.world import world
 from counterpoint.data.images import Pixels
@@ -270,13 +269,8 @@ class STIC(AdaptedChatLearner):
         every = self.pairs if self.stage_name == "preferences" else self.descriptions
         order = np.random.default_rng([self.seed, position.stage, position.epoch]).permutation(len(every))
         first = (position.step % self.steps_per_epoch) * config.batch_size
-        rows = order[first : first + config.batch_size]
-        mine = rows[rank::size]  # empty where the last batch has fewer rows than there are processes
-        chosen = [every[n] for n in (mine if len(mine) else rows[:1]).tolist()]
-        found = self._pairs(chosen) if self.stage_name == "preferences" else self._described(chosen)
-        if not len(mine):
-            found["labels"].fill_(IGNORED)  # the row enters no mean
-        return found | ({"pairs": len(mine)} if "pairs" in found else {})
+        mine = [every[n] for n in order[first : first + config.batch_size][rank::size].tolist()]
+        return self._pairs(mine) if self.stage_name == "preferences" else self._described(mine)
 
     def _pairs(self, pairs: Sequence[Sequence[Any]]) -> dict[str, Any]:
         """Make one batch of the better answers, and after them the worse ones where the loss needs them."""
@@ -313,10 +307,10 @@ class STIC(AdaptedChatLearner):
         (better, worse), (chosen, rejected) = policy.chunk(2), labels.chunk(2)
         first, second = reference.chunk(2)
         weights = config.beta, config.alpha, config.rejected_scoring
-        losses = regularized_dpo(better, worse, first, second, chosen, rejected, *weights)[: batch["pairs"]]
+        losses = regularized_dpo(better, worse, first, second, chosen, rejected, *weights)
         with torch.no_grad():
             gains = answer_log_probability(policy, labels) - answer_log_probability(reference, labels)
-            gain, other = (each[: batch["pairs"]] for each in gains.chunk(2))
+            gain, other = gains.chunk(2)
         return {
             "loss": global_mean(losses),
             "chosen_reward": global_mean(config.beta * gain),
