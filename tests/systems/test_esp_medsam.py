@@ -381,6 +381,16 @@ def test_medical_teacher_teaches_pictures_of_a_modality_alone(sam):
     assert found.flatten(1).mean(1).tolist() == [0, 1, 1]
 
 
+def test_natural_teacher_teaches_the_first_stage_where_no_picture_is_natural(sam):
+    learner, _ = built(sam)
+    assert learner.stage_name == "common"
+    learner.teachers = {"natural": lambda b: torch.zeros(3, 16, 4, 4), "medical": lambda b: torch.ones(3, 16, 4, 4)}
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    loss = learner.loss({"views": [images], "domain": torch.tensor([0, 1, 2])})["loss"]
+    maps = learner.encoder.features(images, torch.full((3,), -1))
+    torch.testing.assert_close(loss, maps.square().mean())
+
+
 @pytest.mark.parametrize("queries", ["alone", "together"])
 def test_modality_added_to_a_run_leaves_the_others_bit_for_bit(sam, tmp_path, queries):
     settings = small(sam, queries=queries, mask_mlps="own")
@@ -469,6 +479,7 @@ def test_domains_of_own_masks_that_are_not_there_are_refused(tmp_path, domain):
         ({"decay": 0.0}, "decay"),
         ({"controller_epochs": -1}, "must not be negative"),
         ({"only": "blobs"}, "--from RUN"),
+        ({"only": "blobs", "start": "x", "joint": True}, "--joint"),
         ({"only": "word", "start": "x"}, "unknown modality"),
         ({"pretrained": True}, "start from a run"),
         ({"teacher": "word"}, "unknown teacher"),

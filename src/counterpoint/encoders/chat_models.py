@@ -150,12 +150,23 @@ class ChatModel(nn.Module):
             counts: number of pictures of each chat.
             more: further arguments of the network.
         """
+        if not len(ids):
+            return self._of_no_row(ids, more)
         media = {}
         if pictures is not None and counts is not None:
             shown = torch.arange(pictures.shape[1], device=counts.device) < counts[:, None]
             media = self.pixels(pictures[shown].cpu().numpy())
         logits: Tensor = self.model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **media, **more).logits
         return logits
+
+    def _of_no_row(self, ids: Int[Tensor, "0 tokens"], more: dict[str, Any]) -> Float[Tensor, "0 tokens vocabulary"]:
+        """Compute the logits of a process without a share of an epoch's last batch. Networks of transformers need a row."""
+        row = ids.new_full((1, ids.shape[1]), self.tokenizer.pad)
+        found = self.forward(row, torch.ones_like(row, dtype=torch.bool), **more)[:0]
+        learned = [p.sum() for p in self.parameters() if p.requires_grad]
+        if found.requires_grad or not learned:
+            return found
+        return found + 0 * torch.stack(learned).sum()  # a projector that learns alone has no picture here
 
     @torch.no_grad()
     def generate(

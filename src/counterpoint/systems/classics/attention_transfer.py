@@ -37,7 +37,9 @@ def attention_transfer(
     teacher: Float[Tensor, "n teacher_channels teacher_height teacher_width"],
     power: float = 2,
 ) -> Float[Tensor, ""]:
-    """Mean over batch and places of (Q_s - Q_t)^2, Q the normalised map of mean over channels of |F|^power (Sec. 3.1).
+    """Compute the mean over batch and places of (Q_s - Q_t)^2 (Sec. 3.1).
+
+    Q is the normalised map of the mean over channels of |F|^power.
 
     Args:
         student, teacher: feature maps of one layer each; the teacher's get no gradient. The larger map is average-pooled to
@@ -98,7 +100,7 @@ class AttentionTransferConfig(TaughtConfig):
     """Settings of AT. Defaults are those of CRD's comparison on CIFAR-100."""
 
     weight: float = 1000.0
-    """Weight of the sum over the layers."""
+    """Weight of the sum over the layers, at least 0."""
     student_layers: tuple[str, ...] = ("layer1", "layer2", "layer3")
     """The student's layers whose attention learns; in a wrapped library model, the library's names."""
     teacher_layers: tuple[str, ...] = ("layer1", "layer2", "layer3")

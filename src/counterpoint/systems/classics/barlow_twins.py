@@ -37,7 +37,7 @@ def _standardised(z: Tensor, eps: float) -> Tensor:
 def barlow(
     z1: Float[Tensor, "n dim"], z2: Float[Tensor, "n dim"], lambda_: float = 0.0051, bn_eps: float = 1e-5
 ) -> Float[Tensor, ""]:
-    r"""Sum sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2 (Eq. 1), with C = z1^T z2 / n (Eq. 2).
+    r"""Compute sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2 (Eq. 1), with C = z1^T z2 / n (Eq. 2).
 
     The embeddings in C are standardised over the batch.
 
@@ -79,7 +79,7 @@ class BarlowTwinsConfig(ViewsConfig):
     projection: int = 8192
     """Width of the embeddings whose correlation the loss uses."""
     redundancy: float = 0.0051
-    """Weight of redundancy reduction, lambda."""
+    """Weight of redundancy reduction, lambda, at least 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,7 @@
 
 Radford et al.: "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, arXiv 2103.00020.
 
-The loss of Figure 3, on the kernel. One pass computes both directions without storing the matrix.
+The loss is that of Figure 3. One pass of the kernel computes both directions without storing the matrix.
 """
 
 from __future__ import annotations

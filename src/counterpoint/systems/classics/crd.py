@@ -60,7 +60,7 @@ class _CRDRows(torch.autograd.Function):
 
 @torch.no_grad()
 def _log_z(v: Tensor, memory: Tensor, index: Tensor, temperature: float) -> Tensor:
-    """Log N times the mean of exp(v . m / t) over the batch of all processes."""
+    """Compute the logarithm of N times the mean of exp(v . m / t) over the batch of all processes."""
     logs = listed_products(v, memory, index) / temperature
     total = gather_rows(logs.flatten().logsumexp(0)[None]).logsumexp(0)
     count = gather_rows(torch.tensor([logs.numel()], device=v.device)).sum().to(v.dtype)
@@ -288,13 +288,13 @@ class CRDConfig(TaughtConfig):
 
     kd_weight: float = 1.0
     weight: float = 0.8
-    """Weight of the contrast."""
+    """Weight of the contrast, at least 0."""
     temperature: float = 0.07
-    """Temperature of the contrast."""
+    """Temperature of the contrast, > 0."""
     negatives: int = 16384
-    """Number of negatives for each image (the paper's N)."""
+    """Number of negatives for each image (the paper's N), at least 1."""
     dim: int = 128
-    """Width of the embeddings."""
+    """Width of the embeddings, at least 1."""
     memory_momentum: float = 0.5
     """Share of a memory's row that an update with its image keeps, 0 to 1."""
     other_classes: bool = True

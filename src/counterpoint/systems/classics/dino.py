@@ -3,8 +3,8 @@
 Caron, Touvron, Misra, Jegou, Mairal, Bojanowski, Joulin: "Emerging Properties in Self-Supervised Vision Transformers", ICCV
 2021, arXiv 2104.14294.
 
-The loss over crops (Eq. 3) and the moving centre (Eq. 4), whose mean covers all processes. A run keeps and measures the
-teacher, as in the paper.
+`dino` computes the loss over crops (Eq. 3) and the moving centre (Eq. 4), whose mean covers all processes. The head, the schedules
+and the settings are in tasks/self_distilled.py. A run keeps and measures the teacher, as in the paper.
 
 Differences from the authors' code:
 
@@ -49,10 +49,10 @@ def dino(
     teacher_temperature: float = 0.04,
     center_momentum: float = 0.9,
 ) -> DINOOutput:
-    r"""Mean cross-entropy of the student with the teacher over global crops v and all other crops w (Eq. 3).
+    r"""Compute the cross-entropy of the student with the teacher, the mean over pairs of crops (Eq. 3).
 
-    The cross-entropy is -sum_k q_v log softmax(s_w / student_temperature), with
-    q_v = softmax((t_v - center) / teacher_temperature).
+    A pair is a global crop v of the teacher and another crop w of the student. Its cross-entropy is
+    -sum_k q_v log softmax(s_w / student_temperature), with q_v = softmax((t_v - center) / teacher_temperature).
 
     Args:
         student: head outputs of all crops, the global crops first, in the teacher's order.

@@ -39,9 +39,9 @@ class FinetuneConfig(LabelledConfig):
     weight_decay: float = 0.05
     warmup_epochs: int = 1
     tune: Literal["all", "last", "head"] = "all"
-    """What trains: the encoder and the classifier, the encoder's last blocks and the classifier, or the classifier alone."""
+    """What trains: all, encoder and classifier; last, the encoder's last blocks and the classifier; head, the classifier alone."""
     blocks: int = 1
-    """Number of last blocks that train with --tune last."""
+    """Number of last blocks that train with --tune last, at least 1."""
     label_smoothing: float = 0.0
     """Share of each target that is spread over all classes, 0 to 1."""
 

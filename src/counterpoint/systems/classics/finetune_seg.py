@@ -6,9 +6,9 @@ Long, Shelhamer, Darrell: "Fully Convolutional Networks for Semantic Segmentatio
     counterpoint train finetune-seg --from runs/x --data masks:mine --frozen        train the head alone
     counterpoint train finetune-seg --encoder timm:resnet18 --pretrained --data masks:mine
 
-The head is FCN's without skips, as in the transfer of MoCo and PixPro to Cityscapes. On the last feature map it has 3 x 3
-convolutions with batch normalisation and ReLU. Dropout and a 1 x 1 convolution to the classes follow. Logits are upsampled
-bilinearly. With `--frozen` the encoder keeps its weights and its running statistics.
+The head is FCN's without skips, as in the transfer of MoCo and PixPro to Cityscapes. On the last feature map it has two 3 x 3
+convolutions with batch normalisation and ReLU (none with `--head linear`). Dropout and a 1 x 1 convolution to the classes follow.
+Logits are upsampled bilinearly. With `--frozen` the encoder keeps its weights and its running statistics.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class FinetuneSegConfig(DenseConfig):
     frozen: bool = False
     """Keep the encoder as it is and train the head alone."""
     head: Literal["fcn", "linear"] = "fcn"
-    """Two convolutions before the classes, or a linear layer on each cell."""
+    """fcn: two convolutions before the classes. linear: a linear layer on each cell."""
     head_width: int = 128
-    """Channels of the head's convolutions."""
+    """Channels of the head's convolutions, at least 1."""
     dropout: float = 0.1
     """Share of the head's channels to drop in training, 0 to 1."""
 

@@ -27,7 +27,7 @@ from counterpoint.tasks.taught import LAPTOP, Seen, TaughtConfig, TaughtLearner
 @over_group
 @full_precision
 def feature_mse(student: Float[Tensor, "n ..."], teacher: Float[Tensor, "n ..."]) -> Float[Tensor, ""]:
-    """Mean over all entries of (student - teacher)^2: the hint of FitNets (Eq. 3, without its factor 1/2).
+    """Compute the mean over all entries of (student - teacher)^2: the hint of FitNets (Eq. 3, without its factor 1/2).
 
     Args:
         student: output of the guided layer, already regressed to the teacher's shape (see `hint_regressor`).
@@ -92,7 +92,7 @@ class FitNetsConfig(TaughtConfig):
     """Settings of FitNets. Defaults are those of CRD's comparison on CIFAR-100."""
 
     weight: float = 100.0
-    """Weight of the hint."""
+    """Weight of the hint, at least 0."""
     guided: str = "layer2"
     """The student's layer that learns the hint; in a wrapped library model, the library's name."""
     hint: str = "layer2"

@@ -3,8 +3,9 @@
 Hinton, Vinyals, Dean: "Distilling the Knowledge in a Neural Network", NIPS 2014 workshop, arXiv 1503.02531.
 
 The loss is `counterpoint.core.distil.kd`, which most distillation methods add to theirs. Here the cross-entropy is the only
-other term. `--kd-weight 0 --ce-weight 1` trains the student without a teacher, the baseline of all distillation methods.
-The paper's own experiments (MNIST, speech, JFT) are not built. The settings are those of CRD's comparison on CIFAR-100.
+other term. `--kd-weight 0 --ce-weight 1 --teacher-epochs 0` trains the student without a teacher, the baseline of all
+distillation methods. The paper's own experiments (MNIST, speech, JFT) are not built. The settings are those of CRD's comparison
+on CIFAR-100.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 He, Chen, Xie, Li, Dollar, Girshick: "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022, arXiv 2111.06377.
 
-Patches, random masking and the loss (Sec. 3), in the order of the authors' code: inside a patch row, column, channel. The
-encoder sees only the visible patches. Its positions, and the decoder's, are fixed sines and cosines. The evaluation uses the
-mean of the whole image's patch tokens. The authors' code offers this mean and the class token.
+Patches, random masking and the loss are those of Sec. 3. Inside a patch the values are in the order of the authors' code: row,
+column, channel. The encoder sees only the visible patches. Its positions, and the decoder's, are fixed sines and cosines. The
+evaluation uses the mean of the whole image's patch tokens. The authors' code offers this mean and the class token.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def reconstruction(
     patch: int = 16,
     norm_pix: bool | int = True,
 ) -> Float[Tensor, ""]:
-    """Mean over the removed patches of the mean squared error of their pixels (Sec. 3, "Reconstruction target").
+    """Compute the mean over the removed patches of the mean squared error of their pixels (Sec. 3, "Reconstruction target").
 
     Args:
         images: the images to reconstruct; no gradient.
@@ -214,15 +214,15 @@ class MAEConfig(ImagesConfig):
     beta2: float | None = 0.95
     warmup_epochs: int = 40
     mask_ratio: float = 0.75
-    """Share of the patches to hide, between 0 and 1."""
+    """Share of the patches to hide, above 0 and below 1."""
     norm_pix: bool = True
     """Standardise each patch's target by its mean and variance."""
     decoder_width: int = 512
     """Width of the decoder, a multiple of 4 and of decoder_heads."""
     decoder_depth: int = 8
-    """Number of transformer blocks of the decoder."""
+    """Number of transformer blocks of the decoder, at least 1."""
     decoder_heads: int = 16
-    """Number of attention heads of the decoder."""
+    """Number of attention heads of the decoder, at least 1."""
 
     counts: ClassVar[tuple[str, ...]] = (*ImagesConfig.counts, "decoder_width", "decoder_depth", "decoder_heads")
 

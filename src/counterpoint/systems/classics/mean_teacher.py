@@ -79,11 +79,11 @@ class MeanTeacherConfig(SemiSupervisedConfig):
     """Learning rate at a batch of 256; it is multiplied by batch_size / 256."""
     evaluate_every: int = 10
     consistency: float = 100.0
-    """Full weight of the consistency, after the ramp."""
+    """Full weight of the consistency, after the ramp, at least 0."""
     consistency_type: Literal["mse", "kl"] = "mse"
     """Measure of consistency: mse, mean squared difference of the probabilities, or kl, KL(teacher || student)."""
     rampup: float = 5.0
-    """Number of epochs until the consistency has its full weight."""
+    """Number of epochs until the consistency has its full weight, at least 0; 0: from the first epoch."""
     ema_momentum: float = 0.999
     """Largest momentum of the teacher, 0 to 1; in the first steps the teacher is the mean of all students so far."""
 

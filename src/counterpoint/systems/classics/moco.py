@@ -89,9 +89,9 @@ class MoCoConfig(ViewsConfig):
 
     recipe: str = "moco-v1"
     hidden: int = 2048
-    """Width of the head's hidden layer (v2 only)."""
+    """Width of the head's hidden layer (v2 only), at least 1."""
     temperature: float = 0.07
-    """Temperature of the loss."""
+    """Temperature of the loss, > 0."""
     queue: int = 65536
     """Number of keys of earlier batches to contrast with, at least batch_size."""
     momentum_teacher: float = 0.999
@@ -99,6 +99,7 @@ class MoCoConfig(ViewsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.need_share("momentum_teacher")
         if self.queue < self.batch_size:
             raise CounterpointError(f"queue ({self.queue}) must not be smaller than batch_size ({self.batch_size})")
 
@@ -109,7 +110,7 @@ class MoCoV2Config(MoCoConfig):
 
     recipe: str = "moco-v2"
     temperature: float = 0.2
-    """Temperature of the loss."""
+    """Temperature of the loss, > 0."""
 
 
 class MoCo(ContrastiveLearner, ViewsLearner):

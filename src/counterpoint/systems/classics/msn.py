@@ -9,8 +9,8 @@ Learning", ECCV 2022, arXiv 2204.07141.
 
 The first large crop is the target. The second one loses patches, and small crops stay whole (focal views). A vision transformer
 drops its masked patches, as in the paper. For any other encoder they become zeros of the normalised picture. A run keeps and
-measures the moving average. This file is the third host of BSS, and has no parity numbers of its authors. The target crop
-passes the network alone. Under BSS it has one style, which batch normalisation would remove: choose vit-s or conv-group.
+measures the moving average. No numbers of the authors were at hand to test against. The target crop passes the network alone. In
+`msn+bss` it has one style, which batch normalisation would remove: choose vit-s or conv-group.
 
 Differences from the authors' code: ReLU instead of GELU in the projector, a constant weight decay, and one masked crop a picture.
 """
@@ -109,14 +109,14 @@ def _mean_row(rows: Float[Tensor, "n k"]) -> Float[Tensor, " k"]:
 
 @dataclass
 class MSNConfig(MultiCropConfig):
-    """Settings of MSN. Defaults are the paper's for ViT-S/16 on ImageNet."""
+    """Settings of MSN. Defaults are those of the authors' configuration for ViT-S/16 on ImageNet."""
 
     epochs: int = 800
     batch_size: int = 1024
     encoder: str = "timm:vit_small_patch16_224"
     recipe: str = "simclr"
     optimizer: str = "adamw"
-    lr: float = 1e-3
+    lr: float = 1e-3 * 256 / 1024
     weight_decay: float = 0.04
     warmup_epochs: int = 15
     clip_norm: float | None = 3.0
@@ -124,17 +124,17 @@ class MSNConfig(MultiCropConfig):
     projection: int = 256
     local_crops: int = 10
     prototypes: int = 1024
-    """Number of prototypes."""
+    """K, number of prototypes, at least 1."""
     temperature: float = 0.1
-    """Temperature of the predictions."""
+    """Temperature of the predictions, > 0."""
     sharpening: float = 0.25
-    """Exponent 1 / sharpening of the targets, > 0; 1: none."""
+    """T, > 0: targets are raised to the power 1 / T; 1 leaves them as they are."""
     mask: float = 0.15
-    """Share of patches that the masked crop loses, 0 to below 1."""
+    """Share of patches that the masked crop loses, at least 0 and below 1."""
     entropy_weight: float = 1.0
     """Weight of the entropy of the mean prediction, at least 0."""
     iterations: int = 3
-    """Iterations of Sinkhorn's algorithm on the targets; 0: none."""
+    """Iterations of Sinkhorn's algorithm on the targets, at least 0; 0: none."""
     momentum_teacher: float = 0.996
     """Momentum of the target network at the first step, 0 to 1; it rises to 1 on half a cosine."""
 

@@ -32,7 +32,7 @@ BLOCK = 2**20
 @over_group
 @full_precision
 def rkd_distance(student: Float[Tensor, "n dim"], teacher: Float[Tensor, "n teacher_dim"]) -> Float[Tensor, ""]:
-    """Mean over the n^2 pairs of Huber(d^s - d^t), d the Euclidean distance over the mean distance (Sec. 3.2.1).
+    """Compute the mean over the n^2 pairs of Huber(d^s - d^t), d the Euclidean distance over the mean distance (Sec. 3.2.1).
 
     As in published code, squared distances are at least 1e-12: if all points of one side are equal, all its distances are
     equal. Points are centred first, so a common offset costs no precision. For one point, which has no pairs, the loss is 0.
@@ -179,9 +179,9 @@ class RKDConfig(TaughtConfig):
     """Settings of RKD. Weights are the paper's for classification (Sec. 4.2), others come from CRD's comparison on CIFAR-100."""
 
     distance_weight: float = 25.0
-    """Weight of the distances."""
+    """Weight of the distances, at least 0."""
     angle_weight: float = 50.0
-    """Weight of the angles."""
+    """Weight of the angles, at least 0."""
 
     weights: ClassVar[tuple[str, ...]] = (*TaughtConfig.weights, "distance_weight", "angle_weight")
 

@@ -1,6 +1,8 @@
 """SigLIP: classify every pairing of an image and a text separately by a sigmoid, without a softmax over the batch.
 
 Zhai, Mustafa, Kolesnikov, Beyer: "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, arXiv 2303.15343.
+
+The loss (Eq. 1) is `siglip`. Scale and bias learn, without bounds.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class SimCLRConfig(ViewsConfig):
     weight_decay: float = 1e-6
     warmup_epochs: int = 10
     temperature: float = 0.1
-    """Temperature of the loss; 0.5 on CIFAR."""
+    """Temperature of the loss, > 0; 0.5 on CIFAR."""
     ring: bool = False
     """Across processes, pass keys round instead of gathering them, so that no process holds all."""
 

@@ -33,11 +33,11 @@ class SimSiamConfig(ViewsConfig):
     lr: float = 0.05
     """Learning rate at a batch of 256, multiplied by batch_size / 256; the predictor's stays constant."""
     projection: int = 2048
-    """Width of the outputs of projector and predictor."""
+    """Width of the outputs of projector and predictor, at least 1."""
     layers: int = 3
-    """Number of layers of the projector; 2 on CIFAR."""
+    """Number of layers of the projector, at least 1; 2 on CIFAR."""
     bottleneck: int = 512
-    """Width of the predictor's hidden layer."""
+    """Width of the predictor's hidden layer, at least 1."""
 
     counts: ClassVar[tuple[str, ...]] = (*ViewsConfig.counts, "layers", "bottleneck")
 

@@ -61,7 +61,7 @@ def supcon(
             other.
         labels: class of each example. An example's other views are positives too.
         temperature: > 0, by default 0.07; s is the dot product divided by it.
-        base_temperature: > 0, by default 0.07; divides the loss, as in the authors' code.
+        base_temperature: > 0, by default 0.07; the loss has the factor temperature / base_temperature, as in the authors' code.
         all_views: True (default): all views are anchors; False: only the first ("one" in the authors' code).
         ring: across processes, pass keys round instead of gathering them; by default gather.
 
@@ -122,9 +122,9 @@ class SupConConfig(EmbeddingConfig):
     """Learning rate at a batch of 256; it is multiplied by batch_size / 256."""
     warmup_epochs: int = 10
     temperature: float = 0.1
-    """Temperature of the loss."""
+    """Temperature of the loss, > 0."""
     base_temperature: float = 0.07
-    """The loss is multiplied by temperature / base_temperature."""
+    """The loss is multiplied by temperature / base_temperature; > 0."""
     all_views: bool = True
     """Use both views of an image as anchors; False: only the first."""
     ring: bool = False

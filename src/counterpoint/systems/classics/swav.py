@@ -103,27 +103,25 @@ class SwAVConfig(MultiCropConfig):
     warmup_epochs: int = 10
     local_crops: int = 6
     prototypes: int = 3000
-    """Number of clusters over which a batch is spread."""
+    """Number of clusters over which a batch is spread, at least 1."""
     temperature: float = 0.1
-    """Temperature of the prediction."""
+    """Temperature of the prediction, > 0."""
     epsilon: float = 0.05
     """Softness of the codes, > 0; larger values give softer codes."""
     iterations: int = 3
-    """Number of iterations of Sinkhorn's algorithm."""
+    """Number of iterations of Sinkhorn's algorithm, at least 1."""
     freeze_epochs: int = 1
-    """Number of first epochs in which the prototypes are frozen."""
+    """Number of first epochs in which the prototypes are frozen, at least 0."""
     queue: int = 0
     """Number of earlier projections of each large crop for the assignment; 0: none. With batches of 256 the paper uses 3840."""
     queue_from: int = 15
-    """First epoch in which the assignment uses the queue."""
+    """First epoch, from 0, in which the assignment uses the queue."""
 
     counts: ClassVar[tuple[str, ...]] = (*MultiCropConfig.counts, "prototypes", "iterations")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("temperature", "epsilon"):
-            if not getattr(self, name) > 0:
-                raise CounterpointError(f"{name} must be > 0, got {getattr(self, name)}")
+        self.need_positive("epsilon")
         if min(self.freeze_epochs, self.queue, self.queue_from) < 0:
             raise CounterpointError(
                 f"freeze_epochs, queue and queue_from must not be negative, got {self.freeze_epochs}, {self.queue} and "

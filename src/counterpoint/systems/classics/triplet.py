@@ -40,7 +40,7 @@ class TripletOutput(NamedTuple):
 @over_group
 @full_precision
 def triplet_hard(embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"], margin: float = 0.2) -> TripletOutput:
-    r"""Mean over violating anchors of relu( max over positives of D - min over negatives of D + margin ) (Eq. 5).
+    r"""Compute relu( max over positives of D - min over negatives of D + margin ), the mean over violating anchors (Eq. 5).
 
     Args:
         embeddings: rows, which this function normalises; D is the Euclidean distance of the unit vectors. For a row of zeros

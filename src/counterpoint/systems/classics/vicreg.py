@@ -86,16 +86,19 @@ class VICRegConfig(ViewsConfig):
     projection: int = 8192
     """Width of the embeddings that the loss compares."""
     invariance: float = 25.0
-    """Weight of the distance between views, lambda."""
+    """Weight of the distance between views, lambda, at least 0."""
     variance: float = 25.0
-    """Weight of the variance term, mu."""
+    """Weight of the variance term, mu, at least 0."""
     covariance: float = 1.0
-    """Weight of the covariance term, nu."""
+    """Weight of the covariance term, nu, at least 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.invariance, self.variance, self.covariance) < 0:
-            raise CounterpointError("the weights invariance, variance and covariance must not be negative")
+            raise CounterpointError(
+                "invariance, variance and covariance must not be negative, got "
+                f"{self.invariance}, {self.variance} and {self.covariance}"
+            )
 
 
 class VICReg(ViewsLearner):

@@ -19,6 +19,8 @@ Zheng, Lyu, Wang: "Learning Modality-agnostic Representation for Semantic Segmen
 
     L = L_sup + lambda L_cr + beta L_se            (Eqs. 7, 2, 5)
 
+The fusion is in core/map_fusion.py, the classes' mean features in core/map_sums.py, the teacher's rows in tasks/scene_teachers.py.
+
 Unknown in the paper and chosen here: both distances (KL, or mean squared error), temperatures, weights. The prototypes of L_se are
 means of the decoder's features, fused like the logits. Differences: LanguageBind and the LLaMA-Adapter are not in transformers. A
 model like CLIP and captions of the data, or class names, replace them. The learning rate falls on half a cosine, not as a power.
@@ -180,13 +182,13 @@ class Any2SegConfig(AnyModalitiesConfig):
     weight_decay: float = 0.01
     warmup_epochs: int = 10
     fusion: Literal["mff", "mean", "concat"] = "mff"
-    """The paper's selecting fusion; or a baseline: the mean, or maps side by side, where absent modalities are zeros."""
+    """mff: the paper's selecting fusion. Baselines: mean, or concat, maps side by side, where absent modalities are zeros."""
     output: Output = "selected"
-    """The selected modality plus the mean, or the mean alone."""
+    """Output of the fusion mff: selected, the selected modality plus the mean, or mean, the mean alone."""
     tokens: bool = False
     """Compute correlations for each pixel, and weight the mean by them, instead of one for each picture."""
     candidates: int = 0
-    """Only the first so many modalities are selected and averaged; 0: all."""
+    """Number of first modalities that are selected and averaged, at least 0; 0: all."""
     previous: bool = False
     """Add the fused maps of the step before, of other pictures, to the anchor, in training alone."""
     teacher: str = "hf:openai/clip-vit-large-patch14"
@@ -207,14 +209,18 @@ class Any2SegConfig(AnyModalitiesConfig):
     pooling: Literal["image", "batch"] = "image"
     """Average the features of a class over each image, or over the batch."""
     hard_pixels: float = 0.7
-    """Count pixels whose true class has at most this probability, and the hardest sixteenth (OHEM); 0: all pixels."""
+    """Learn from pixels whose true class has at most this probability, and from the hardest sixteenth (OHEM), 0 to 1; 0: all
+    pixels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_positive("inter_temperature", "intra_temperature")
         self.need_share("hard_pixels")
         if min(self.inter_weight, self.intra_weight) < 0 or self.candidates < 0:
-            raise CounterpointError("inter_weight, intra_weight and candidates must not be negative")
+            raise CounterpointError(
+                "inter_weight, intra_weight and candidates must not be negative, got "
+                f"{self.inter_weight}, {self.intra_weight} and {self.candidates}"
+            )
         if self.fusion != "mff" and (self.inter_weight or self.previous or self.tokens or self.candidates):
             raise CounterpointError(
                 f"--fusion {self.fusion} has no correlations; set --inter-weight 0, and leave out previous, tokens and candidates"
@@ -240,7 +246,7 @@ class Any2Seg(AnyModalitiesLearner):
         count = len(data.modalities)
         super().__init__(config, data, seed, beside=count if config.fusion == "concat" else 1)
         if config.candidates > count:
-            raise CounterpointError(f"--candidates {config.candidates}: the data have {count} modalities")
+            raise CounterpointError(f"--candidates {config.candidates}: the data have {count} modalities; lower it")
         if config.previous:
             with torch.no_grad():
                 maps = self.eval()(torch.zeros(1, count, 3, self.size, self.size)).maps

@@ -80,9 +80,8 @@ def item_losses(
     both = positive.any(1) & negative.any(1)
     # The sum over pairs is a product of two sums. Items that lack one of them take finite numbers, and count 0.
     lowest = torch.finfo(products.dtype).min / 4
-    over = (products.masked_fill(~negative, lowest)).logsumexp(1) + (-products).masked_fill(
-        ~positive, lowest
-    ).logsumexp(1)
+    pushed = products.masked_fill(~negative, lowest).logsumexp(1)
+    over = pushed + (-products).masked_fill(~positive, lowest).logsumexp(1)
     contrastive = torch.where(both, F.softplus(torch.where(both, over, 0.0)), 0.0)
     known = positive | negative
     error = (cosines - positive.to(cosines.dtype)).square() * known
@@ -190,14 +189,14 @@ class CTVISConfig(FramesConfig):
     weight_decay: float = 0.05
     clip_norm: float | None = 0.01
     hidden: int = 256
-    """Width of the two hidden layers of the head."""
+    """Width of the two hidden layers of the head, at least 1."""
     projection: int = 256
-    """Width D of an embedding."""
+    """Width D of an embedding, at least 1."""
     reference: Literal["memory", "frames"] = "memory"
-    """Positives from memories over the clip, or from all other frames without a memory (the baseline; with --frames 2 the
-    single reference)."""
+    """memory: positives from memories over the clip. frames: positives from all other frames, without a memory, the baseline; with
+    --frames 2 it is the single reference."""
     memory: Memory = "similarity"
-    """Rule of the memory: weighted by similarity, the last embedding, or a momentum of 0.75."""
+    """Rule of the memory: similarity, weights by similarity; last, the last embedding; momentum, a new one weighs 0.75."""
     memory_share: float = 0.5
     """Probability that a positive is the memory, not the last embedding, 0 to 1."""
     noise: float = 0.0

@@ -12,16 +12,17 @@ Xu, Li, He and others: "ESP-MedSAM: Efficient Self-Prompting SAM for Universal I
     g, m      SelfPrompt             logits of coarse patches; binary prompt without gradient
     q_k       queries                query of a modality's mask
 
-Stages: MA learns F_SAM's maps of natural pictures, without controllers. Then each MC_k alone learns F_Med's maps of its
-modality. Then everything learns to segment. `--from RUN --only NAME` adds a modality to a finished run.
+Stages: MA learns F_SAM's maps of natural pictures, without controllers; of all pictures, where none is natural. Then each MC_k
+alone learns F_Med's maps of its modality. Then everything learns to segment. `--from RUN --only NAME` adds a modality to a
+finished run. The encoder is in encoders/prefix_windows.py, self-prompt and decoder are in core/query_decoder.py.
 
     counterpoint train esp-medsam
     counterpoint train esp-medsam --data 'masks:mine?domain=folder&size=1024' --teacher hf:facebook/sam-vit-base --dim 256
 
 Choices where paper and code are silent or differ: the distance of the first stage is that of the second; controllers are
 selected per picture (the code has one checkpoint per modality); pictures are normalised by (x - mean) / std; the loss of masks
-is 0.8 BCE + 0.2 Dice. Not built: keeping the epoch of the best
-validation loss; MobileSAM's weights as a start; fine-tuning of F_Med, which is any finished run here.
+is 0.8 BCE + 0.2 Dice. Not built: keeping the epoch of the best validation loss; MobileSAM's weights as a start; fine-tuning of
+F_Med, which is any finished run here.
 """
 
 from __future__ import annotations
@@ -78,9 +79,9 @@ class EspMedSamConfig(DenseConfig):
     lr: float = 0.032  # 5e-4 for a batch of 4
     weight_decay: float = 0.0
     decay: float = 0.98
-    """Factor of the learning rate after each epoch of a stage, above 0."""
+    """Factor by which each epoch of a stage multiplies the learning rate, > 0."""
     steps: int = 100
-    """Steps of an epoch."""
+    """Number of steps of an epoch, at least 1."""
     dim: int = 256
     """Channels of the map, those of the teachers' maps; a multiple of 16."""
     teacher: str = "hf:facebook/sam-vit-base"
@@ -91,9 +92,9 @@ class EspMedSamConfig(DenseConfig):
     cached: bool = False
     """Compute the teachers' maps once and keep them on disk, not at each step."""
     common_epochs: int = 200
-    """Epochs of the shared part's distillation; 0: without it."""
+    """Epochs of the shared part's distillation, at least 0; 0: without it."""
     controller_epochs: int = 200
-    """Epochs of each controller's distillation; 0: without it."""
+    """Epochs of each controller's distillation, at least 0; 0: without it."""
     joint: bool = False
     """Distil the shared part and all controllers in one stage, of as many epochs as the stages it replaces."""
     controllers: bool = True
@@ -103,15 +104,16 @@ class EspMedSamConfig(DenseConfig):
     separate_prefixes: bool = False
     """Give keys and values a prefix each, as in the paper. Default: they share one, as in the code."""
     queries: Literal["together", "alone", "shared"] = "together"
-    """A query for each modality, which attend to each other (the code), or each of which is alone; or one for all."""
+    """together: a query for each modality, which attend to each other (the code). alone: without attending. shared: one query for
+    all."""
     mask_mlps: Literal["shared", "own"] = "shared"
-    """One MLP for all queries (the code), or one for each modality (the paper)."""
+    """shared: one MLP for all queries (the code). own: one for each modality (the paper)."""
     prompt: bool = True
     """Prompt the decoder with the predicted patches."""
     mlp_width: int = 2048
-    """Width of the hidden layers of the decoder's blocks."""
+    """Width of the hidden layers of the decoder's blocks, at least 1."""
     supervision: Literal["weighted", "sum"] = "weighted"
-    """Loss of masks: 0.8 BCE + 0.2 Dice, or their sum."""
+    """Loss of masks: weighted, 0.8 BCE + 0.2 Dice; or sum, BCE + Dice."""
     start: Annotated[str, arg(name="from", metavar="RUN")] = ""
     """A finished run of esp-medsam, whose weights to start from. Default: random weights."""
     only: str = ""
@@ -127,11 +129,17 @@ class EspMedSamConfig(DenseConfig):
         super().__post_init__()
         self.need_positive("decay", "adapter_ratio")
         if min(self.common_epochs, self.controller_epochs) < 0:
-            raise CounterpointError("common_epochs and controller_epochs must not be negative")
+            raise CounterpointError(
+                f"common_epochs and controller_epochs must not be negative, got {self.common_epochs} and {self.controller_epochs}"
+            )
         if self.dim % 16:
             raise CounterpointError(f"dim must be a multiple of 16, got {self.dim}")
         if self.only and (not self.start or not self.controllers):
             raise CounterpointError("only names modalities to add to a run with controllers; it needs --from RUN")
+        if self.only and self.joint:
+            raise CounterpointError(
+                "--joint trains what all modalities share, and --only leaves that as it is; give one of them"
+            )
         if self.pretrained:
             raise CounterpointError(f"there are no pretrained weights of {self.encoder}; start from a run: --from RUN")
 
@@ -244,7 +252,7 @@ class EspMedSam(ModalityLearner):
         else:
             rows = np.flatnonzero(domains == self.names.index(stage.removeprefix(CONTROLLER)))
         if not len(rows):
-            raise DataError(f"stage {stage} of esp-medsam has no training picture")
+            raise DataError(f"stage {stage} of esp-medsam has no training picture; add pictures of this kind")
         return ChosenBatches(rows, min(self.config.batch_size, len(rows)), self.config.steps)
 
     def turns(self) -> list[Turn]:
@@ -289,7 +297,7 @@ class EspMedSam(ModalityLearner):
         images = batch["views"][0]
         none = stage == COMMON or not self.config.controllers
         modality = torch.full_like(batch["domain"], -1) if none else batch["domain"]
-        target = self._targets(batch | {"image": images})
+        target = self._targets(batch | {"image": images}, natural=stage == COMMON)
         each = (self.encoder.features(images, modality).float() - target.float()).square().flatten(1).mean(1)
         loss = global_mean(each)
         return {"loss": loss, "distil": loss.detach()}
@@ -307,10 +315,18 @@ class EspMedSam(ModalityLearner):
             each = [errors[torch.from_numpy(domains == domain)].mean() for domain in np.unique(domains)]
             self.distilled[number] = torch.stack(each).mean()
 
-    def _targets(self, batch: dict[str, Any], kept: bool = True) -> Tensor:
-        """Return the maps of each picture's teacher: the medical one, where there is one, for pictures of a modality."""
+    def _targets(self, batch: dict[str, Any], kept: bool = True, natural: bool = False) -> Tensor:
+        """Return the maps of each picture's teacher.
+
+        Args:
+            batch: the pictures.
+            kept: take maps that were computed before, where there are some.
+            natural: F_SAM teaches all pictures. Default: F_Med, where there is one, teaches pictures of a modality.
+        """
         found = {}
         for name, teacher in self.teachers.items():
+            if natural and name == "medical":
+                continue
             if kept and name in self.known:
                 grid = self.encoder.grid
                 found[name] = self.known[name][batch["index"]].unflatten(1, (-1, grid, grid))

@@ -15,11 +15,12 @@ limited annotations", NeurIPS 2020, arXiv 2006.10511.
     L^R       local strategy 0     a region of two augmentations of one picture, against its neighbours in both
     L^D       local strategy 1     also against the same region of other volumes' slices
 
-Stage 1 trains e and g1. Stage 2 trains the decoder and g2, with e frozen. Stage 3 trains the whole U-Net on labelled slices.
+Stage 1 trains e and g1. Stage 2 trains d_l and g2, with e frozen. Stage 3 trains the whole U-Net on labelled slices. The local
+losses are in core/regions.py, the batches of both contrasts in tasks/partitions.py.
 
 Differences from the authors' code: groups of runs are always whole; their loop leaves the last one black. Any number of
-partitions is possible. A negative at the anchor's own place is left out. Processes gather their rows, so W processes compute
-the loss of one. Not built: keeping the model of the best validation Dice, and Mixup.
+partitions is possible. A negative at the anchor's own place is left out. With a single volume G^D becomes G^D-. Processes gather
+their rows, so W processes compute the loss of one. Not built: keeping the model of the best validation Dice, and Mixup.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ from counterpoint.views.images.masks import cropped_masks
 INTENSITY = Recipe(scale=None, flip=0.0, jitter=1.0, brightness=0.3, contrast=0.3, saturation=0.0, hue=0.0)
 CROPPED = replace(INTENSITY, scale=(0.27, 0.27), ratio=(1.0, 1.0))  # 100 of 192 pixels a side
 FINE = Recipe(scale=(0.7, 1.0), ratio=(0.9, 1.1), jitter=1.0, brightness=0.1, contrast=0.2, saturation=0.0, hue=0.0)
+UNCHANGED = Recipe(scale=None, flip=0.0)
 LEVELS = {"random": 0, "not-same": 1, "same": 2}  # names of the global strategies
 
 
@@ -131,31 +133,32 @@ class GlobalLocalConfig(DenseConfig):
     lr: float = 0.0256
     weight_decay: float = 0.0
     steps: int = 100
-    """Steps of an epoch."""
+    """Number of steps of an epoch, at least 1."""
     global_epochs: int = 100
-    """Epochs of the first stage; 0: without it."""
+    """Epochs of the first stage, at least 0; 0: without it."""
     local_epochs: int = 100
-    """Epochs of the second stage; 0: without it."""
+    """Epochs of the second stage, at least 0; 0: without it."""
     pretrain_batch: int = 24
-    """Slices in a batch of the first two stages, a multiple of `partitions` (twice that for the strategy same)."""
+    """Slices in a batch of the first two stages: a multiple of `partitions`, times 2 for the strategy same, times 3 for the local
+    strategy volumes."""
     strategy: Literal["random", "not-same", "same"] = "same"
-    """Global loss: SimCLR (G^R), no negatives of the same partition (G^D-), or positives of the same partition (G^D)."""
+    """Global loss: random, SimCLR (G^R); not-same, no negatives of the same partition (G^D-); same, also positives of it (G^D)."""
     local_strategy: Literal["picture", "volumes"] = "picture"
-    """Local loss: regions of one picture (L^R), or also of the same partition of other volumes (L^D)."""
+    """Local loss: picture, regions of one picture (L^R); volumes, also of the same partition of other volumes (L^D)."""
     partitions: int = 4
     """Partitions of a volume, at least 2."""
     temperature: float = 0.1
     """Temperature of both losses, > 0."""
     blocks: int = 3
-    """Blocks of the decoder that the second stage trains."""
+    """l, number of blocks of the decoder that the second stage trains, at least 1 and below the levels of the network."""
     region: Literal[1, 3] = 3
     """Height and width of a region in cells of the decoder's map."""
     negatives: int = 5
     """Neighbours of a region that are its negatives, 1 to 5."""
     hidden: int = 1024
-    """Width of the hidden layer of the global head."""
+    """Width of the hidden layer of the global head, at least 1."""
     projection: int = 128
-    """Width of the rows that both losses compare."""
+    """Width of the rows that both losses compare, at least 1."""
     local_dense: bool = True
     """Map a region's values to rows by a layer; else compare the values."""
     supervision: Literal["dice", "dice-foreground", "cross-entropy"] = "dice"
@@ -257,13 +260,11 @@ class GlobalLocal(DenseLearner):
         found = batch | {"views": views.apply(images, drawn)}
         if self.stage_name == "segment":
             return found | {"masks": [cropped_masks(batch["mask"], view) for view in drawn]}
-        return found | {
-            "plain": ViewPipeline(self.size, 1, Recipe(scale=None, flip=0.0)).apply(images, self._still(images))[0]
-        }
-
-    def _still(self, images: Tensor) -> list[Any]:
-        plain = ViewPipeline(self.size, 1, Recipe(scale=None, flip=0.0))
-        return plain.draw(images.shape, torch.Generator().manual_seed(0))
+        if self.stage_name == "local":
+            return found
+        plain = ViewPipeline(self.size, 1, UNCHANGED)
+        still = plain.draw(images.shape, torch.Generator().manual_seed(0))
+        return found | {"plain": plain.apply(images, still)[0]}
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"global": self.of_slices, "local": self.of_regions, "segment": self.of_masks}[self.stage_name](batch)

@@ -5,7 +5,7 @@ Wu, Jiang, Liu: "A Practical Contrastive Learning Framework for Single-Image Sup
 
 Pixel losses give blurred pictures. PCL-SR pulls the output towards the original and sharpened copies of it. It pushes the output
 away from the enlarged input and blurred copies of the original. Features come from a small critic of the Haar bands without the
-low frequencies. It learns in turns with the network. The network gets no adversarial loss.
+low frequencies. Critic and network learn in turns. The network gets no adversarial loss.
 
     F, x, y       the network, a small picture in 0..1, the original; F(x) is the output
     K             number of sharpened copies, and of blurred ones
@@ -20,8 +20,10 @@ low frequencies. It learns in turns with the network. The network gets no advers
     L           = R mean|F(x) - y| + alpha mean_l mean_k l_k
 
 A step updates E by L_critic, then F by L through the updated E. E's weights and running statistics do not change in the second
-turn. Other values of `contrast`: l_k without the positive in the denominator (lmcl), and three ratios of means over the layers
-(`feature_ratio`). "none" is L1 alone. The naive ratio is --contrast l1 --copies 0.
+turn. Other values of `contrast`: l_k without the positive in the denominator (lmcl); a difference (cosine) or a ratio (l1, l2) of
+means over the layers (`feature_ratio`); none, L1 alone. The naive ratio is --contrast l1 --copies 0.
+
+half(r, f) is in core/adversarial.py, s and l_k are in core/map_similarity.py, E is in encoders/critics.py.
 
 Differences from the released code:
   - It computes E(F(x)) without gradient, so F learns from L1 alone. Here the gradient flows; `gradient_bug` restores the fault.
@@ -143,19 +145,19 @@ class PCLSRConfig(RestoredConfig):
     least_lr: float = 1e-8
     """Learning rate at the end of a cycle, at least 0."""
     cycles: int = 3
-    """Number of cycles of the learning rate, each half a cosine."""
+    """Number of cycles of the learning rate, each half a cosine; at least 1."""
     restart_weight: float = 1.0
     """Factor of the learning rate in all cycles after the first, 0 to 1; 0.5 for NLSN."""
     clip_value: float = 1.0
-    """Largest absolute value of an entry of the network's gradient; 0: no limit."""
+    """Largest absolute value of an entry of the network's gradient, at least 0; 0: no limit."""
     pretrain_epochs: int = 300
-    """Epochs of pre-training by L1; 0: none. With --weights or --pretrained there are none either."""
+    """Epochs of pre-training by L1, at least 0; 0: none. With --weights or --pretrained there are none either."""
     pretrain_lr: float = 1.6e-3
-    """Learning rate of the pre-training at a batch of 256; half of it in the last third."""
+    """Learning rate of the pre-training at a batch of 256, > 0; half of it in the last third."""
     rgb_range: float = 255.0
-    """R, the factor of L1 of pictures in 0..1: the range in which alpha was chosen (RCAN 255, NLSN 1)."""
+    """R, the factor of L1 of pictures in 0..1, > 0: the range in which alpha was chosen (RCAN 255, NLSN 1)."""
     contrast: Contrast = "infonce"
-    """Term beside L1: infonce, lmcl (no positive in the denominator), a ratio (cosine, l1, l2), or none (L1 alone)."""
+    """Term beside L1: infonce; lmcl, without the positive in the denominator; cosine, a difference; l1 or l2, a ratio; none."""
     alpha: float = 5.0
     """Weight of the contrast, at least 0; 5 for RCAN, 3 for NLSN."""
     embedding: Literal["critic", "vgg19"] = "critic"
@@ -163,19 +165,19 @@ class PCLSRConfig(RestoredConfig):
     layers: tuple[int, ...] = (4,)
     """Blocks of the critic (0 to 7) to contrast, or numbers of VGG19's layers."""
     layer_weights: bool = False
-    """Weight the j-th layer of a ratio by 1 / 2^j."""
+    """Weight layer j of `layers`, from 0, by 1 / 2^j, with the contrasts cosine, l1 and l2."""
     copies: int = 3
     """K, the number of sharpened positives and of blurred negatives beside the original and the enlarged input; 0: none."""
     sharpness: tuple[float, float] = (0.5, 3.0)
-    """Least and greatest factor of sharpening; below 1 blurs, 1 changes nothing."""
+    """Least and greatest factor of sharpening, at least 0; below 1 blurs, 1 changes nothing."""
     blur: tuple[float, float] = (0.1, 2.0)
-    """Least and greatest deviation of a negative's blur, in pixels."""
+    """Least and greatest standard deviation of a negative's blur, in pixels, > 0."""
     noisy: bool = False
     """Add the original with noise of 2 grey levels to the positives."""
     shuffled: bool = False
     """Add each negative of another scene of the batch (of this process's share) to the negatives."""
     critic_width: int = 64
-    """Channels of the critic's first block."""
+    """Channels of the critic's first block, at least 1."""
     critic_copies: bool = True
     """Let the critic learn from the sharpened copies as real and from the blurred ones as restored, too."""
     norm: Literal["shared", "each"] = "shared"
@@ -193,7 +195,9 @@ class PCLSRConfig(RestoredConfig):
         self.need_weight("least_lr", "clip_value", "pretrain_epochs", "alpha", "copies")
         for name, low in (("sharpness", 0.0), ("blur", 1e-6)):
             if not low <= self.__dict__[name][0] <= self.__dict__[name][1] < math.inf:
-                raise CounterpointError(f"{name} must be two numbers in order, above 0, got {self.__dict__[name]}")
+                raise CounterpointError(
+                    f"{name} must be two rising numbers of at least {low:g}, got {self.__dict__[name]}"
+                )
         most = BLOCKS if self.embedding == "critic" else 37
         if not self.layers or not all(0 <= layer < most for layer in self.layers):
             raise CounterpointError(
@@ -263,9 +267,7 @@ class PCLSR(RestoredLearner):
         return optimisers(config, [network], self.epochs, config.batch_size, steps_per_epoch=steps, curve=curve)
 
     def _clip(self, *_: Any) -> None:
-        for parameter in self.network.parameters():
-            if parameter.grad is not None:
-                parameter.grad.clamp_(-self.config.clip_value, self.config.clip_value)
+        nn.utils.clip_grad_value_(self.network.parameters(), self.config.clip_value)
 
     # --- a step
 

@@ -13,7 +13,8 @@ Learning", CVPR 2021, arXiv 2011.10043.
     L_PixPro  pixpro_loss                     -2 mean cos(y_i, x'_j) over A, in both directions (Eq. 5, twice)
     L_Pix     pix_contrast                    InfoNCE with the cells of A as positives (Eq. 1 and 2)
 
-`core.cells.near_cells` lists the pairs of A; the matrix of all distances is never made.
+`core.cells.near_cells` lists the pairs of A; the matrix of all distances is never made. `--instance-weight` adds the instance
+branch: alpha times BYOL's loss of the maps' means, with a projector and a predictor of its own.
 
 Differences from the paper are those of the authors' code: the values of Eq. 3 are normalised, and a direction counts twice.
 PixContrast is not in their code. It follows the paper; a cell without a near cell has no term.
@@ -235,17 +236,17 @@ class PixProConfig(ViewsConfig):
     weight_decay: float = 1e-5
     warmup_epochs: int = 5
     hidden: int = 4096
-    """Width of the hidden layers of projectors and predictors."""
+    """Width of the hidden layers of projectors and predictors, at least 1."""
     projection: int = 256
-    """Channels C of the projected maps."""
+    """Channels C of the projected maps, at least 1."""
     loss: Literal["pixpro", "pixcontrast"] = "pixpro"
-    """Consistency of propagated cells, or contrast of cells without propagation."""
+    """pixpro: consistency of propagated cells. pixcontrast: contrast of cells without propagation."""
     propagation: Literal["attention", "predictor", "none"] = "attention"
-    """The student's cells: propagated (PixPro), predicted cell by cell, or left as they are. For the loss pixpro."""
+    """With the loss pixpro, propagate the student's cells (attention), predict each cell alone (predictor), or neither (none)."""
     gamma: float = 2.0
     """Exponent of the similarity in the propagation, > 0."""
     clamp: float = 0.0
-    """Lower bound of the similarity in the propagation."""
+    """Lower bound c of the similarity in the propagation, at most 1; below 0 only for a whole number gamma."""
     value_layers: int = 1
     """Layers of the transform of the propagated values: 0 (none), 1 or 2."""
     pos_ratio: float = 0.7

@@ -14,7 +14,8 @@ Detection", arXiv 2410.05557 (version 1; version 3 names the method WSCo).
     tau         temperature        0.07
 
 Stage `source` trains encoder and classifier on labelled regions. Stage `adapt` sees regions of the target without their labels:
-the student learns on strong views what its moving average, the teacher, predicts on weak views.
+the student learns on strong views what its moving average, the teacher, predicts on weak views. The clustering is in
+core/centroids.py, contrast, H and U are in core/proposals.py, L_grad is in core/gradients.py.
 
 Differences from the authors' code: the detector's proposals, RPN loss and box loss are not built. Proposals come with the
 data, and the detection loss is the classification of all of a picture's proposals. Each region is cropped from its picture,
@@ -64,14 +65,14 @@ class WSCoLConfig(SourceFreeConfig):
     pseudo_threshold: float = 0.9
     """Least probability of a pseudo box, 0 to 1; pictures without a pseudo box are skipped."""
     contrast: Literal["none", "teacher", "clusters", "truth"] = "clusters"
-    """Labels of the contrast: none (mean teacher), the teacher's classes, clusters (the method), or the target's true classes, an
-    upper bound that uses labels."""
+    """Labels of the contrast: teacher (its classes), clusters (the method), or truth (the target's true classes, an upper bound
+    that uses labels). none: no contrast, a mean teacher."""
     contrast_weight: float = 0.5
     """Weight of the contrast, at least 0."""
     temperature: float = 0.07
     """Temperature of the contrast, > 0."""
     hard_positives: bool = True
-    """Treat far positives apart: same label, but not among the nearest in the weak view."""
+    """Leave far positives, alike in label but not among the nearest in the weak view, to a loss of weight `alpha`."""
     alpha: float = 0.0
     """Weight of the far positives' own loss, 0 to 1."""
     rounds: int = 4

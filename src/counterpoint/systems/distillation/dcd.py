@@ -14,8 +14,9 @@ Multimedia 2023, arXiv 2207.01426.
     alpha    alpha                       share of D in the loss alpha D + (1 - alpha) N
 
 A cross-encoder scores one pair with one pass, so many negatives are too expensive for the student. The teacher scores C captions
-of each picture without gradient. The student scores the own caption and the M that the teacher finds hardest. They share
-the unimodal encoders, frozen. The student starts from some of the teacher's layers (`--student-layers`).
+of each picture without gradient. The student scores the own caption and the M that the teacher finds hardest. Student and
+teacher share the unimodal encoders, which stay fixed while the student trains. The student starts from some of the teacher's
+layers (`--student-layers`). The scorers are in encoders/pair_scorers.py, the stages in tasks/taught_scorers.py.
 
     counterpoint train dcd --data manifest:mine.csv                       stage `teacher`, then stage `student`
     counterpoint train dcd --teacher none --data manifest:mine.csv --name large     a scorer alone
@@ -196,8 +197,8 @@ def weighted_soft_label_loss(
 ) -> Distilled:
     """Compute alpha D' + mean_i CE(s_i, 0), D' = T^2 mean_i g_i mean_ik ((t_ik - s_ik) / T)^2, g = 1 - exp(-CE(s) / CE(t)).
 
-    It is the repository's alternative, switched off there: a picture that the student gets wrong, compared with the teacher, raises
-    the imitation of the whole batch. The task term has no factor 1 - alpha.
+    It is the repository's alternative, switched off there. A picture that the student gets wrong and the teacher right has a large
+    g. The mean of g scales the imitation of the whole batch. The task term has no factor 1 - alpha.
 
     Arguments and errors are those of `dynamic_distillation_loss`. Here g has no gradient.
     """

@@ -9,21 +9,25 @@ authors: github lliai/DisWOT-CVPR2023 (Apache-2.0).
     D_rel        distance of the two [N, N] Gram matrices of F, rows of length 1
     D_sem        distance of the [C, C] matrices g_k g_k^T of each class k, rows of length 1
 
-    score(S) = -(D_rel + D_sem), or one of them alone; higher is better. No weight is ever updated.
+    score(S) = -(D_rel + D_sem), or one of them alone; higher is better. The search updates no weight.
 
     search       ageing evolution: of the last `population` candidates draw `sample`, change one place of one of their best
                  `parents`, score the child, append it to the history; the oldest leaves
-    distil       ce_weight CE + kd_weight KD + relation_weight D_rel + channel_weight D_ch, where D_ch is D_sem's form on maps
+    distil       ce_weight CE + kd_weight KD + relation_weight D_rel + channel_weight D_ch, where D_ch is D_sem's form on maps;
+                 gradient_weight D_sem is an extension, 0 by default
 
-- Certain: distances, spaces, evolution without crossover, initialisation N(0, 1) of the correlation experiments, the recipe.
+D_rel is `relation_distance` of core/grams.py. The search is in tasks/searched.py, its spaces in encoders/spaces.py.
+
+- Certain: distances, spaces, evolution without crossover, initialisation N(0, 1) of the correlation experiments.
+- From memory: the terms of the loss of `distil`. Its recipe is that of CRD's comparison.
 - Chosen: crossover as an option, `--semantic classes` for unequal widths, the mean over `repeats` draws of weights and batch.
-  Also gradients of the linear head in closed form. A member that is proposed again keeps its score.
+  Gradients of the linear head have a closed form here. A member that is proposed again keeps its score.
 - Slips of the code that are not repeated. It takes parents of the lowest scores. It checks one member for FLOPs and copies it.
-  It scores a batch's first image. It adds up gradients of the teacher. A Zen score has this method's name.
+  It compares the first image of a batch alone. It adds up gradients of the teacher. A Zen score has this method's name.
 
 Not built: the Zen-like macro space S2, and the step schedule (see `TaughtConfig`). Two proxies of the paper's tables are built,
 the numbers of parameters and of multiply-adds. NWOT, SynFlow, SNIP, GradNorm and Zen are not. D_rel is about 1e-2 and D_sem
-about 1: D_sem rules their sum, as in the code.
+0.3 to 1, so D_sem decides their sum, as in the code.
 """
 
 from __future__ import annotations
@@ -155,7 +159,7 @@ def semantic_distance(
 
 
 def _rank_one(g: Tensor) -> tuple[Tensor, Tensor]:
-    """Divide the matrices g_k g_k^T with normalised rows: [K, C] signs, shrunk for short rows, and unit rows g_k / |g_k|."""
+    """Split the matrices g_k g_k^T with normalised rows into signs, shrunk for short rows, and unit rows g_k / |g_k|."""
     largest = g.detach().abs().amax(1, keepdim=True)  # squares of small numbers would underflow
     g = g / torch.where(largest == 0, 1.0, largest)
     length = torch.linalg.vector_norm(g.masked_fill(largest == 0, 1.0), dim=1, keepdim=True)
@@ -198,11 +202,11 @@ class DisWOTConfig(SearchedConfig):
     ce_weight: float = 0.1
     kd_weight: float = 0.9
     relation_weight: float = 1.0
-    """Weight of D_rel between the last maps, as a loss."""
+    """Weight of D_rel between the last maps in the student's loss, at least 0."""
     channel_weight: float = 1.0
-    """Weight of the distance between channel correlations of the last maps, as a loss."""
+    """Weight of D_ch, between channel correlations of the last maps, in the student's loss, at least 0."""
     gradient_weight: float = 0.0
-    """Weight of D_sem between the classifiers' gradients, as a loss; an extension."""
+    """Weight of D_sem between the classifiers' gradients in the student's loss, at least 0; an extension."""
     metric: Literal["diswot", "relation", "semantic", "parameters", "flops"] = "diswot"
     """Score of a candidate: diswot, -(D_rel + D_sem); relation or semantic, one of them; parameters or flops, their number."""
     semantic: Literal["channels", "classes"] = "channels"
@@ -210,9 +214,9 @@ class DisWOTConfig(SearchedConfig):
     initialisation: Literal["default", "normal"] = "default"
     """Random weights of both networks: default, that of the layers; normal, N(0, 1), of the rank-correlation experiments."""
     repeats: int = 1
-    """Draws of weights and batch that a score is the mean of; 2 to 5 reduce its noise."""
+    """Number of draws of weights and batch, at least 1; a score is their mean, and 2 to 5 reduce its noise."""
     score_batch: int = 64
-    """N, training images of the batch that scores are computed of; all candidates see the same."""
+    """N, number of training images in the batch of a score, at least 1; all candidates see the same ones."""
 
     counts: ClassVar[tuple[str, ...]] = (*SearchedConfig.counts, "repeats", "score_batch")
     weights: ClassVar[tuple[str, ...]] = (

@@ -12,6 +12,9 @@ Singha, Jha, Banerjee: "GOPro: Generate and Optimize Prompts in CLIP using Self-
     h          projector           linear layer and batch normalisation
     L-ce, L-sem, L-con             cross-entropy; agreement of the texts; contrast of the picture with its view
 
+    token      sum_l rho_l (A_l((mu + sd) / 2) + C_l(mu)) / 2 + rho_0, added to every vector of ctx (encoders/prompts.py)
+    loss       L-ce + consistency L-sem + contrastive L-con
+
 `counterpoint train gopro --base 0.5 --shots 16 --data imagefolder:mine` learns from 16 pictures of each class of the first half.
 
 L-con trains h alone, since the tower is frozen: in the released code it does not change the classifier. The paper's figure
@@ -151,7 +154,8 @@ class GOProConfig(ClassTextConfig):
     lr: float = 0.002 * 256 / 4
     weight_decay: float = 5e-4
     warmup_epochs: int = 1
-    """First epochs, with a constant small learning rate; then it falls to 0 on half a cosine. A fit of no more epochs has none."""
+    """Number of first epochs, with the constant rate warmup_lr; then the rate falls to 0 on half a cosine. A fit with no more
+    epochs than this leaves them out."""
     warmup_lr: float = 1e-5 * 256 / 4
     """Learning rate of these epochs at a batch of 256, > 0."""
     shots: int = 16
@@ -165,7 +169,7 @@ class GOProConfig(ClassTextConfig):
     view_recipe: str = "byol"
     """Augmentation of the second view, by default that of MoCo v3: crops, colours, grey, blur and flips."""
     severity: float = 1.0
-    """Greatest strength of AugMix's changes, above 0.1 to 10."""
+    """Greatest strength of AugMix's changes: above 0.1, at most 10."""
     consistency: float = 1.0
     """Weight of L-sem, at least 0; 0: one text pass for each picture and class instead of three."""
     contrastive: float = 0.1
@@ -175,7 +179,7 @@ class GOProConfig(ClassTextConfig):
     classifier_features: Literal["raw", "projected"] = "raw"
     """Picture's features in the logits: the frozen encoder's (the released code), or the projector's (the paper's figure)."""
     chunk: int = 256
-    """Texts encoded at once. With more texts, the others are encoded once more in the backward pass."""
+    """Number of texts encoded at once, at least 1. Of more texts, the backward pass encodes the others once more."""
 
     counts = (*ClassTextConfig.counts, "chunk")
     from_file = False

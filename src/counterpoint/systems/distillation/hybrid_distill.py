@@ -18,6 +18,10 @@ ICLR 2024, arXiv 2306.15876.
     rho       drop_redundant_tokens   [B, N]          mean cosine of a token with the other surviving tokens
     k         keep_ratio              number          share of the patches that each dropping keeps
 
+    L         = alpha L_feat + beta L_rel
+
+R_qk, L_rel and the dropping are in core/tokens.py, `Inside` in encoders/inside.py.
+
 A step: both teachers see the whole picture; the student drops its most redundant tokens before some layers, and carries the
 numbers of the surviving patches. L_feat compares the survivors of the last layer, L_rel those alive at its layer: the
 teacher's q, k, v are gathered before the softmax. Evaluation and export use the student alone, with all tokens.
@@ -57,9 +61,6 @@ from counterpoint.tasks.attention_diversity import diversity, diversity_figures,
 from counterpoint.tasks.images import ImagesConfig
 from counterpoint.tasks.token_teachers import check_token_teacher, token_teacher
 from counterpoint.tasks.views import ViewsLearner
-
-# --- token relations: what the masked autoencoder teaches
-
 
 # --- token features: what the discriminative teacher teaches
 
@@ -140,9 +141,9 @@ class HybridDistillConfig(ImagesConfig):
     relation_teacher: str = "hf:facebook/vit-mae-base"
     """Gives token relations: run:RUN of mae, fit:mae?data=SOURCE, hf:NAME or timm:NAME, a masked autoencoder."""
     feature_weight: float = 1.0
-    """Alpha, the weight of the feature distillation; 0: this teacher is not used."""
+    """Alpha, the weight of the feature distillation, at least 0; 0: this teacher is not used."""
     relation_weight: float = 1.0
-    """Beta, the weight of the relation distillation; 0: this teacher is not used."""
+    """Beta, the weight of the relation distillation, at least 0; 0: this teacher is not used."""
     relation_layers: tuple[int, ...] = (-2,)
     """Layers of the student whose relations are compared, from 0; negative: from the end. Default: the last but one."""
     relation_heads: int = 0
@@ -163,7 +164,9 @@ class HybridDistillConfig(ImagesConfig):
         super().__post_init__()
         self.need_weight("feature_weight", "relation_weight", "transition", "relation_heads")
         if not self.feature_weight and not self.relation_weight:
-            raise CounterpointError("feature_weight and relation_weight are both 0: the student has no teacher")
+            raise CounterpointError(
+                "feature_weight and relation_weight are both 0: the student has no teacher; set one above 0"
+            )
         if not 0 <= self.drop_path < 1:
             raise CounterpointError(f"drop_path must be at least 0 and below 1, got {self.drop_path}")
         if not 0 < self.keep_ratio <= 1:
@@ -327,9 +330,9 @@ class HybridDistill(ViewsLearner):
         return {"": (self.student, self.student)} | teachers
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
-        """Measure the diversity of attention in the last two layers. Only a fit has teachers and measures theirs.
+        """Measure the diversity of attention in the last two layers, in a fit also that of the teachers.
 
-        teachers_nmi and teachers_distance_spread are the second teacher's measure minus the first one's.
+        teachers_nmi and teachers_distance_spread are the relation teacher's measure minus the feature teacher's.
         """
         found = diversity(self._networks(), survey, split)
         if len(self.teachers) == 2:  # the paper's premise: the masked autoencoder's attention is the more diverse

@@ -13,9 +13,9 @@ arXiv 2307.11469.
     x'          mixed              [B, 3, H, W]    a picture with mixed statistics (MixDistribution)
     E_S, E_T    embed_student      C -> 128        linear maps to unit rows; not used after training
 
-Each epoch begins with a selection of web pictures by the combined prediction of both networks (core/noisy_labels.py). A class
-that is predicted often faces a high threshold, a rare class a low one. The student has no classifier of its own: l_S is the
-teacher's classifier, frozen, on the mean of G(F_S). The loss is
+Each epoch begins with a selection of web pictures by the combined prediction of both networks. A class that is predicted often
+faces a high threshold, a rare class a low one (core/noisy_labels.py). MixDistribution is in core/mixing.py. The student has no
+classifier of its own: l_S is the teacher's classifier, frozen, on the mean of G(F_S). The loss is
 
     L = mean_i w_i (G(F_S) - F_T)^2 + mu [ NT-Xent(E_S p_S(x), E_S p_S(x')) + NT-Xent(E_T p_T(x), E_T p_T(x')) ].
 
@@ -28,7 +28,8 @@ Choices where the paper and its code say nothing:
 
 - If no picture passes, the last selection stays. Before there is one, the most confident tenth is selected.
 - With other than 240 epochs, the schedule of alpha is scaled.
-- A teacher's map must average to the input of its classifier. A vision transformer's does not: its vector is the map then.
+- A teacher's map must average to the input of its classifier. Where it does not, as in a vision transformer, the vector serves
+  as a map of one position.
 
 Differences from the authors' code: biases and normalisation layers have no weight decay. The figure after the last epoch
 counts, not the best one on the test split. Not built: generators of pictures (DAFL, DFQ, CMI), the search for web pictures
@@ -176,9 +177,9 @@ class KD3Config(WebConfig):
     contrast_weight: float = 0.001
     """mu, weight of the contrast of pictures and their mixed copies, at least 0; 0: no copies are made."""
     temperature: float = 0.3
-    """Temperature of the contrast."""
+    """Temperature of the contrast, > 0."""
     embedding: int = 128
-    """Width of the embeddings that the contrast compares."""
+    """Width of the embeddings that the contrast compares, at least 1."""
     mix_alpha: float = 0.1
     """Both parameters of the Beta distribution of a picture's own share in MixDistribution, > 0."""
     mix_probability: float = 1.0
@@ -186,7 +187,7 @@ class KD3Config(WebConfig):
     kd_weight: float = 1.0
     """Weight of KD of the student's own classifier (--classifier own), at least 0."""
     kd_temperature: float = 4.0
-    """Temperature of this KD."""
+    """Temperature of this KD, > 0."""
 
     counts: ClassVar[tuple[str, ...]] = (*WebConfig.counts, "embedding")
 
@@ -194,8 +195,7 @@ class KD3Config(WebConfig):
         super().__post_init__()
         self.need_positive("vote_horizon", "temperature", "mix_alpha", "kd_temperature")
         self.need_share("cutoff", "mix_probability")
-        weights = ("vote_until", "feature_weight", "contrast_weight", "kd_weight")
-        self.need_weight(*weights)
+        self.need_weight("vote_until", "feature_weight", "contrast_weight", "kd_weight")
         if self.feature_weight == 0 and (self.classifier == "teacher" or self.kd_weight == 0):
             raise CounterpointError(
                 "feature_weight 0 trains no prediction: set --feature-weight, or --classifier own with --kd-weight"
@@ -290,9 +290,8 @@ class KD3(WebLearner):
         logits = survey.over("train", both, self.positions)
         for name, part in zip(("teacher", "student"), logits.unbind(1), strict=True):
             if not bool(part.isfinite().all()):
-                raise CounterpointError(
-                    f"the {name}'s logits of web pictures are NaN or infinite; lower --lr, or check it"
-                )
+                remedy = "name another teacher" if name == "teacher" else "lower --lr"
+                raise CounterpointError(f"the {name}'s logits of web pictures are NaN or infinite; {remedy}")
         mask = dynamic_selection(logits[:, 0], logits[:, 1], alpha, config.cutoff)
         confidence, predicted = combined_logits(logits[:, 0], logits[:, 1], alpha)
         self.confidence.copy_(confidence)

@@ -5,20 +5,20 @@ db-Lee/selfsup_dd.
 
     x, phi         a batch of n real images after augmentation, and the frozen self-supervised teacher with k outputs
     X_s, Y_s       m synthetic images and their target vectors; both are learnt, by an AdamW of their own
-    omega          a network of the pool: `embed`, then a linear head; it regresses Y_s on X_s by SGD, up to an age of T steps
+    omega          a network of the pool: an encoder, embed, then a linear head; it regresses Y_s on X_s by SGD for T steps
     H_s, H_x       [embed(X_s), 1] and [embed(x), 1]
     P              H_x H_s^T (H_s H_s^T + r I)^{-1} Y_s, the kernel ridge regression; r = ridge * trace, without gradient
 
 The inner problem (pre-train on X_s) is deterministic, as it has no augmentation and no mask. The naive way, to differentiate
-through one random draw of a self-supervised loss, is biased: the minimiser of one draw is not that of the mean. Solving for the
-head alone has a closed form. So no step is unrolled. In the order of a run:
+through one random draw of a self-supervised loss, is biased: the minimiser of one draw is not that of the mean. The solution
+for the head alone has a closed form, so no step is unrolled. In the order of a run:
 
-1. Start: X_s are m random images, Y_s the teacher's features. Each omega takes 1 to T - 1 steps on them, at random.
+1. Start: X_s are m random images, Y_s the teacher's features. Each omega takes a random number of steps on them, 1 to T - 1.
 2. Distil. A step draws omega, in evaluation mode; its loss is the mean of (P - phi(x))^2. Then omega takes one step on
    (X_s, Y_s). At age T a new network with a new optimiser replaces it instead.
 3. Pre-train: a new network regresses Y_s on X_s. Its encoder is what remains; `counterpoint export` also writes the set.
 
-- Of the code: raw pixels in 0..1 at the start, targets of normalised images, raw features, all rates and counts. Images of the
+- As in the code: raw pixels in 0..1 at the start, targets of normalised images, raw features, all rates and counts. Images of the
   set are neither augmented nor cut to a range.
 - The code never sets a replaced network's age back, so every later visit replaces it again. Default here: the age is set back,
   the evident intent. `--no-reset-age` has the code's behaviour.
@@ -122,7 +122,7 @@ class KRRSTConfig(DistilledSetConfig):
     final_rate: float = 1e-3
     """Share of the learning rate at the end of distillation, approached linearly, 0 to 1."""
     pool: int = 10
-    """L, number of networks in the pool."""
+    """L, number of networks in the pool, at least 1."""
     most_age: int = 1000
     """T, number of a network's training steps after which the next visit replaces it, at least 2."""
     reset_age: bool = True
@@ -229,7 +229,7 @@ class KRRST(DistilledSetLearner):
         return krr_outer_loss(synthetic, self.synthetic.targets, real, wanted, self.config.ridge)
 
     def advance(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the same network's error on the whole set, for its step. Replace an old one, with a loss of 0."""
+        """Return the error of this step's network on the whole set. Replace an old network instead, with a loss of 0."""
         number = batch["member"]
         member = self.pool[number]
         if int(self.ages[number]) < self.config.most_age:

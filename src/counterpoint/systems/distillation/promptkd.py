@@ -10,6 +10,11 @@ Li, Li, Fu, Zhang, Wang, Chen, Yang: "PromptKD: Unsupervised Prompt Distillation
     h        features            the student's features with prompts, not normalised
     u, q_S   projected           unit(projector(h)), and the student's logits s_S u W^T
     lambda   kd_weight           weight of the divergence, which is divided by the number of classes C
+    tau      temperature         divisor of both logits
+
+    L = lambda tau^2 KL(softmax(q_T / tau) || softmax(q_S / tau)) / C
+
+Prompts and projector are in encoders/prompts.py, stage `tune` in tasks/tuned_teachers.py.
 
     counterpoint train promptkd --student hf:openai/clip-vit-base-patch16 --teacher hf:openai/clip-vit-large-patch14 \
         --data imagefolder:mine --base 0.5 --tune-epochs 20
@@ -35,7 +40,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_alike, need_positive, need_rows
+from counterpoint.core.checks import need_alike, need_positive
 from counterpoint.core.class_texts import class_prototypes, cosine_text_logits
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.operands import EPS
@@ -55,6 +60,7 @@ from counterpoint.encoders.prompts import (
 from counterpoint.engine.optim import held_then_cosine, optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
+from counterpoint.engine.teachers import parameters
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.class_teachers import check_class_teacher, open_network
@@ -93,7 +99,6 @@ def prompt_distillation_loss(
         raise ValueError(f"kd_weight must be at least 0, got {kd_weight}")
     need_alike("n classes", student_logits=student_logits, teacher_logits=teacher_logits)
     need_positive(temperature=temperature)
-    need_rows(student_logits=student_logits)
     own = F.log_softmax(student_logits / temperature, 1)
     with torch.no_grad():  # two sums, of which the first needs no gradient: `kd` writes the matrix of all terms
         target = F.softmax(teacher_logits / temperature, 1)
@@ -122,24 +127,25 @@ class PromptKDConfig(TunedConfig):
     lr: float = 0.16  # 0.005 for a batch of 8
     weight_decay: float = 5e-4
     cold_epochs: int = 1
-    """Number of first epochs, at least 0, at a constant learning rate of 1e-5. A stage of no more epochs has none."""
+    """Number of first epochs, at least 0, at a constant learning rate of 1e-5. A stage with no more epochs than this leaves
+    them out."""
     prompt_depth: int = 9
     """J, number of blocks with prompts of their own, 0 (no prompts) to the student's number of blocks."""
     projector_layers: int = 2
     """Linear layers of the projector, 0 to 3. 0 needs a student as wide as the class texts."""
     temperature: float = 1.0
-    """tau, which divides the logits of both, > 0."""
+    """tau, which divides the logits of student and teacher, > 0."""
     kd_weight: float = 1000.0
     """lambda of the objectives kl, l1 and mse, at least 0."""
     objective: Literal["kl", "l1", "mse", "ce", "none"] = "kl"
-    """The method; or the mean absolute or squared difference of unit features; or cross-entropy of base classes' labels (--shots of
-    each); or nothing: a --student as it is, with its own class texts."""
+    """kl: the method. l1, mse: mean absolute or squared difference of unit features. ce: cross-entropy of the labels of base
+    classes (--shots of each). none: train nothing, and measure a --student with its own class texts."""
     texts: Literal["teacher", "own"] = "teacher"
     """Class texts of the student: the teacher's, or those of the student's own text encoder."""
     trains: Literal["prompts", "all"] = "prompts"
     """Train prompts and projector, or also the student's own weights."""
     shuffled: bool = False
-    """Control: while it learns, the student gets the class texts in another order."""
+    """A control: in training, the student gets the class texts in another order."""
     transductive: ClassVar[bool] = True
     adapts: ClassVar[bool] = False
     unlabelled_suffices: ClassVar[bool] = True
@@ -191,11 +197,6 @@ class PromptKDConfig(TunedConfig):
 # ---------------------------------------------------------------------------------------------------------- the learner
 
 
-def size_of(network: nn.Module) -> int:
-    """Return the number of a network's parameters."""
-    return sum(p.numel() for p in network.parameters())
-
-
 class PromptKD(TunedLearner):
     """A frozen image tower with prompts, and a projector into the teacher's space."""
 
@@ -207,12 +208,13 @@ class PromptKD(TunedLearner):
         depth, layers = config.prompt_depth, config.projector_layers
         if depth and depth > len(blocks_of(self.encoder)):
             raise CounterpointError(
-                f"prompt_depth {depth} is more than the {len(blocks_of(self.encoder))} blocks of the student"
+                f"prompt_depth {depth} is more than the {len(blocks_of(self.encoder))} blocks of the student; lower --prompt-depth"
             )
         width, dim = self.encoder.dim, self.encoder.dim if config.texts == "own" else self.taught
         if not layers and width != dim:
             raise CounterpointError(
-                f"projector_layers 0 needs equal widths; the student's is {width}, that of the class texts {dim}"
+                f"projector_layers 0 needs equal widths; the student's is {width}, that of the class texts {dim}: set "
+                "--projector-layers 1 to 3"
             )
         self.encoder.requires_grad_(config.trains == "all")
         self.prompts = new_prompts(config.prompts, [prompt_width(self.encoder)] * depth if depth else [])
@@ -319,7 +321,7 @@ class PromptKD(TunedLearner):
         parts = zip(drawn.items(), survey.over("test", every, rows).unbind(1), strict=True)
         found = class_curves({name: part for (name, there), part in parts if there}, labels, self.base)
         own = self.encoder.network.tower if isinstance(self.encoder, ImageTower) else self.encoder
-        if self.network is not None and size_of(own) > size_of(cast("DualEncoder", self.network.module).tower):
+        if self.network is not None and parameters(own) > parameters(cast("DualEncoder", self.network.module).tower):
             found["caption"] += " The student is larger than its teacher."
         return {"Classes": found}
 

@@ -15,8 +15,9 @@ The student learns by `affinity_mimicking_loss` alone (alpha 1), or together wit
 (`--inherit`):
 
     none     from random weights, with towers of any kind and any teacher
-    manual   from every n-th block, leading channels and leading heads of the teacher (`inherit_weights`)
+    manual   from every n-th block, leading channels and leading heads of the teacher (`inherit_weights`, core/inherited.py)
     auto     as the whole teacher, whose units get masks; both towers share one budget; then the masked units are cut
+             (core/hard_concrete.py, tasks/tower_pairs.py)
 
     counterpoint train tinyclip --teacher run:runs/clip --inherit auto --keep 0.75 0.5 --data manifest:mine.csv
     counterpoint train tinyclip --teacher open_clip:ViT-B-32/openai --inherit none --image-encoder resnet-s --data manifest:mine.csv
@@ -27,7 +28,7 @@ inherits from the stage before. The teacher of the affinities stays the first ne
 
 Differences from the released code. A later stage masks the network that was cut before, not one padded with zeros. A unit that was
 cut stays cut. A block without heads keeps the bias of its attention, so that the cut network equals the masked one. Rows of the
-projections are not multiplied by the masks once more. Adam's epsilon is 1e-8. Not built: ResNet towers, and
+projections are not multiplied by the masks once more. Adam's epsilon is 1e-8, not 1e-6. Not built: ResNet towers, and
 inheritance from open_clip's files.
 """
 
@@ -133,21 +134,21 @@ class TinyCLIPConfig(TowerConfig):
     keep: tuple[float, ...] = (0.5,)
     """With auto: share of the teacher's parameters that each stage keeps in the blocks of both towers, falling, in 0..1."""
     mask_epochs: int = 1
-    """With auto: passes before each cut, while masks are learned."""
+    """With auto: passes before each cut, while masks are learned, at least 1."""
     mask_lr: float = 0.02
     """Learning rate of the masks and, uphill, of the multipliers; not scaled with the batch. > 0."""
     sparsity_steps: int = 1000
     """Steps until the masks meet the whole target, at least 1."""
     masked_rate: float = 1.0
-    """Factor of the weights' learning rate while masks are learned; 0: train masks alone."""
+    """Factor of the weights' learning rate while masks are learned, at least 0; 0: train masks alone."""
     cut_rate: float = 1.0
-    """Factor of the weights' learning rate in other stages; 0: leave the network as it was inherited or cut."""
+    """Factor of the weights' learning rate in other stages, at least 0; 0: leave the network as it was inherited or cut."""
     choice: Literal["learned", "leading"] = "learned"
     """Units that a cut keeps: those of the learned masks, or as many leading ones (the baseline of the claim)."""
     alpha: float = 1.0
     """Share of affinity mimicking in the loss, 0 to 1; the loss of CLIP has the rest."""
     weight: float = 1.0
-    """Factor of the whole loss, > 0, against the pressure on the size."""
+    """Factor of affinity mimicking and of the loss of CLIP, > 0; the pressure on the size has the factor 1."""
     student_scale: float = 50.0
     """Factor of the student's cosines, > 0; 0: learn it, from 1 / 0.07 and up to 100."""
     rates: ClassVar[tuple[str, ...]] = ("masked_rate", "cut_rate", "student_scale", "teacher_scale")
@@ -269,7 +270,7 @@ class TinyCLIP(TowerLearner):
     # --- what it learned
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
-        """Return the parameters of both networks and, after cuts, the share of the blocks' that was kept."""
+        """Return the numbers of parameters of both towers and, after cuts, the share of the blocks' parameters that was kept."""
         sizes = [sum(p.numel() for n, p in one.named_parameters() if "gates." not in n) for one in self.towers()]
         found = {"image_parameters": float(sizes[0]), "text_parameters": float(sizes[1])}
         if self.config.inherit == "auto" and self.replaced:
@@ -278,7 +279,7 @@ class TinyCLIP(TowerLearner):
         return found | super().measures(survey, split)
 
     def figures(self, survey: Survey) -> dict[str, Any]:
-        """Draw the units of each block that are left, and student and teacher's affinities of a few test pairs."""
+        """Draw the units that are left in each block, and both networks' affinities of a few test pairs."""
         named = dict(zip((self.image, self.text), self.towers(), strict=True))
         found = units_left(named, self.config.keep[-1]) if self.config.inherit == "auto" else {}
         return found | affinity_matrices(self, survey, float(self.log_scale.exp()))

@@ -13,16 +13,16 @@ arXiv 2107.02681; code zinengtang/VidLanKD.
 In the order of a run:
 
 1. Teacher: masked words on texts with videos, and a hinge at each token, between its video and another text's.
-2. Student: masked words on texts alone, and two losses towards t. NST compares neurons, by their activations over the positions
-   of a sentence. The contrast compares, at each position, the sentences of the batch.
+2. Student: masked words on texts alone, and two losses towards t (core/token_lessons.py). NST compares neurons, by their
+   activations over the positions of a sentence. The contrast compares, at each position, the sentences of the batch.
 
 Video encoder, teacher and heads are discarded. The student's encoder remains.
 
 - Of the paper, not of the code: both encoders of stage 1 train. The code's optimiser lacks the video encoder, which stays at its
   random start; `--frozen-video` has that behaviour. The paper's CRD has a bank of negatives. The code replaces it by NT-Xent in
   the batch, which is the default here; `--contrast bank` is CRD.
-- Of the code: scales of the losses (NST is a sum over sentences; NT-Xent is divided by the number of rows once more), margin 1, one
-  negative, temperature 1, rates and clipping.
+- As in the code: scales of the losses (NST is a sum over sentences; NT-Xent is divided by the number of rows once more), margin 1,
+  one negative, temperature 1, rates and clipping.
 - Chosen: padding enters no loss. Without padding the values are the code's. Blocks normalise before attention, not after. A head
   is applied at once to all tokens. `--teacher text` trains the same teacher without videos, `run:RUN` and `hf:NAME` give
   a finished one.
@@ -125,19 +125,19 @@ class VidLanKDConfig(LanguageTeacherConfig):
     teacher: str = "video"
     """The teacher: video (trained first, on texts with clips), text (the same without clips), none, run:RUN, or hf:NAME."""
     video_weight: float = 1.0
-    """Weight of the hinge between tokens and clips, beside masked words."""
+    """Weight of the hinge between tokens and clips, beside masked words, at least 0."""
     margin: float = 1.0
-    """Margin of the hinge."""
+    """Margin of the hinge, in units of the cosine."""
     frozen_video: bool = False
     """Keep the video encoder at its random start, as the authors' code does."""
     video_layers: int = 12
-    """Layers of the video encoder, as wide as the teacher."""
+    """Number of layers of the video encoder, which is as wide as the teacher; at least 1."""
     video_hidden: int = 1024
-    """Width between the two linear maps of a clip's rows."""
+    """Width between the two linear maps of a clip's rows, at least 1."""
     video_dropout: float = 0.3
-    """Dropout probability in the video encoder's last MLP."""
+    """Dropout probability in the video encoder's last MLP, 0 to 1."""
     seconds: int = 384
-    """Maximum length of a clip in seconds; the rest is cut."""
+    """Maximum length of a clip in seconds, at least 1; the rest is cut."""
     nst: bool = True
     """Compare neurons by their activations (NST)."""
     contrast: Literal["batch", "bank", "none"] = "batch"
@@ -145,17 +145,17 @@ class VidLanKDConfig(LanguageTeacherConfig):
     heads: bool = True
     """Use a head of its own for each of the two losses; off: compare the student's states."""
     ratio: float = 1.0
-    """Weight of both losses, beside masked words."""
+    """Weight of both losses, beside masked words, at least 0."""
     nst_reduction: Literal["sum", "mean"] = "sum"
     """Sum NST over the sentences of a batch, as the code does, or average it."""
     temperature: float = 1.0
-    """Temperature of the contrast within the batch."""
+    """Temperature of the contrast within the batch, > 0."""
     bank: int = 16384
-    """Tokens of earlier batches in the bank."""
+    """Number of tokens of earlier batches in the bank, at least 1."""
     negatives: int = 4096
-    """Tokens of the bank that are drawn as negatives at each step."""
+    """Number of tokens of the bank that are drawn as negatives at each step, 1 to `bank`."""
     bank_temperature: float = 0.07
-    """Temperature of the contrast with the bank."""
+    """Temperature of the contrast with the bank, > 0."""
 
     trained: ClassVar[tuple[str, ...]] = ("video", "text")
     counts: ClassVar[tuple[str, ...]] = (
@@ -204,7 +204,8 @@ class VidLanKD(LanguageTeacherLearner):
                 self.bank = Queue(config.bank, width, seed=torch.Generator().manual_seed(seed))
             if not config.heads and config.contrast != "none" and width != own:
                 raise CounterpointError(
-                    f"the teacher is {width} wide and the student {own}: without heads the contrast needs equal widths"
+                    f"the teacher is {width} wide and the student {own}: without heads the contrast needs equal widths; use "
+                    "--heads, or --contrast none"
                 )
 
     def _head(self, width: int) -> nn.Module:

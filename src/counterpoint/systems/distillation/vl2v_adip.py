@@ -7,7 +7,7 @@ CVPR 2024, arXiv 2310.08255.
     g        encoder                 the student's pre-trained backbone
     P        projector               linear map from its features to the teacher's space, with a bias
     t(x)     teacher_rows            the teacher's embedding of the same augmented picture, or of the picture as it is
-    c_j      prototypes              unit mean of the unit embeddings of class j's texts
+    c_j      prototypes              unit mean of the unit embeddings of class j's texts (core/class_texts.py)
     lam      lmd                     share of the picture's embedding in the loss; the text has 1 - lam
 
 Stage `align` trains P with g frozen, and keeps the best P on `valid`. Stage `distill` trains g with P frozen. Both minimise
@@ -136,7 +136,7 @@ class VL2VConfig(ClassTextConfig):
     epochs: int = 25
     """Passes over the training pictures in stage `distill`."""
     align_epochs: int = 25
-    """Passes in stage `align`; 0: train backbone and projector together from a random projector."""
+    """Passes in stage `align`, at least 0; 0: train backbone and projector together from a random projector."""
     batch_size: int = 96
     """Pictures in a batch: 32 of each of three domains in the paper."""
     encoder: str = "torchvision:resnet50"
@@ -148,11 +148,11 @@ class VL2VConfig(ClassTextConfig):
     """Learning rate of stage `align` at a batch of 256, > 0."""
     weight_decay: float = 0.0
     objective: Literal["vl2v", "ce", "kd"] = "vl2v"
-    """The method, or a baseline with a linear classifier: cross-entropy, or cross-entropy and the teacher's logits."""
+    """vl2v: the method. Baselines with a linear classifier: ce, cross-entropy; kd, cross-entropy and the teacher's logits."""
     lmd: float = 0.5
     """Share of the picture's embedding in the loss, 0 to 1; for kd the share of the teacher's logits."""
     swad: bool = True
-    """Average the backbone's weights over a valley of the validation loss. Default: on."""
+    """Average the weights that stage `distill` trains over a valley of the validation loss."""
     n_converge: int = 3
     """Epochs in a row that decide the beginning of the valley, at least 1."""
     n_tolerance: int = 6
@@ -160,7 +160,8 @@ class VL2VConfig(ClassTextConfig):
     tolerance_ratio: float = 0.3
     """Share by which the valley's threshold lies above the mean loss at its beginning, at least 0."""
     frozen_norm: bool = True
-    """Keep the statistics of batch normalisation as they are."""
+    """Keep the running statistics of the backbone's batch normalisation as they are. Off: they move, and `swad` does not average
+    them."""
     cutmix: float = 0.0
     """Probability of pasting a box of another picture into each batch's pictures, 0 to 1."""
     cutmix_beta: float = 1.0
@@ -180,7 +181,7 @@ class VL2VConfig(ClassTextConfig):
                 "cutmix needs a teacher that sees the mixed pictures: name a network, without --cached"
             )
         if self.cutmix and self.objective != "vl2v":
-            raise CounterpointError("cutmix is for the objective vl2v")
+            raise CounterpointError("cutmix is for the objective vl2v; set --cutmix 0, or --objective vl2v")
 
 
 # ---------------------------------------------------------------------------------------------------------- the learner
@@ -295,7 +296,6 @@ class VL2V(ClassTextLearner):
         if self.config.objective != "vl2v":
             return self.baseline(features, batch)
         teacher = self.teacher_rows(batch)
-
         weights = self.projector.weight, self.projector.bias, self.config.lmd
         if "lam" not in batch:
             return {"loss": vl2v_loss(features, batch["label"], teacher, self.prototypes, *weights)}

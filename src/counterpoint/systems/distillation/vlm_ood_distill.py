@@ -9,7 +9,7 @@ Li, Fang, Liu, Ling, Tu, Su: "Distilling Large Vision-Language Model with Out-of
     w            prototypes       embeddings of the classes' texts
     T            temperature      0.07
     L-cls        language         cross-entropy of cos(s, w) / T
-    L-vlalign    language         divergence of the student's relations to the texts nearest to the teacher from the teacher's
+    L-vlalign    language         KL(teacher || student) over the classes whose texts are nearest to t, at temperature T
     L-cap        language         contrast with the picture's own caption, without a temperature
     L-mse        visual           squared distance of the unit rows s and t
     L-im-cst     visual           contrast of s with its own t among the batch's
@@ -18,8 +18,8 @@ Li, Fang, Liu, Ling, Tu, Su: "Distilling Large Vision-Language Model with Out-of
 second half by their texts. The texts come from `--templates` and `--descriptions` (sentences on shape, colour and parts, which make
 texts separable).
 
-The contrast sees the pictures of all processes. Not built: prompt learning (CoOp) of the class texts, and few-shot learning of the
-new classes.
+The contrast sees the pictures of all processes. The learning rate falls on half a cosine, not in steps. Not built: prompt learning
+(CoOp) of the class texts, and few-shot learning of the new classes by training or by retrieval.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
+from counterpoint.core.checks import need_alike, need_positive, shapes
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, mean_of_total
 from counterpoint.core.operands import EPS, positive_similarity, scaled
 from counterpoint.core.precision import full_precision, wide
@@ -67,7 +67,6 @@ def vision_language_alignment(
     The mean is over the kept pictures of all processes; it is 0 without any.
     """
     need_alike("n classes", student=student, teacher=teacher)
-    need_rows(student=student)
     student, teacher = wide(student), wide(teacher)
     need_positive(topk=topk)
     best, at = teacher.topk(min(topk, teacher.shape[1]), 1)
@@ -91,7 +90,6 @@ def feature_contrast(
     """
     need_positive(temperature=temperature)
     need_alike("n dim", student=student, teacher=teacher)
-    need_rows(student=student)
     query = scaled(student, temperature)
     out = batch_logsumexp(query, teacher, columns=bidirectional)
     found = out.rows if out.columns is None else (out.rows + out.columns) / 2
@@ -111,7 +109,6 @@ def caption_contrast(
         labels: class numbers.
     """
     need_alike("n dim", student=student, captions=captions)
-    need_rows(student=student)
     every = gather_rows(labels)
 
     def alike(rows: slice, columns: slice) -> Tensor:
@@ -166,7 +163,6 @@ def vlm_ood_distillation_loss(
     """
     need_positive(temperature=temperature)
     need_alike("n dim", student=student, teacher=teacher)
-    need_rows(student=student)
     if text.ndim != 2 or text.shape[1] != student.shape[1] or labels.shape != student.shape[:1]:
         raise ValueError(f"text must be [classes, dim] and labels [n], got {shapes(text=text, labels=labels)}")
     if int(labels.min()) < 0 or int(labels.max()) >= len(text):
@@ -216,19 +212,20 @@ class VLMOODConfig(ClassTextConfig):
     temperature: float = 0.07
     """T of all losses but that of captions, > 0."""
     cls: bool = True
-    """L-cls, the cross-entropy with the classes' texts."""
+    """Use L-cls, the cross-entropy with the classes' texts."""
     vlalign: int = 256
-    """Classes nearest to the teacher's picture that L-vlalign compares; 0: without L-vlalign."""
+    """Number of classes that L-vlalign compares, those nearest to the teacher's embedding of the picture, at least 0; 0: no
+    L-vlalign."""
     filter_misaligned: bool = True
-    """L-vlalign leaves out pictures that the teacher gets wrong."""
+    """Leave pictures that the teacher gets wrong out of L-vlalign."""
     mse: bool = True
-    """L-mse, the squared distance of unit features."""
+    """Use L-mse, the squared distance of unit features."""
     mse_unnorm: bool = False
-    """The logarithm of the squared distance of features as they are, instead of L-mse."""
+    """Instead of L-mse, use ln(1 + d / 10) with d the mean squared distance of features that are not normalised."""
     contrast: bool = True
-    """L-im-cst, the contrast of the student's features with the teacher's."""
+    """Use L-im-cst, the contrast of the student's features with the teacher's."""
     bidirectional: bool = True
-    """L-im-cst in both directions."""
+    """Compute L-im-cst in both directions; off: from student to teacher alone."""
     captions: str = ""
     """Text file with a caption for each training picture, one a line in their order, for L-cap. Default: without."""
 

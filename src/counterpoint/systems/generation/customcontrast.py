@@ -72,7 +72,6 @@ def cscl(
     tensor(0.5514)
     """
     need_alike("n dim", visual=visual, textual=textual)
-    need_rows(visual=visual, textual=textual)
     need_positive(temperature=temperature)
     if len(visual) ** 2 <= FEW and world()[1] == 1:
         s = unit(visual, 1 / temperature) @ unit(textual).T
@@ -171,11 +170,11 @@ class CustomContrastConfig(DiffusionConfig):
     """Settings of CustomContrast."""
 
     temperature: float = 0.07
-    """Temperature of both contrasts."""
+    """Temperature of both contrasts, > 0."""
     cscl_weight: float = 0.1
-    """Weight of the contrast of the modalities' codes, at least 0."""
+    """Weight of L_CSCL, the contrast of the modalities' codes, at least 0; 0: without it."""
     macl_weight: float = 0.1
-    """Weight of the contrast of the pseudo-words, at least 0."""
+    """Weight of L_MACL, the contrast of the pseudo-words, at least 0; 0: without it."""
     scaling: bool = True
     """Scale negatives by how unlike the real subjects are; False: all negatives of other subjects count fully."""
 

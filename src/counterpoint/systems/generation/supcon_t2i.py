@@ -134,7 +134,7 @@ class SupConT2IConfig(AdversarialConfig):
     shuffle_labels: bool = False
     """Give classes to training pairs at random, as a control. The judges keep the true ones."""
     temperature: float = 0.1
-    """Temperature of the label-guided contrast."""
+    """Temperature of the label-guided contrast, > 0."""
     inter_weight: float = 1.0
     """Weight of the contrast between pictures and captions, at least 0."""
     inner_weight: float = 1.0

@@ -1,7 +1,7 @@
-"""CoMD: a small model of pictures and text learns from a large one, in rounds, where it is worse than it.
+"""CoMD: a small model of pictures and text learns from a large one, in rounds, on questions that it answers worse.
 
-"Unlock the Power: Competitive Distillation for Multi-Modal Large Language Models", arXiv 2311.08213. The
-paper has no code; its loop is that of Lion (Jiang et al., arXiv 2305.12870; github YJiangcm/Lion, MIT).
+"Unlock the Power: Competitive Distillation for Multi-Modal Large Language Models", arXiv 2311.08213. The paper has no code; its
+loop is that of Lion (Jiang et al., arXiv 2305.12870; github YJiangcm/Lion, MIT).
 
     v, x        pictures, a question
     y_T, y_S    answers of teacher and student
@@ -12,6 +12,8 @@ paper has no code; its loop is that of Lion (Jiang et al., arXiv 2305.12870; git
     assess      gap = s_T - s_S; an item is difficult where gap >= threshold, else easy
     augment     new items G(v, x): half from difficult items, half from easy ones; filters
     update      the next round learns from the new items, and from a share of the former ones
+
+Gaps, reviews and filters are in core/reviews.py, assessors and augmentors in tasks/rounds.py, the pool in tasks/pools.py.
 
 Stages:
 
@@ -63,48 +65,48 @@ class CoMDConfig(TaughtChatsConfig):
     """Settings of CoMD. `epochs` are the passes of each round over its items."""
 
     epochs: int = 3
-    """Passes of each round over its items."""
+    """Passes of each round over its items, at least 0; 0: measure the model as it is."""
     warmup: float = 0.03
     rounds: int = 4
-    """Number of rounds; the first learns the seeds: the training chats without captions."""
+    """Number of rounds, at least 1; the first learns the seeds: the training chats without captions."""
     caption_epochs: int = 1
     """Passes over the chats with captions before the rounds; none where the data have no caption."""
     caption_lr: float = 2.4e-2
-    """Learning rate of captions, at a batch of 256."""
+    """Learning rate of captions at a batch of 256, > 0."""
     caption_learns: Literal["projector", "all"] = "projector"
     """What learns from captions: the projector (the paper), or all, for a student that is built here."""
     new_items: int = 200
-    """Number of questions that a round makes."""
+    """Number of questions that a round makes, at least 1."""
     difficult_share: float = 0.5
-    """Share of them whose seeds are difficult."""
+    """Share of them whose seeds are difficult, 0 to 1."""
     threshold: float = 1.0
-    """Smallest gap of a difficult item."""
+    """Smallest gap of a difficult item, in points of the assessor; -inf: all items are difficult."""
     selection: Literal["competitive", "random", "uniform", "easy"] = "competitive"
     """Seeds: competitive (the paper); controls: random seeds of the first round, uniform over kinds of questions, or easy items."""
     equal_calls: bool = False
-    """Let selections without an assessment make one more item for each call of the teacher that one would cost."""
+    """Let selections without an assessment make one more item for each call of the teacher that an assessment would cost."""
     assessor: Literal["likelihood", "agreement", "judge"] = "agreement"
-    """agreement with the teacher's answer, likelihood under the teacher, or a judge: a model that writes reviews."""
+    """agreement with the teacher's answer, likelihood under the teacher, or judge: a model that writes reviews."""
     judge: str = ""
     """The model that reviews: run:RUN, fit:SLUG?... or hf:NAME; "": the teacher."""
     written_tokens: int = 96
-    """Maximum number of tokens of a review, and of a question that the teacher writes."""
+    """Maximum number of tokens of a review, and of a question that the teacher writes; at least 1."""
     review_sampling: float = 0.2
-    """Temperature of reviews."""
+    """Temperature of reviews, at least 0; 0: the most probable tokens."""
     augmentor: Literal["relatives", "rewrite"] = "relatives"
     """relatives: a question of the same kind about other pictures; rewrite: the teacher writes a question about the same ones."""
     writing_sampling: float = 1.0
-    """Temperature of questions that the teacher writes."""
+    """Temperature of questions that the teacher writes, at least 0; 0: the most probable tokens."""
     probe: int = 0
     """Assess so many questions of the pool about other pictures; 0: assess the pool itself, as Lion does."""
     max_similarity: float = 0.7
-    """Leave out a question with a higher ROUGE-L to a kept one."""
+    """Leave out a question whose ROUGE-L to a kept one is higher, 0 to 1."""
     similar_to: Scope = "picture"
     """Compare with kept questions about the same pictures, or with all, as Lion does."""
     max_uses: int = 3
-    """Maximum number of items that one item seeds in all rounds."""
+    """Maximum number of items that one item seeds in all rounds, at least 1."""
     replay: float = 1.0
-    """Share of the former items that a round learns again; 0: the new ones alone, as Lion does."""
+    """Share of the former items that a round learns again, 0 to 1; 0: the new ones alone, as Lion does."""
 
     counts: ClassVar[tuple[str, ...]] = (*TaughtChatsConfig.counts, "rounds", "new_items", "written_tokens", "max_uses")
 
@@ -113,7 +115,10 @@ class CoMDConfig(TaughtChatsConfig):
         self.need_positive("caption_lr")
         self.need_share("difficult_share", "replay", "max_similarity")
         if min(self.caption_epochs, self.probe, self.review_sampling, self.writing_sampling) < 0:
-            raise CounterpointError("caption_epochs, probe, review_sampling and writing_sampling must not be negative")
+            raise CounterpointError(
+                "caption_epochs, probe, review_sampling and writing_sampling must not be negative, got "
+                f"{self.caption_epochs}, {self.probe}, {self.review_sampling} and {self.writing_sampling}"
+            )
         if math.isnan(self.threshold):
             raise CounterpointError("threshold must be a number, got nan")
 

@@ -8,8 +8,8 @@ Distillation", ICLR 2025, arXiv 2408.15881. Code of the authors: github shufangx
     r_S, r_T    summed log-probability of an answer
 
     L_KD   = -1/|R| sum_{t in R} sum_v p_T(v | t) log p_S(v | t)
-    L_LM   = next token's cross-entropy on answers
-    L_r    = 0.01 sum over layers of the loss of load balance
+    L_LM   = next token's cross-entropy on answers (core/answers.py)
+    L_r    = 0.01 sum over layers of the loss of load balance (core/routing.py, encoders/mixture_of_experts.py)
     u+, u- = r_S - r_T of the better and of the worse answer: the teacher is the reference
     L_P    = sigmoid (DPO) or kto_pair of u+ and u- (`core/preferences.py`)
 
@@ -110,17 +110,17 @@ class LLaVAMoDConfig(SparseChatsConfig):
 
     warmup: float = 0.03
     adaptor_epochs: int = 1
-    """Passes over the chats for the projector alone; 0: none. A model without pictures has none."""
+    """Passes over the chats for the projector alone, at least 0; 0: none. A model without pictures has none."""
     adaptor_lr: float = 8e-3
-    """Learning rate of the projector, at a batch of 256."""
+    """Learning rate of the projector at a batch of 256, > 0."""
     sparse_epochs: int = 5
-    """Passes over the chats with experts; 0: the model stays dense."""
+    """Passes over the chats with experts, at least 0; 0: the model stays dense."""
     sparse_lr: float = 8e-3
-    """Learning rate of the sparse stage, at a batch of 256."""
+    """Learning rate of the sparse stage at a batch of 256, > 0."""
     preference_epochs: int = 1
-    """Passes over the preference pairs; 0: none."""
+    """Passes over the preference pairs, at least 0; 0: none."""
     preference_lr: float = 8e-4
-    """Learning rate of the preferences, at a batch of 256."""
+    """Learning rate of the preferences at a batch of 256, > 0."""
     objective: Literal["mimic", "sft"] = "mimic"
     """mimic: learn from the teacher; sft: from the reference answers alone, a control."""
     all_tokens: bool = False
@@ -134,9 +134,9 @@ class LLaVAMoDConfig(SparseChatsConfig):
     reference: Literal["teacher", "student"] = "teacher"
     """Reference of the preferences: the teacher, or the student as it was before: a control."""
     beta: float = 0.1
-    """Strength of the reference."""
+    """Strength beta of the reference, > 0; a larger one keeps the student closer to it."""
     label_smoothing: float = 0.0
-    """Share of pairs that are taken to be wrong, with the loss sigmoid."""
+    """Share of pairs that are taken to be wrong, with the loss sigmoid, 0 to 0.5."""
     freeze_pictures: bool = False
     """Keep the network of pictures as it is. True in the paper, where it is pre-trained."""
 
@@ -144,11 +144,14 @@ class LLaVAMoDConfig(SparseChatsConfig):
         super().__post_init__()
         self.need_positive("adaptor_lr", "sparse_lr", "preference_lr", "beta")
         if min(self.adaptor_epochs, self.sparse_epochs, self.preference_epochs) < 0:
-            raise CounterpointError("adaptor_epochs, sparse_epochs and preference_epochs must not be negative")
+            raise CounterpointError(
+                "adaptor_epochs, sparse_epochs and preference_epochs must not be negative, got "
+                f"{self.adaptor_epochs}, {self.sparse_epochs} and {self.preference_epochs}"
+            )
         if not 0 <= self.label_smoothing <= 0.5:
             raise CounterpointError(f"label_smoothing must be 0 to 0.5, got {self.label_smoothing}")
         if self.label_smoothing and self.preference != "sigmoid":
-            raise CounterpointError("label_smoothing is for --preference sigmoid alone")
+            raise CounterpointError("label_smoothing is for --preference sigmoid alone; set --label-smoothing 0")
 
 
 # --------------------------------------------------------------------------------------------------------------- learner
@@ -280,7 +283,7 @@ class LLaVAMoD(SparseChatLearner):
     # --- evaluation
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
-        """Measure the teacher, the balance of the experts, and how often the student prefers better answers more than it."""
+        """Measure the teacher, the balance of the experts, and the share of pairs whose u+ exceeds u-, against the teacher."""
         found = super().measures(survey, split)
         chats = survey.split(split).chats
         pairs = np.array([n for n, chat in enumerate(chats) if chat.rejected], np.int64)

@@ -19,7 +19,8 @@ HillZhang1999/ICD, MIT).
 - Exact special cases: omega 0 and no instruction is ICD; gamma -1 makes the instruction irrelevant.
 
 The amateur is a low-rank adapter (peft) on the model's own weights. So all branches are rows of one batch: rows of the amateur pass
-through the adapter, the others do not.
+through the adapter, the others do not. Plausibility and DoLa's choice of a layer are in core/decoding.py. Early exit is in
+encoders/early_exit.py, the loop over tokens in encoders/decoding.py.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ class Contrasted:
     def scores(
         self, logits: Float[Tensor, "branches n vocabulary"], early: Sequence[Tensor], beta: float, floor: float
     ) -> Float[Tensor, "n vocabulary"]:
-        """Combine the logits of the branches at the last layer, and at those of `exit`."""
+        """Combine the logits of the branches at the last layer, and at the layers of `exit`, by the method."""
         by = dict(zip(self.kinds, wide(logits), strict=True))
         if self.method == "dola":
             rows = torch.arange(logits.shape[1], device=logits.device)
@@ -188,11 +189,11 @@ class LOLConfig(ChatsConfig):
     compare: tuple[str, ...] = ()
     """Further methods to measure on the same model and amateur; `gain_over_METHOD` is the difference in choice_accuracy."""
     omega: float = 0.3
-    """Weight of the lower layer's contrast."""
+    """Weight of the lower layer's contrast; 0: the last layer alone."""
     gamma: float = 0.5
     """Strength of the instruction, at least -1; 0: take the instructed prompt; -1: leave the instruction out."""
     beta: float = 0.1
-    """Least probability of a token of an answer in shares of the largest; 0: keep all. Scores of choices keep all."""
+    """Least probability of a token of an answer in shares of the largest, 0 to 1; 0: keep all. Scores of choices keep all."""
     layer: int = 0
     """The lower layer, from 1; 0: half of the depth. DoLa chooses among the layers up to it."""
     early_norm: bool = True
@@ -200,13 +201,13 @@ class LOLConfig(ChatsConfig):
     instruction: str = "Answer with true and certain facts only."
     """The instruction; empty: none."""
     amateur_epochs: int = 1
-    """Passes over the chats that have a rejected answer, by which the amateur is tuned."""
+    """Passes over the chats that have a rejected answer, by which the amateur is tuned; at least 1."""
     amateur_truth: float = 0.1
     """Share of the amateur's answers that are the reference instead of the rejected one, 0 to 1."""
     amateur_lr: float = 1e-2
-    """Learning rate of the amateur, at a batch of 256."""
+    """Learning rate of the amateur at a batch of 256, > 0."""
     rank: int = 8
-    """Rank of the amateur's adapter."""
+    """Rank of the amateur's adapter, at least 1."""
 
     counts = (*ChatsConfig.counts, "amateur_epochs", "rank")
 

@@ -13,12 +13,14 @@ arXiv 2403.06914. Authors' code: github bigheiniu/MEND (CC-BY-NC 4.0).
     L_KL = mean over the query's tokens of KL(p_T || p_S)        stage 1: plain texts, of which D is the first part
     L = L_pred + lambda L_KL                                     stage 2: queries of training tasks, L_pred over the answer's tokens
 
+The divergence and L_pred are in core/answers.py, G and A in encoders/context_models.py.
+
 - A new task needs no training: the distiller reads its demonstrations once, and its vectors serve all queries.
 - Of an encoder-decoder model, the encoder reads vectors and input, the decoder the answer. The distiller then is an encoder.
   The authors' code lacks this branch, which their paper evaluates.
 - Demonstrations are padded on the left, and positions count tokens alone. So padding moves no token.
-- Left out: switches of the authors' code that no experiment of the paper uses (contrast, state and gradient matching, fusion).
-  Also early stopping, the model in 8 bits, and the paper's other distillers (prompt tuning, HyperTuning, Gisting).
+- Left out: switches of the authors' code that no experiment of the paper uses (contrast, state and gradient matching, fusion);
+  early stopping; the model in 8 bits; the paper's other distillers (prompt tuning, HyperTuning, Gisting).
 - The temperature enters the divergence alone, as in the authors' code.
 """
 
@@ -166,21 +168,21 @@ class MENDConfig(DemonstrationsConfig):
     weight_decay: float = 0.0
     schedule: Literal["epoch", "step"] = "step"
     pretrain_epochs: int = 5
-    """Passes of the first stage over the plain texts; 0: no first stage."""
+    """Passes of the first stage over the plain texts, at least 0; 0: no first stage."""
     pretrain_lr: float = 1.6e-3
-    """Learning rate of the first stage at a batch of 256."""
+    """Learning rate of the first stage at a batch of 256, > 0."""
     distiller: str = COPY
     """The distiller: copy, a copy of the model, or another model of the same tokenizer: gpt2-W-D-H, ..., hf:NAME."""
     distiller_context: int = 900
-    """Maximum number of tokens of the demonstrations, which the distiller reads."""
+    """Maximum number of tokens of the demonstrations, which the distiller reads; at least 1."""
     vectors: int = 100
-    """Number of vectors that replace the demonstrations."""
+    """l, number of vectors that replace the demonstrations, at least 1."""
     placeholders: Literal["vocabulary", "random"] = "vocabulary"
     """Initial placeholders: rows of the distiller's embedding, or random ones."""
     temperature: float = 1.0
     """Divisor of the logits in the divergence, > 0."""
     kl_weight: float = 1.0
-    """Weight of the divergence in the second stage."""
+    """lambda, weight of the divergence in the second stage, at least 0."""
     compare: tuple[str, ...] = METHODS
     """Methods to measure beside MEND: full (all demonstrations), zero (none), other (vectors of another task's demonstrations)."""
 

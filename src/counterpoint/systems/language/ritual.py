@@ -22,7 +22,8 @@ A transformation is drawn once for an answer: a flip, a rotation, colours, a blu
 The method "same", a control, takes the unchanged picture twice: s = (1 + alpha) l, which divides the temperature by 1 + alpha.
 Compare with it before a gain is credited to the transformation. "greedy" takes the most probable token, "plain" draws from l.
 
-Runs without `--model` of a finished run first train a small model on the chats.
+Runs without `--model` of a finished run first train a small model on the chats. The loop over branches and tokens is in
+encoders/decoding.py, plausibility in core/decoding.py, the transformations are in views/transformed.py.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -51,7 +52,8 @@ from counterpoint.tasks.chats import ChatLearner, ChatsConfig, without_pictures
 from counterpoint.views.transformed import TRANSFORMS, transformed
 
 Rule = Literal["ritual", "vcd", "m3id"]
-METHODS = ("ritual", "ritual+", "same", "vcd", "m3id", "plain", "greedy")
+Method = Literal["ritual", "ritual+", "same", "vcd", "m3id", "plain", "greedy"]
+METHODS = get_args(Method)
 SAID = {  # as RITUAL+ offers them
     "horizontal": "horizontal flip",
     "vertical": "vertical flip",
@@ -230,17 +232,17 @@ class RitualConfig(ChatsConfig):
 
     weight_decay: float = 0.01
     sampling: float = 1.0
-    method: Literal["ritual", "ritual+", "same", "vcd", "m3id", "plain", "greedy"] = "ritual"
+    method: Method = "ritual"
     """ritual: a random transformation; ritual+: the one that the model names; same: the same picture twice, a control; vcd: a
     noised picture, subtracted; m3id: no picture, subtracted; plain: one branch; greedy: its most probable tokens."""
     compare: tuple[str, ...] = ()
     """Further methods to measure on the same model; `gain_over_METHOD` is the difference in the main measure."""
     alpha: float | None = None
-    """Weight of the second branch. Default: 3 for ritual, 1 for vcd."""
+    """Weight of the second branch, at least 0. Default: 3 for ritual, 1 for vcd."""
     beta: float = 0.1
-    """Least probability of a token in shares of the largest one, from the unchanged picture; 0: keep all."""
+    """Least probability of a token in shares of the largest one, from the unchanged picture, 0 to 1; 0: keep all."""
     decay: float = 0.02
-    """Decay of m3id's trust in the picture, for each token."""
+    """Decay of m3id's g for each token, at least 0; a larger one subtracts more of the answer without the picture."""
     transforms: tuple[str, ...] = TRANSFORMS
     """Transformations to draw from: horizontal, vertical, rotation, colours, blur, crop."""
     noise_step: int = 500
@@ -249,7 +251,7 @@ class RitualConfig(ChatsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_share("beta")
-        for name in (self.method, *self.compare):
+        for name in self.compare:
             if name not in METHODS:
                 raise unknown("method", name, METHODS)
         for name in self.transforms:

@@ -203,17 +203,17 @@ class SINCConfig(EpisodesConfig):
     beta2: float | None = 0.98
     schedule: Literal["epoch", "step"] = "step"
     warmup: float = 0.01
-    """Share of the steps over which the learning rate rises; then it falls to 0 on a line."""
+    """Share of the steps over which the learning rate rises; then it falls to 0 on a line. 0 to 1, 1 not included."""
     fuser: int = 768
-    """Width of the fuser."""
+    """Width of the fuser, at least 1."""
     fuser_heads: int = 12
     """Number of heads of the fuser's attention, a divisor of `fuser`."""
     meta: str = "hf:openai-community/gpt2"
     """The meta-model: gpt2-W-D-H (width, layers, heads), or a published GPT-2: hf:NAME."""
     scorer: int = 64
-    """Hidden width of the classifier of pairs."""
+    """Hidden width of the classifier of pairs, at least 1."""
     word_width: int = 768
-    """Width of the embedding of label tokens that are learnt from the names."""
+    """Width of the embedding of label tokens, at least 1; only where `words` is learnt."""
     correlation_token: bool = True
     """Begin the prompt with the correlation of query and demonstrations."""
 

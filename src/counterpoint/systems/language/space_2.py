@@ -9,6 +9,9 @@ COLING 2022, arXiv 2209.06638; code AlibabaResearch/DAMO-ConvAI (space-2).
     z          [B, dim] the state at [CLS]
     e_k        [B, 2, dim] unit vectors of subspace k: one linear map and tanh, for two passes with different dropout
 
+    L_tree = mean over k of the contrast of e_k with soft positives of weights s_k (`soft_supcon`, core/set_scores.py)
+    L_self = the same with weight 1 of a turn's own second pass, 0 of all others
+
 In the order of a run:
 
 1. Pre-training: each step has labelled turns of one corpus, and unlabelled turns. L_tree compares labelled turns in each subspace
@@ -17,8 +20,8 @@ In the order of a run:
 2. `--second-epochs N`: one view alone (I, for intents), on labelled turns alone.
 3. `--tune-epochs N`: a linear classifier of domain and intent on z, with masked words and R-Drop.
 
-- Of the code, not of the paper: the loss is the mean over views, not the sum. The factor temperature / 0.07. Frames whose sets are
-  both empty in a view score 0 there.
+- Of the code, not of the paper: the loss is the mean over views, not the sum, and has the factor temperature / 0.07. Frames whose
+  sets are both empty in a view score 0 there.
 - Chosen: names are compared as tuples, not as strings joined by hyphens. A default name must be equal, not contained. Scores are
   computed tile by tile from sets in each step, so none is kept. Blocks of encoders built here normalise before attention, not
   after. An encoder of transformers keeps its own table of places.
@@ -81,7 +84,7 @@ def tree_contrast(
         features: rows of each subspace, for two passes; of any norm.
         frames: annotations, as in `tree_scores`. A process may have other rows than another one.
         temperature: > 0, by default 0.07.
-        base_temperature: > 0, by default 0.07; divides the loss.
+        base_temperature: > 0, by default 0.07; the loss has the factor temperature / base_temperature.
         views: names of the active views, in the order of the subspaces; default: all ten, in the order of `tree_scores`.
 
     Memory is linear in n. Raises ValueError for shapes that do not fit, another view and an empty batch. Raises it too for a
@@ -128,25 +131,26 @@ class Space2Config(DialogsConfig):
     clip_norm: float | None = 5.0
     schedule: Literal["epoch", "step"] = "step"
     temperature: float = 0.07
-    """Temperature of both contrasts. The loss is multiplied by temperature / 0.07."""
+    """Temperature of both contrasts, > 0. The loss is multiplied by temperature / 0.07."""
     views: str = ",".join(VIEWS)
-    """Active views of the tree, each with a subspace. Empty: no subspaces, one contrast of z itself."""
+    """Active views of the tree, between commas, each with a subspace. Empty: no subspaces, one contrast of z itself."""
     subspace: int = 0
-    """Width of each subspace. 0: that of the encoder."""
+    """Width of each subspace, at least 0; 0: that of the encoder."""
     scores: Literal["tree", "combined", "equal", "none"] = "tree"
-    """Weights of labelled pairs: each view's own score, the combined score in all views, 1 for equal annotations, or none."""
+    """Weights of labelled pairs: tree, each view's own score; combined, one score in all views; equal, 1 for equal annotations;
+    none."""
     unlabelled: bool = True
     """Learn from turns without annotation, too."""
     word_weight: float = 0.1
     """Weight of masked words, at least 0."""
     second_epochs: int = 0
-    """Epochs of the second stage, with one view on labelled turns; 60 in the paper for its data of intents. 0: none."""
+    """Epochs of the second stage, on labelled turns, at least 0; 60 in the paper for its data of intents. 0: none."""
     second_view: str = "I"
-    """The view of the second stage."""
+    """The view of the second stage, with the scores tree; with others all views stay."""
     tune_epochs: int = 0
-    """Epochs in which a classifier of domain and intent trains; 60 in the paper. 0: none."""
+    """Epochs in which a classifier of domain and intent trains, at least 0; 60 in the paper. 0: none."""
     tune_lr: float = 1e-4
-    """Learning rate of that stage at a batch of 256."""
+    """Learning rate of that stage at a batch of 256, > 0."""
     r_drop: float = 5.0
     """Weight of R-Drop in that stage, at least 0."""
 

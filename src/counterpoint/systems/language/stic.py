@@ -10,7 +10,7 @@ Comprehension", NeurIPS 2024, arXiv 2405.19716. Code of the authors: github yihe
     p, p_0      the model with its adapter, and without
 
     d = log p(y_g | v, x) - log p_0(y_g | v, x) - (log p(y_b | v, x) - log p_0(y_b | v, x))
-    L = -log sigmoid(beta d) - alpha log p(y_g | v, x)
+    L = -log sigmoid(beta d) - alpha log p(y_g | v, x)                (core/preferences.py)
 
 Stages:
 
@@ -20,7 +20,8 @@ Stages:
 
 - Certain: questions of three kinds, damages, L, alpha 1/1024, beta 0.1, draws at temperature 0.2, the order of the stages.
 - `rejected_scoring`: the paper scores the tokens of y_b. The code scores at each the most probable other token ("runner_up").
-- Chosen: pairs of equal or empty answers are left out and counted. The projector of pictures stays, so that p_0 stays too.
+- Chosen: the words of the questions, and their numbers (the authors have 8 ordinary and 8 inventive ones). Pairs of equal or
+  empty answers are left out and counted. The projector of pictures stays, so that p_0 stays too.
 - `describe`: the model also describes a picture before it answers.
 """
 
@@ -86,23 +87,23 @@ class STICConfig(ChatsConfig):
     """Settings of STIC. Defaults of both losses are the paper's; the model that is trained here is small."""
 
     preference_epochs: int = 1
-    """Passes over the pairs; 0: no preferences."""
+    """Passes over the pairs, at least 0; 0: no preferences."""
     preference_lr: float = 1e-3
-    """Learning rate of the preferences, at a batch of 256."""
+    """Learning rate of the preferences at a batch of 256, > 0."""
     objective: Literal["dpo", "sft"] = "dpo"
-    """dpo: the loss of the paper; sft: the likelihood of the preferred answers alone."""
+    """dpo: L, the loss of the paper; sft: the likelihood of the preferred answers alone."""
     beta: float = 0.1
-    """Strength of the reference."""
+    """Strength beta of the reference, > 0; a larger one keeps the model closer to it."""
     alpha: float = 1 / 1024
-    """Weight of the summed log-probability of the preferred answer."""
+    """Weight of the summed log-probability of the preferred answer, at least 0."""
     rejected_scoring: Scoring = "label"
     """Tokens of a worse answer that are scored: label, its own (the paper); runner_up, the most probable others (the code)."""
     shuffled: bool = False
     """Take the better and the worse answer of a pair by chance: a control."""
     pictures: int = 6000
-    """Maximum number of unlabelled pictures; without unlabelled ones the training pictures serve."""
+    """Maximum number of unlabelled pictures, at least 1; without unlabelled ones the training pictures serve."""
     pair_sampling: float = 0.2
-    """Temperature of the answers that pairs are made of."""
+    """Temperature of the answers that pairs are made of, > 0."""
     ordinary: tuple[str, ...] = ORDINARY
     """Ordinary questions for a caption; both answers of a pair are learned as answers to one of them."""
     guided: str = GUIDED
@@ -110,15 +111,15 @@ class STICConfig(ChatsConfig):
     inventive: tuple[str, ...] = INVENTIVE
     """Questions that worse answers reply to."""
     description_epochs: int = 1
-    """Passes over the chats with descriptions; 0: none."""
+    """Passes over the chats with descriptions, at least 0; 0: none."""
     description_lr: float = 1e-3
-    """Learning rate of that stage, at a batch of 256."""
+    """Learning rate of that stage at a batch of 256, > 0."""
     described_chats: int = 5000
-    """Maximum number of training chats that get a description."""
+    """Maximum number of training chats that get a description, at least 1."""
     describe: bool = False
     """Describe a picture first, then answer, in the evaluation."""
     rank: int = 128
-    """Rank of the adapter."""
+    """Rank of the adapter, at least 1."""
 
     counts: ClassVar[tuple[str, ...]] = (*ChatsConfig.counts, "pictures", "described_chats", "rank")
 
@@ -126,7 +127,10 @@ class STICConfig(ChatsConfig):
         super().__post_init__()
         self.need_positive("preference_lr", "description_lr", "beta", "pair_sampling")
         if min(self.alpha, self.preference_epochs, self.description_epochs) < 0:
-            raise CounterpointError("alpha, preference_epochs and description_epochs must not be negative")
+            raise CounterpointError(
+                "alpha, preference_epochs and description_epochs must not be negative, got "
+                f"{self.alpha}, {self.preference_epochs} and {self.description_epochs}"
+            )
         if not self.ordinary or not self.inventive or not self.guided.strip():
             raise CounterpointError("ordinary, inventive and guided need at least one question each")
 
