@@ -295,9 +295,7 @@ class ALBEFConfig(FusedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("alpha", "momentum_teacher", "mlm_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise CounterpointError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+        self.need_share("alpha", "momentum_teacher", "mlm_probability")
         if self.alpha_ramp < 0:
             raise CounterpointError(f"alpha_ramp must not be negative, got {self.alpha_ramp}")
         low, high = TEMPERATURES

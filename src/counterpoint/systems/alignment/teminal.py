@@ -186,7 +186,7 @@ class TeminALConfig(EventConfig):
     base_epochs: int = 40
     """Passes over the training items in the base stage, where no `start` is given."""
     base_duals: float = 0.0
-    """Share of two sounds with "and" in the base stage, 0..1; the other items are as the data have them."""
+    """Share of the base stage's items that become two sounds with "and", 0..1; the others are as the data have them."""
     post: Literal["ab", "a", "b", "none"] = "ab"
     """Stages after the base: A and B, one of them, or none."""
     post_rate: float = 1.0
@@ -198,7 +198,7 @@ class TeminALConfig(EventConfig):
     alpha_cross: float = 1.0
     """Weight of other pairs' inverted and overlapped clips, at least 0."""
     beta: float = 1.0
-    """Weight of inverted clips as anchors, at least 0; those of forward clips is 1."""
+    """Weight of inverted clips as anchors, at least 0; that of forward clips is 1."""
     gamma: float = 1.0
     """Weight of overlapped clips as anchors, at least 0."""
 
