@@ -16,7 +16,7 @@ arXiv 2310.18770; code Xiaohao-Liu/CLHE (no licence).
     cl(a, b, T): cross-entropy of unit(a) unit(b)^T / T with the own row as target, rows of a alone
 
 Views of items: `--item-views tokens` leaves out tokens before the attention. With dropout or noise the changed item is projected.
-With `same` both views are the item. The projection is discarded after training.
+With `same` both views are the item. The projection has no part in predictions.
 
 Four points differ from the code. For the first and the third, an option follows the code:
 
