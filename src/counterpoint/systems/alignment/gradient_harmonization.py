@@ -195,7 +195,7 @@ class Harmonization(AlignedLearner):
         return nn.Linear(dim, self.config.tokens)
 
     def begin(self, survey: Survey) -> None:
-        """Measure conflicts where the data labels mismatched training items: by domains after a first domain "aligned"."""
+        """Find the mismatched training items, where the data label them: those outside of a first domain named "aligned"."""
         super().begin(survey)
         domains = survey.domains
         if domains is not None and survey.domain_names[:1] == ("aligned",):
