@@ -23,9 +23,10 @@ def of_two_sides():
     from counterpoint.core.compared import Compared, Queued, pairs, views
     from counterpoint.core.distributed import global_mean
     from counterpoint.core.map_sums import class_means
-    from counterpoint.systems.images.hard_contrastive import hard_losses
+    from counterpoint.systems.images.hard_contrastive import HardContrastive, HardContrastiveConfig, hard_losses
     from counterpoint.systems.images.isogclr import Settings, _side, _views
     from counterpoint.systems.images.mochi import mixed_losses
+    from counterpoint.systems.parts import Step
 
     settings = Settings(0.4, 0.8, 0.03, 0.9, 0.05, 1.0, 3.0)
     queue = F.normalize(torch.randn(12, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64), dim=1)
@@ -54,6 +55,11 @@ def of_two_sides():
 
     def hard(form):
         return lambda x, y: torch.stack([global_mean(hard_losses(way, 0.3, 0.5)) for way in ways(form, x, y)]).sum()
+
+    def spread(x, y):
+        part = HardContrastive(HardContrastiveConfig(keep_fraction=0.5), None, None, views)
+        found = part.loss(Compared(x, y, views, 0.3), Step({}), lambda _: {})
+        return found["loss"] + found["batch_uniformity"]
 
     def unit(f):
         return lambda x, y: f(F.normalize(x, dim=1), F.normalize(y, dim=1))
@@ -99,6 +105,7 @@ def of_two_sides():
         "isogclr pairs": unit(lambda x, y: _side(state(len(x)), x, y, settings, 1e-10, False)[0]),
         **{f"mochi {form}": mochi(form) for form in ("views", "queue", "pairs")},
         **{f"hard {form}": hard(form) for form in ("views", "queue", "pairs")},
+        "hard with uniformity": spread,
     }
 
 

@@ -155,7 +155,7 @@ def test_state_is_kept_and_drawn(tmp_path: Path) -> None:
     words = ["train", "isogclr", "--data", "clusters", *SMALL, "--epochs", "2", "--out", str(tmp_path), "--name", "r"]
     assert cli.main(words) == 0
     learner = training.load_learner(Run.open(tmp_path / "r"))
-    tau = learner.parts["isogclr"].sample_state["tau"].values
+    tau = learner.parts["isogclr"].sample_states["tau"].values
     assert len(tau) == 440
     assert len(tau.unique()) > 100
     page = (tmp_path / "r" / "report.html").read_text()
@@ -174,7 +174,7 @@ def test_temperatures_move_over_other_bases(slug: str, data: str, tmp_path: Path
     words = ["train", base, "--with", addition, "--data", data, *small, "--epochs", "1", "--out", str(tmp_path)]
     assert cli.main([*words, "--name", "r"]) == 0
     learner = training.load_learner(Run.open(tmp_path / "r"))
-    moved = [s.values for n, s in learner.parts["isogclr"].sample_state.items() if n.startswith("tau")]
+    moved = [s.values for n, s in learner.parts["isogclr"].sample_states.items() if n.startswith("tau")]
     # A pair's temperatures of 0.01 go to the one bound or the other at their first step.
     assert all(len(values.unique()) > (1 if base == "clip" else 10) for values in moved)
 

@@ -18,6 +18,7 @@ from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
+from counterpoint.systems.images.mcl import MCL
 from counterpoint.views.images import RECIPES, ViewPipeline
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "mcl.npz")
@@ -130,6 +131,27 @@ def test_over_moco_the_queue_starts_anew() -> None:
     learner, task, _ = _learner(slug="moco-v2+mcl", base={"queue": 64})
     fit(learner, task, bar=False)
     assert int(learner.stage) == 1
+
+
+def test_each_stage_is_prepared_as_the_base_is() -> None:
+    """MLCD labels the training set before its stage; a stage with fresh weights needs the labels too."""
+    system = catalog.load_system("mlcd+mcl")
+    config = system.config(
+        encoder="mlp-s", batch_size=32, epochs=1, clusters=12, labels=3, projection=8, bank=50, teacher="data", recipe="none",
+        mcl={"stages": 1, "clusters": 2},
+    )  # fmt: skip
+    task = Experiment.resolve(system, "digit-canvases?train=96&test=20&grid=2&least=2", config=config).task()
+    learner = system.learner(config, SimpleNamespace(**task.facts), 0)
+    fit(learner, task, bar=False)
+    assert int(learner.stage) == 1
+    assert int(learner.base.labels.min()) >= 0
+
+
+def test_a_base_of_several_stages_is_an_error() -> None:
+    _, task, config = _learner()
+    base = SimpleNamespace(stages=lambda: [None, None], config=config)
+    with pytest.raises(CounterpointError, match="this one has 2 stages"):
+        MCL(config.parts["mcl"], lambda seed: base, SimpleNamespace(**task.facts))
 
 
 def test_groups_that_no_batch_fits_into_are_an_error() -> None:

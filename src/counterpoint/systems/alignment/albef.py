@@ -12,8 +12,8 @@ MLM are mixed with the predictions of the networks' momentum copy (`alpha`).
 This file has pre-training and the loss of fine-tuning for retrieval (`same_text`). `tasks/fused.py` has the networks, re-ranking
 by ITM and maps of words in the picture; `encoders/albef_weights.py` reads the authors' checkpoints. Differences: a clean
 warm-up and cosine replace the code's schedule, which jumps. ITC's in-batch keys are those of all processes, so that its
-value does not depend on their number. (ITM's negatives come from the own process, as in the code.) The temperature is bounded
-in retrieval too. Not supported: the heads of VQA, SNLI-VE and NLVR2, RefCOCO+, and of the paper's views RandAugment.
+value does not depend on their number. (ITM's negatives come from each process's own batch, as in the code.) The temperature is
+bounded in retrieval too. Not supported: the heads of VQA, SNLI-VE and NLVR2, RefCOCO+, and of the paper's views RandAugment.
 """
 
 from __future__ import annotations
@@ -295,9 +295,7 @@ class ALBEFConfig(FusedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("alpha", "momentum_teacher", "mlm_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise CounterpointError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+        self.need_share("alpha", "momentum_teacher", "mlm_probability")
         if self.alpha_ramp < 0:
             raise CounterpointError(f"alpha_ramp must not be negative, got {self.alpha_ramp}")
         low, high = TEMPERATURES

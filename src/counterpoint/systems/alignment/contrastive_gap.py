@@ -122,15 +122,16 @@ class ContrastiveGapConfig(AlignedConfig):
     beta2: float | None = 0.99
     constant_lr: bool = True
     temperature: float = 0.01
-    """Temperature of the CLIP loss; it is not learnt."""
+    """Temperature of the CLIP loss, > 0; it is not learnt."""
     contrastive: bool = True
-    """The CLIP loss itself."""
+    """Add the CLIP loss."""
     uniformity: bool = True
-    """Uniformity of each modality."""
+    """Add the uniformity of each modality."""
     alignment: bool = True
-    """Squared distance of the pairs."""
+    """Add the squared distance of the pairs."""
     cross_uniformity: bool = False
-    """Uniformity across the modalities (CUAXU). From scratch it can drive them to opposite poles: check `alignment`."""
+    """Add the uniformity across the modalities (CUAXU). From scratch it can drive them to opposite poles: then `alignment`, which
+    every step reports, comes near 4."""
     cross_warmup_epochs: int = 0
     """Epochs over which the weight of `cross_uniformity` rises from 0 to 1; 0: it is 1 from the start, as in the paper."""
 

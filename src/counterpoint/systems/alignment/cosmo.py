@@ -131,21 +131,21 @@ class CosmoConfig(InterleavedConfig):
     vision: str = "vit-s"
     """The picture encoder: patches-P (patches of P pixels), or an image encoder with a feature map, such as vit-s or hf:NAME."""
     pretrained: bool = False
-    """Load that encoder's weights."""
+    """Start the picture encoder from its published weights."""
     frozen_vision: bool = False
     """Do not train the picture encoder. (The paper's is CLIP's, frozen.)"""
     language: Literal["trained", "lora", "frozen"] = "trained"
     """What trains of the language model: all of it, an adapter (lora), or nothing (the paper, with hf:NAME)."""
     rank: int = 8
-    """Rank of the adapter."""
+    """Rank of the language model's adapter, with language lora."""
     unimodal: int = 0
-    """Number of layers without cross-attention; 0: half of them."""
+    """Number of the language model's first layers, which see no picture; 0: half of its layers."""
     interval: int = 1
-    """Layers from one gated block to the next."""
+    """Layers from one gated block to the next, at least 1."""
     heads: int = 8
     """Heads of all attention to pictures."""
     dim_head: int = 64
-    """Width of such a head."""
+    """Width of each head of the attention to pictures."""
     compress: int = 1
     """Factor by which heads and feed-forward layers of the gated blocks are narrower."""
     media_tokens: int = 64
@@ -235,9 +235,10 @@ class Cosmo(InterleavedLearner):
         captions = batch["captions"]
         same = captions if config.duplicates == "positives" else None
         contrast = interleaved_contrast(vision, text, self.theta.exp(), same)
-        every = gather_rows(captions)
-        if config.duplicates == "dropped" and len(every.unique()) < len(every):
-            contrast = contrast * 0.0
+        if config.duplicates == "dropped":
+            every = gather_rows(captions)
+            if len(every.unique()) < len(every):
+                contrast = contrast * 0.0
         found = matching_accuracy(vision.detach(), text.detach())
         return {
             "loss": config.pair_weight * (lm + config.contrast * contrast),

@@ -11,9 +11,9 @@ Weights are inner products of the frozen features, each extended by a 1. So the 
 matrix of moments, [frozen dim, dim]. In batches of up to DENSE times the frozen dimension, the weights themselves are
 less work: the kernel computes them tile by tile. Either way memory is linear in the batch.
 
-No code of the paper's authors is public; the tests compare the loss with a re-implementation (CellCLIP). `sharpness` and weights
-in both directions are variants, off by default. Not supported: the paper's towers and corpora; any encoder of the task
-can be frozen or trained.
+No code of the paper's authors is public; the tests compare the loss with a re-implementation (CellCLIP). Two variants are off by
+default: `sharpness`, and weights in both directions (`row_feat` of the functions, which no setting uses). Not supported: the
+paper's towers and corpora; any encoder of the task can be frozen or trained.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 BLOCK = 512  # rows of weights at a time where they are no inner products
 # For up to this many rows per frozen dimension, the weights are less work than the matrix of moments.
 DENSE = 2
+SHARPEST = 100  # largest power of the weights
 
 
 class CWCLTerms(NamedTuple):
@@ -112,7 +113,7 @@ def cwcl_terms(
     Arguments and errors are those of `cwcl`: `log_scale` is log(1 / temperature).
     """
     need_alike("n dim", row_embed=row_embed, col_embed=col_embed)
-    need_within(0, 100, sharpness=sharpness)  # above 100, weights of 1/2 underflow in float32
+    need_within(0, SHARPEST, sharpness=sharpness)  # from 127 on, a weight of 1/2 underflows in float32
     need_positive(sharpness=sharpness)
     for name, features in (("frozen_feat", frozen_feat), ("row_feat", row_feat)):
         if features is not None and (features.ndim != 2 or len(features) != len(row_embed)):
@@ -221,10 +222,9 @@ class CWCLConfig(AlignedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.temperature > 0 or not self.sharpness > 0:
-            raise CounterpointError(
-                f"temperature and sharpness must be > 0, got {self.temperature} and {self.sharpness}"
-            )
+        self.need_positive("temperature")
+        if not 0 < self.sharpness <= SHARPEST:
+            raise CounterpointError(f"sharpness must lie in 0..{SHARPEST}, 0 not included, got {self.sharpness}")
 
 
 class CWCL(AlignedLearner):

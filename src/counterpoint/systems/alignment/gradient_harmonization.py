@@ -10,8 +10,8 @@ conflict, their cosine is negative, which indicates a noisy triplet. The method 
     `core.gradients.realigned`);
   - curriculum: a unit counts only if its cosine exceeds gamma, which rises from -0.3 to 0 during training.
 
-Both work with VATT's losses (`core.mil.mil_nce`) and heads, or with plain InfoNCE. The realigned sum combines the same two
-gradients:
+Both work with VATT's losses (`core.mil.mil_nce`) and heads, or with plain InfoNCE. Where two gradients conflict, the realigned
+sum combines the same two gradients with other factors:
 
     h_va + h_vt = (1 - d/|g_va|^2) g_va + (1 - d/|g_vt|^2) g_vt with d = <g_va, g_vt>
 
@@ -129,15 +129,15 @@ class HarmonizationConfig(AlignedConfig):
     realign: bool = True
     """Where two gradients conflict, remove from each its component along the other."""
     curriculum: bool = True
-    """Leave out units whose cosine does not exceed a rising threshold."""
+    """Leave out units whose gradients' cosine does not exceed a rising threshold."""
     threshold_start: float = -0.3
-    """The threshold at the first step."""
+    """Cosine that a unit must exceed at the first step, -1 to threshold_end."""
     threshold_end: float = 0.0
-    """The threshold at the last step."""
+    """Cosine that a unit must exceed at the last step, threshold_start to 1; between both it rises on a line."""
     unit: Literal["sample", "microbatch"] = "sample"
     """Unit that a gradient is computed for: each item, or a micro-batch of items."""
     micro_batch: int = 8
-    """Items of a micro-batch."""
+    """Items of a micro-batch (with unit microbatch); it divides batch_size."""
     gradients: Literal["backbone", "embedding"] = "backbone"
     """Gradients to compare: on the backbone's weights, or, as a cheap proxy, on the first modality's embedding."""
     statistics: bool = True
@@ -195,7 +195,7 @@ class Harmonization(AlignedLearner):
         return nn.Linear(dim, self.config.tokens)
 
     def begin(self, survey: Survey) -> None:
-        """Measure conflicts where the data labels mismatched training items: by domains after a first domain "aligned"."""
+        """Find the mismatched training items, where the data label them: those outside of a first domain named "aligned"."""
         super().begin(survey)
         domains = survey.domains
         if domains is not None and survey.domain_names[:1] == ("aligned",):

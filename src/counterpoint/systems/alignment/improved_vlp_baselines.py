@@ -250,7 +250,7 @@ class RocketConfig(MultiViewConfig):
     extra: Literal["none", "barlip", "siamlip", "byolip", "swalip"] = "none"
     """A non-contrastive loss to add."""
     swalip_weight: float = 0.2
-    """Weight of SwALIP; the other losses have weight 1."""
+    """Weight of SwALIP, at least 0; the other losses have weight 1."""
     extra_hidden: int = 0
     """Width of the extra projectors' hidden layers; 0: the paper's, 3000 for BarLIP and 2048 for SiamLIP and BYOLIP."""
     extra_dim: int = 0
@@ -271,8 +271,12 @@ class RocketConfig(MultiViewConfig):
                 "augmentations, extra_hidden and extra_dim must not be negative, local_hidden at least 1"
             )
         self.need_share("label_smoothing", "momentum_teacher", "mixture")
+        self.need_weight("swalip_weight")
         if self.extra == "swalip" and (self.augmentations != 2 or self.label_smoothing):
-            raise CounterpointError("swalip needs two strong views and no label smoothing: --label-smoothing 0")
+            raise CounterpointError(
+                "swalip needs two strong views and no label smoothing: --augmentations 2 --label-smoothing 0, got "
+                f"{self.augmentations} and {self.label_smoothing}"
+            )
 
 
 class Rocket(MultiViewLearner):

@@ -177,7 +177,7 @@ class M3CoLConfig(AlignedConfig):
     contrast: Literal["m3col", "m3co", "multisclip", "plain", "none"] = "m3col"
     """Mixtures, then soft targets (m3col); only mixtures (m3co); only soft targets (multisclip); no mixing (plain); none."""
     contrast_weight: float = 0.1
-    """Weight of the contrast, gamma."""
+    """gamma: weight of the contrast, at least 0."""
     mixed_share: float = 0.33
     """Share of the epochs, from the first, in which m3col contrasts mixtures."""
     temperature: float = 0.1
@@ -185,7 +185,7 @@ class M3CoLConfig(AlignedConfig):
     soft_temperature: float = 0.125
     """Temperature of MultiSClip."""
     beta: float = 0.15
-    """Both parameters of the Beta distribution of the shares."""
+    """Both parameters of the Beta distribution of the shares, at least 0."""
     mixed_probability: float = 0.5
     """Probability that a sample is mixed."""
     mix_inputs: bool = False
@@ -198,8 +198,7 @@ class M3CoLConfig(AlignedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_positive("temperature", "soft_temperature", "hidden", "hidden_layers")
-        if self.beta < 0 or self.contrast_weight < 0:
-            raise CounterpointError("beta and contrast_weight must not be negative")
+        self.need_weight("beta", "contrast_weight")
         self.need_share("mixed_share", "mixed_probability")
 
 
@@ -263,7 +262,6 @@ class M3CoL(AlignedLearner):
     def contrast(self, z: Mapping[str, Tensor], inputs: Mapping[str, Any], mixes: Mapping[str, Mix]) -> Tensor:
         """Sum the contrast over the pairs of modalities."""
         config, phase = self.config, self.phase()
-        # Partners may be rows of other processes.
         mixed = {}
         if phase == "m3co":
             mixed = {name: self.mixture(name, z[name], inputs[name], mixes[name]) for name in z}

@@ -9,8 +9,9 @@ The violent mean of one modality is contrasted with that of the other, against t
 scream that follows the blow still finds its partner (Sec. 3.3). Second, a visual-only network is trained at the same time. Once
 per epoch it is blended into the audio-visual network (self-distillation, Sec. 3.4).
 
-This file has the whole method: pooling, semi-bags, the four terms, ramps, blending, both optimisers. Both networks, with the
-published parameter names, are in encoders/bags.py. The released code and the paper differ, or the code fails, in three places:
+This file has semi-bags, the four terms, ramps, blending and both optimisers. Top-k pooling and the selection of snippets are in
+core/mil.py, InfoNCE is in core/contrast.py. Both networks, with the published parameter names, are in encoders/bags.py. The
+released code and the paper differ, or the code fails, in three places:
   - `feature_order`: the released loop passes the two feature streams to the contrast under exchanged names.
     "paper" (default) lets audio scores select audio features; "released" exchanges them as the code does.
   - Attention includes padding (`mask_padding=False`), as in the code; True masks it, which the paper does not do.
@@ -203,9 +204,9 @@ class MacilSDConfig(BagsConfig):
     cosine_epochs: int = 60
     """Epochs over which a cosine brings both learning rates to 0; 0 keeps them constant."""
     contrast: bool = True
-    """Contrastive instance learning; off leaves multiple-instance learning."""
+    """Contrast the semi-bags of both modalities; off: multiple-instance learning alone."""
     temperature: float = 0.1
-    """Temperature of the contrast."""
+    """Temperature of the contrast, > 0."""
     contrast_delay: int = 0
     """Epochs after the first in which the contrast's weight stays 0, until MIL has learnt."""
     contrast_step: float = 0.1
@@ -213,9 +214,9 @@ class MacilSDConfig(BagsConfig):
     contrast_max: float = 1.5
     """Maximum of the contrast's weight."""
     distillation: bool = True
-    """Self-distillation from the visual network."""
+    """Train the visual network, and blend it into the audio-visual one after each epoch."""
     base_momentum: float = 0.91
-    """Momentum of the blending in epoch 0; it rises to 1 over the epochs."""
+    """Momentum of the blending in epoch 0, 0 to 1; it rises to 1 over the epochs."""
     feature_order: Literal["paper", "released"] = "paper"
     """Features that the audio scores select from: audio's ("paper") or, as in the released code, visual's ("released")."""
     mask_padding: bool = False
@@ -223,10 +224,12 @@ class MacilSDConfig(BagsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.need_count("hidden", "heads", "ffn")
         if self.hidden % self.heads:
             raise CounterpointError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
-        self.need_positive("temperature")
-        self.need_share("base_momentum")
+        self.need_positive("temperature", "lr", "visual_lr")
+        self.need_share("dropout", "base_momentum")
+        self.need_weight("cosine_epochs", "contrast_delay", "contrast_step", "contrast_max")
 
 
 class MacilSD(Learner):

@@ -10,7 +10,7 @@ coordinates of the product of all embeddings. The loss is a lower bound of total
 This file has the loss with both kinds of negatives and the scores of candidates. It also has the paper's baseline, the sum of
 pairwise CLIP losses (`objective="clip"`). "n" shuffles the other modalities for N - 1 shared negatives per row, with memory
 O(N dim). "n_squared" takes all N^(M-1) combinations. The logits of all M anchors are one array of N^M numbers. It is
-computed once, in blocks, for all anchors together.
+computed once, in blocks, for all anchors together (core/multilinear.py).
 
 A learnt vector replaces the encoder's output for a missing modality. The paper's variants pass a constant "missing" input and an
 indicator through the encoder, whose output is then also constant.
@@ -284,7 +284,7 @@ class SymileConfig(AlignedConfig):
     objective: Literal["symile", "clip"] = "symile"
     """The loss: Symile's, or the baseline, the sum of pairwise CLIP losses."""
     negatives: Literal["n", "n_squared"] = "n"
-    """Shuffled negatives, one for each row of the batch, or all combinations of rows."""
+    """n: shuffled negatives, one for each row of the batch. n_squared: all combinations of rows."""
     normalize: bool = True
     """Normalise embeddings to unit length, as in the XOR experiments; off, a LayerNorm ends each encoder, as in Symile-M3."""
     log_scale: float = -0.3

@@ -25,10 +25,11 @@ stage begins with a new optimiser. A ladder of zero-shot tests (tasks/ladder.py)
     counterpoint train teminal --data events
     counterpoint train teminal --start run:runs/clip --data "manifest:sounds.csv?seconds=10"
 
-Choices where the paper's text could not be read: half of stage A, the scoring of the ladder, the third block of the loss, and
-masks: rows of the same events in the same order are no negatives of each other. "a before b" and "b after a" are such rows.
+Choices where the paper's text could not be read: the share of two-event clips in stage A, the scoring of the ladder, the third
+block of the loss, and masks. Rows of the same events in the same order are no negatives of each other. "a before b" and "b after a"
+are such rows.
 
-- Of TACT's code, beta weights anchors from row B / 2 on, which is an error. Here it weights the block R.
+- In TACT's code beta weights the anchors from row B / 2 on, which is an error. Here it weights the block R.
 - Not built: frozen lower layers (TACT), further words for the relations, clips of more than two events.
 """
 
@@ -186,7 +187,7 @@ class TeminALConfig(EventConfig):
     base_epochs: int = 40
     """Passes over the training items in the base stage, where no `start` is given."""
     base_duals: float = 0.0
-    """Share of two sounds with "and" in the base stage, 0..1; the other items are as the data have them."""
+    """Share of the base stage's items that become two sounds with "and", 0..1; the others are as the data have them."""
     post: Literal["ab", "a", "b", "none"] = "ab"
     """Stages after the base: A and B, one of them, or none."""
     post_rate: float = 1.0
@@ -198,7 +199,7 @@ class TeminALConfig(EventConfig):
     alpha_cross: float = 1.0
     """Weight of other pairs' inverted and overlapped clips, at least 0."""
     beta: float = 1.0
-    """Weight of inverted clips as anchors, at least 0; those of forward clips is 1."""
+    """Weight of inverted clips as anchors, at least 0; that of forward clips is 1."""
     gamma: float = 1.0
     """Weight of overlapped clips as anchors, at least 0."""
 

@@ -206,19 +206,19 @@ class CoconutConfig(ClassStreamConfig):
     warmup_epochs: int = 1
     recipe: str = "none"
     head: Literal["decoder", "classifier"] = "decoder"
-    """Write intent and transcript (decoder), or tell the class alone (classifier)."""
+    """Write intent and transcript (decoder), or predict the class alone (classifier)."""
     roles: Literal["nspt", "ntpt", "scl", "none"] = "nspt"
     """Contrast of rehearsed items: nspt, ntpt (negatives of the teacher), scl (no teacher), or none."""
     nspt_weight: float = 1.0
-    """Factor of that contrast, beside old classes / (old + new classes)."""
+    """Factor of the contrast of rehearsed items, at least 0; its weight is this times old classes / (old + new classes)."""
     mm_weight: float = 0.1
-    """Weight of the contrast of sounds and transcripts; 0: none."""
+    """Weight of the contrast of sounds and transcripts, at least 0; 0: none."""
     positives: Literal["class", "pair"] = "class"
-    """Positives of that contrast: all pairs of the class, or its own alone."""
+    """Positives of the contrast of sounds and transcripts: all pairs of an item's class, or its own pair alone."""
     temperature: float = 0.1
-    """Temperature of both contrasts."""
+    """Temperature of both contrasts, > 0."""
     text_width: int = 768
-    """Width of the vectors of tokens whose mean is a transcript."""
+    """Width of the vectors of tokens; a transcript is their mean."""
     decoder_width: int = 768
     """Width of the decoder, a multiple of its heads."""
     decoder_depth: int = 6

@@ -9,8 +9,8 @@ arXiv 2305.07437; code ZixuanNi/Mod-X.
     s            log of the scale of CLIP's logits, learned, within 0..ln 100
     alpha        weight of the alignment
 
-Trained on, the spaces of both modalities rotate, each by itself (spatial disorder). So similarities off the diagonal change, and
-old pairs are no longer found. In the order of a step:
+Under continued training the spaces of both modalities rotate, each by itself (spatial disorder). So similarities off the diagonal
+change, and old pairs are no longer found. In the order of a step:
 
 1. The contrast is CLIP's, with logits exp(s) C (Sec. 4).
 2. A row of C' is trusted where its largest entry is its own pair. Other rows hold wrong knowledge and are left out.
@@ -19,11 +19,12 @@ old pairs are no longer found. In the order of a step:
 The first phase has no teacher. Each phase begins with a new optimiser. `--alpha 0` is plain continued training. `--joint` trains
 on all phases at once.
 
-- Of the code: the sum over rows, so alpha goes with the size of the batch; `--reduction mean` is free of that, with alpha times n.
-  The diagonal is part of the rows. Of several largest entries the first counts.
+- As in the code, the alignment is a sum over rows, so it grows with the batch size n. A mean (`--reduction mean`) does not, and
+  needs an alpha n times as large. The diagonal is part of the rows. Of several largest entries the first counts.
 - Mended: the teacher computes no gradient, and its matrix is not overwritten. Neither matrix is stored here.
 
-Not built: the baselines EWC, LwF and DER. Angles within a modality (SAM) are left out; `..._rotation` is RAM's mean.
+Not built: the baselines EWC, LwF and DER, and the angles within a modality (SAM). The measures `..._rotation` are means of the
+angles between an item's embeddings after the first phase and now (RAM).
 """
 
 from __future__ import annotations

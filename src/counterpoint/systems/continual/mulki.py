@@ -202,9 +202,9 @@ class MulKIConfig(TaskStreamConfig):
     schedule: Literal["epoch", "step"] = "step"
     recipe: str = "weak"
     l1: float = 0.1
-    """Weight of the contrast of class texts and prototypes."""
+    """Weight of the contrast of class texts and prototypes, at least 0."""
     l2: float = 1.0
-    """Weight of what the teachers teach; with l1 0: plain fine-tuning."""
+    """Weight of the distances from the teachers, at least 0. Where l1 and l2 are 0: plain fine-tuning."""
     feature_weight: float = 1.0
     """Weight of the squared distance of student and teacher embeddings, within l2; lower it where new tasks learn too slowly."""
     temperature: float = 2.0
@@ -237,7 +237,7 @@ class MulKIConfig(TaskStreamConfig):
                 raise CounterpointError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
         self.need_share("prototype_momentum", "connect_share")
         if not 0 <= self.label_smoothing < 1:
-            raise CounterpointError(f"label_smoothing must lie in 0 to below 1, got {self.label_smoothing}")
+            raise CounterpointError(f"label_smoothing must lie in 0..1, 1 not included, got {self.label_smoothing}")
 
 
 class MulKILearner(TaskStreamLearner):

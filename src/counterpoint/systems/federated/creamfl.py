@@ -10,10 +10,12 @@ code FLAIR-THU/CreamFL.
     S, X         G of the party's own modality, and of the other one
     a, b         learned negative scale and shift of the soft contrastive loss
 
-A round, in the order of this file's functions:
+A round (tasks/public_sets.py):
 
-    A   the server learns P with the soft contrastive loss, and broadcasts G
-    B   each chosen party repeats: one pass over its own items, and one over P with `cream_uni` or `cream_multi`
+    A   the server learns P with the soft contrastive loss (core/matches.py), and broadcasts G
+    B   each chosen party repeats: one pass over its own items, and one over P with `cream_uni` or `cream_multi`. A party of both
+        modalities learns its own items by the server's loss, one of one modality by a classifier with a margin
+        (core/class_logits.py)
     C   the party returns R_c; the server fuses them by `contrastive_ensemble`
     D   the server learns P once more, towards the fused representations
 
@@ -232,31 +234,32 @@ class CreamFLConfig(FederationConfig):
     embedding: int = 256
     recipe: str = "simclr"
     contrast_weight: float = 0.5
-    """Weight of the parties' contrast with the server's representations (w); 0: none."""
+    """w: weight of the parties' contrast with the server's representations, at least 0; 0: none."""
     contrast_temperature: float = 0.5
-    """Temperature of that contrast, > 0."""
+    """Temperature of the parties' contrast, > 0."""
     inter: bool = True
-    """Contrast with all public items in the other modality."""
+    """In the parties' contrast: compare with all public items in the other modality (the inter term)."""
     intra: bool = True
-    """Contrast with the same public item, against the party's own old embedding."""
+    """In the parties' contrast: compare with the same public item, against the party's own old embedding (the intra term)."""
     loss_scale: bool = False
-    """Divide the first of these by its ratio to the second, without gradient."""
+    """Divide the inter term by its ratio to the intra term, without gradient, where both are on."""
     fusion: Literal["contrast", "mean"] = "contrast"
-    """Weight the parties of an item by their contrast with the server's other modality, or all alike."""
+    """Weight the parties of an item by their contrast with the server's other modality, or all alike (mean)."""
     class_optimizer: str = "sgd"
     """Optimiser of parties of one modality."""
     class_lr: float = 1e-4 * 256 / 512
-    """Their learning rate at a batch of 256. It falls to a tenth after half of the rounds, and again after 80 %."""
+    """Learning rate of parties of one modality at a batch of 256. It falls to a tenth after half of the rounds, and again after
+    80 %."""
     class_decay: float = 5e-5
-    """Their weight decay."""
+    """Weight decay of parties of one modality, at least 0."""
     class_scale: float = 128.0
-    """Factor of images' embeddings before their classifier."""
+    """Factor of images' embeddings before the classifier of parties of one modality, > 0."""
     class_margin: float = 4.0
-    """Margin of the classifiers, subtracted from the true class's logit."""
+    """Margin of these classifiers, at least 0, subtracted from the true class's logit."""
     pair_optimizer: str = "adamp"
     """Optimiser of parties of both modalities."""
     pair_lr: float = 2e-4 * 256 / 512
-    """Their learning rate at a batch of 256. It falls on half a cosine over the rounds."""
+    """Learning rate of parties of both modalities at a batch of 256. It falls on half a cosine over the rounds."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,9 +4,9 @@ Wang, Zhang, Wang: "Do Generated Data Always Help Contrastive Learning?", ICLR 2
 
 The inflated set contains N copies of the real images, then the generated ones, and is sampled uniformly. With N = 10, 50,000
 real and 1,000,000 generated images, a third of the samples is real. More data need weaker augmentation: the recipes `adainf`
-and, for small pictures, `adainf-cifar` have the authors' weaker crops and colours. Nothing else changes, and the loss is the
-base's: this is an addition over any system that learns from views of images. The number of steps is that without inflation.
-Measures use only real images.
+and, for small pictures, `adainf-cifar` have the authors' weaker crops and colours. Nothing else changes. The loss is the
+base's, except over SimCLR (see `copies` below): this is an addition over any system that learns from views of images. The number
+of steps is that without inflation. Measures use only real images.
 
 Sources of generated images (`generated`, see counterpoint.data.generated):
 
@@ -103,6 +103,8 @@ def _positives(index: Tensor, everyone: Tensor, offset: int) -> tuple[Tensor, Te
 
 
 class Inflated(NamedTuple):
+    """The inflated set, and its labels; -1 for generated images."""
+
     data: UInt8[Tensor, n * image]
     label: Int[Tensor, " n"]
 

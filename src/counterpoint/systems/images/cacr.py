@@ -12,9 +12,9 @@ There is no softmax over positives and negatives together and no logarithm. The 
 authors' code, a query's negatives come from one other view at a time. Of two views, the earlier holds the queries.
 
 `cacr` is the form of the paper's small experiments, with its ablations and debiasing. `cacr_momentum` is the form with a
-momentum encoder and a predictor (MoCo v3). Its cost is cross-entropy ("rbf") or expected cost ("euclidean"). The latter is
-computed block by block, without storing all distances, see `expected_distance` in core/expected.py. Weights depend only on
-the distances, so alpha or beta may be 0.
+momentum encoder and a predictor (MoCo v3). Its cost is cross-entropy ("rbf") or expected cost ("euclidean"). Expected costs are
+computed block by block, without storing all distances (core/expected.py). Weights depend only on the distances, so alpha or beta
+may be 0.
 
 Not built:
 
@@ -279,7 +279,10 @@ class CACRConfig(ViewsConfig):
                 raise CounterpointError(f"{name} must lie in 0..{LARGEST:g}, got {getattr(self, name)}")
         self.need_share("momentum_teacher")
         if self.positive_prior is not None and not (0 <= self.positive_prior < 1 and self.weight_neg):
-            raise CounterpointError("positive_prior must be at least 0 and below 1, and needs weight_neg")
+            raise CounterpointError(
+                f"positive_prior must be at least 0 and below 1, and needs weight_neg, got {self.positive_prior} and "
+                f"{self.weight_neg}"
+            )
         if self.form == "momentum" and self.keys > self.positives + 1:
             raise CounterpointError(f"keys ({self.keys}) must not be more than the views ({self.positives + 1})")
 

@@ -339,9 +339,8 @@ class CMD(SelfDistilledLearner):
             return feature_map(cast(TwoLevels, self.teacher.module).encoder, images.to(self.device))
 
         training = self.training
-        found = region_figures(
-            survey.split("valid"), self.eval() and features, self.views, self.config.attention_temperature
-        )
+        self.eval()
+        found = region_figures(survey.split("valid"), features, self.views, self.config.attention_temperature)
         self.train(training)
         return found
 

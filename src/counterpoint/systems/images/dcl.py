@@ -113,7 +113,7 @@ class DCLConfig(PartConfig):
     """Settings of DCL."""
 
     weight_sigma: float = 0.0
-    """Sigma of DCLW's weights on the positives (the paper's is 0.5); 0: DCL without weights."""
+    """Sigma of DCLW's weights on the positives, at least 0 (the paper's is 0.5); 0: DCL without weights."""
     decoupled: bool = True
     """Use the decoupled loss; False: keep the base's own loss, the control of a claim."""
 
@@ -152,5 +152,4 @@ SYSTEM = Addition(
     part=Decoupled,
     fits=(views, Queued, pairs),
     loss="own",
-    # 670, 396 and 304 steps. According to the paper, the gain shrinks as the batch grows.
 )

@@ -94,7 +94,7 @@ class HallucinatorConfig(PartConfig):
     """Settings of the hallucinator."""
 
     weight: float = 1.0
-    """Weight of the contrast with hallucinated positives; 0: the base's loss unchanged."""
+    """Weight of the contrast with hallucinated positives, at least 0; 0: the base's loss unchanged."""
     reach: float = 1.0
     """Largest extrapolation, 0 to 1: lambda ~ reach Beta(2, 2)."""
     nonlinear: bool = True

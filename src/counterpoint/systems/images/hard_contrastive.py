@@ -8,8 +8,9 @@ its positive is s_ii, those with its K negatives are s_ik. The temperature is ta
     hard contrastive   contrastive over the kept: those at or above the (1 - alpha) quantile                 Eq. 8
     hard simple        -s_ii + lambda sum of the kept                                                        Eq. 9
 
-Negatives have Boltzmann weights in the gradient, `penalty_distribution`. `uniformity` and `tolerance` measure the effect.
-`counterpoint analyse RUN --temperature-sweep` draws both over the temperature for a system with a temperature.
+Negatives have Boltzmann weights in the gradient, `penalty_distribution`. `uniformity` (core/gap.py) and `tolerance`
+(tasks/measures/geometry.py) measure the effect. `counterpoint analyse RUN --temperature-sweep` draws both over the temperature for
+a system with a temperature.
 
 This is an addition: `hard-contrastive` alone is SimCLR with these losses, the in-batch form. The paper keeps a memory bank;
 `moco-v2+hard-contrastive`, with its queue, is closer to that. The paper leaves these choices open:
@@ -34,7 +35,7 @@ from torch import Tensor
 from counterpoint.core.checks import need_positive, need_rows
 from counterpoint.core.compared import Compared, Direction, Queued, pairs, views
 from counterpoint.core.contrast import softplus
-from counterpoint.core.distributed import gather_rows, global_mean
+from counterpoint.core.distributed import global_mean
 from counterpoint.core.gap import uniformity
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
@@ -45,7 +46,7 @@ from counterpoint.systems.parts import Losses, Part, Step
 from counterpoint.systems.settings import PartConfig
 
 COLLAPSED = -0.05  # uniformity above which all embeddings are nearly equal
-SEEN = 512  # number of embeddings of which the uniformity is measured
+SEEN = 512  # number of each process's embeddings of which the uniformity is measured
 
 
 def _checked(positive: Tensor, negatives: Tensor, keep_fraction: float) -> int:
@@ -226,7 +227,7 @@ class HardContrastive(Part):
 
     def loss(self, compared: Compared, step: Step, below: Callable[[Compared], Losses]) -> Losses:
         with torch.no_grad():
-            spread = uniformity(gather_rows(unit(compared.query)[:SEEN]))
+            spread = uniformity(unit(compared.query)[:SEEN])  # over the rows of all processes
         self.spread = spread  # read at the end of the epoch, so that no step waits for a GPU
         config, t = self.config, compared.temperature
         if config.push == "softmax" and config.keep_fraction == 1:

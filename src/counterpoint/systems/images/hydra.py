@@ -172,7 +172,7 @@ def gated_pair_infonce(
         renormalise: form A (default), or form B.
         row_mean: mean over anchors of the mean over their positives; anchors without one count 0. Default: mean over all
             positive pairs.
-        alpha: weight of form B's ungated similarity, which is taken away; default 0.
+        alpha: weight of the ungated similarity that form B subtracts; default 0.
 
     Returns:
         The loss, a scalar: 0 without positives. Across processes, keys and means are those of all processes.
@@ -255,13 +255,14 @@ class HydraConfig(EmbeddingConfig):
     pairs: Pairs = "arbitrary"
     """Partner class of an anchor: arbitrary (a permutation of the batch's), distinct (another class), identical (its own)."""
     gate: Gate = "pair"
-    """pair: the filter sees both classes; product of the gates of both classes; none: no filter."""
+    """pair: the filter sees both classes together. product: it sees each class alone, and both gates are multiplied. none: no
+    filter."""
     form: Form = "renormalised"
     """renormalised: cosine of the gated rows (form A); plain: gated product of unit rows (form B)."""
     row_mean: bool = False
     """Average over anchors, each with the mean of its positives, in place of all positive pairs."""
     residual: bool = False
-    """Take away a learned share of the ungated similarity (form plain)."""
+    """Subtract a learned share of the ungated similarity (form plain)."""
     symmetric: bool = False
     """Average the loss with that of the second view's rows as anchors."""
     label_dim: int = 512
@@ -269,7 +270,7 @@ class HydraConfig(EmbeddingConfig):
     filter_hidden: int = 1024
     """Width of the filter's hidden layer."""
     gate_penalty: float = 0.0
-    """Weight of mean g (1 - g), which drives gates to 0 or 1."""
+    """Weight of mean g (1 - g), which drives gates to 0 or 1; at least 0."""
 
     counts: ClassVar[tuple[str, ...]] = (*EmbeddingConfig.counts, "label_dim", "filter_hidden")
 

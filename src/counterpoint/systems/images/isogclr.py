@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -253,14 +253,19 @@ class ISogCLRConfig(PartConfig):
     beta_u: float = 0.9
     """Share of a new gradient in the momentum of a temperature, above 0 and at most 1."""
     eta: float = 0.03
-    """Learning rate of temperatures; 0 fixes them (SogCLR)."""
+    """Learning rate of temperatures, at least 0; 0 fixes them (SogCLR)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.gamma <= 1 or not 0 < self.beta_u <= 1 or self.eta < 0:
-            raise CounterpointError("gamma and beta_u must lie in 0..1, 0 not included, and eta must not be negative")
+            raise CounterpointError(
+                "gamma and beta_u must lie in 0..1, 0 not included, and eta must not be negative, got "
+                f"{self.gamma}, {self.beta_u} and {self.eta}"
+            )
         if self.tau_min is not None and not 0 < self.tau_min <= self.tau_max:
-            raise CounterpointError("tau_min must be positive and at most tau_max")
+            raise CounterpointError(
+                f"tau_min must be positive and at most tau_max ({self.tau_max}), got {self.tau_min}"
+            )
         if self.tau_init is not None and not 0 < self.tau_init < math.inf:
             raise CounterpointError(f"tau_init must be positive, got {self.tau_init}")
         if self.rho is not None and not math.isfinite(self.rho):
@@ -300,8 +305,8 @@ class ISogCLR(Part):
             raise CounterpointError(f"isogclr needs two modalities, the data has {', '.join(data.modalities)}")
         names = [a + b for a in ("s", "u", "tau", "b") for b in ("_I", "_T")] if two_sided else ["s", "u", "tau"]
         initial = {name: start if name.startswith("tau") else 0.0 for name in names}
-        self.sample_state = {k: SampleState(data.examples, initial=v) for k, v in initial.items()}
-        self.sample_states = nn.ModuleDict(self.sample_state)  # so that a run saves it
+        states = nn.ModuleDict({k: SampleState(data.examples, initial=v) for k, v in initial.items()})
+        self.sample_states: Mapping[str, SampleState] = cast(Any, states)
         self.class_of: Tensor | None = None
         self.told: dict[str, Tensor] = {}
         self.every = max(1, data.examples // TOLD)
@@ -313,7 +318,7 @@ class ISogCLR(Part):
         index = compared.index
         assert index is not None
         query, key = unit(compared.query), unit(compared.key)
-        rows = {name: state.lookup(index.to(state.values.device)) for name, state in self.sample_state.items()}
+        rows = {name: state.lookup(index.to(state.values.device)) for name, state in self.sample_states.items()}
         if compared.ways is pairs:
             loss, new = _pair(rows, query, key, self.settings, 1e-10, fresh=True)
         elif isinstance(compared.ways, Queued):
@@ -322,7 +327,7 @@ class ISogCLR(Part):
             loss, new = _queue(rows, similarity, self.settings, fresh=True)
         else:
             loss, new = _views(rows, query, key, self.settings, fresh=True)
-        for name, state in self.sample_state.items():
+        for name, state in self.sample_states.items():
             state.update(index.to(state.values.device), new[name])
         # For a large set, not at every step, because it takes as long as the loss.
         if not self.told or step.number % self.every == 0:
@@ -331,7 +336,7 @@ class ISogCLR(Part):
 
     def _by_class(self) -> tuple[Tensor, ClassMeans | None]:
         """Return the temperatures, a pair's averaged over its sides, and their means by class."""
-        sides = [state.values for name, state in self.sample_state.items() if name.startswith("tau")]
+        sides = [state.values for name, state in self.sample_states.items() if name.startswith("tau")]
         temperatures = torch.stack(sides).mean(0)
         return temperatures, means_by_class(temperatures, self.class_of)
 

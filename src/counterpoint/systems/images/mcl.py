@@ -124,6 +124,10 @@ class MCL(Learner):
         super().__init__(seed)
         self.settings, self.make = settings, make
         base: Any = make(seed)
+        if (many := len(base.stages())) != 1:
+            raise CounterpointError(
+                f"mcl trains a system of one stage several times, and this one has {many} stages; use another base"
+            )
         self.base, self.config = base, base.config
         base.position = self.position
         # Modules for the weights of finished encoders, unused before their stage is complete.
@@ -214,6 +218,9 @@ class MCL(Learner):
         if isinstance(fresh, ImageLearner):
             fresh.take_start()
         self.base.load_state_dict(fresh.state_dict())
+        (plain,) = self.base.stages()
+        if plain.enter is not None:  # such as MLCD's labels, which the fresh weights lack
+            plain.enter(survey)
         self.stage.add_(1)
 
     def _clusters(self, survey: Survey, stage: int) -> Tensor:

@@ -20,10 +20,10 @@ image are negatives of others.
   cosines without gradient. So the gradient is that of the plain cosine, at the changed logits. This is not ArcFace's own.
 - Chosen: the mean over the batch, a linear layer as head, crops of 20 to 100 % with a flip as views.
 
-Departures: centres always train with Adam, with decay for adamw, and the norm of `clip_norm` leaves them out. Every process holds
-all centres; the ancestor's code divides them over processes. The averaged ablation shares one draw of classes, the group's
-later code draws for each label. Not built: averages of image and caption features, and the text tower that a locked encoder
-would get afterwards.
+Departures: class centres always train with Adam, whatever `optimizer` is. With adamw the drawn rows also decay. `clip_norm` does
+not count them. Every process holds all centres; the ancestor's code divides them over processes. With `--objective softmax` all
+labels share one draw of classes; the group's later code draws anew for each label. Not built: averages of image and caption
+features, and the text tower that a locked encoder would get afterwards.
 """
 
 from __future__ import annotations

@@ -3,20 +3,20 @@
 Gidaris, Bursuc, Puy, Komodakis, Cord, Perez: "OBoW: Online Bag-of-Visual-Words Generation for Self-Supervised Learning",
 CVPR 2021, arXiv 2012.11552.
 
-    symbol    here                shape         meaning
+    symbol    here                shape           meaning
     F         feature_map         [B, C_l, h, w]  the teacher's map of level l; its border of one location is left out
-    V         dictionary          [K, C_l]      K visual words, a queue of the teacher's local features
-    d                             [B, hw, K]    squared distance of a location and a word; never stored as a whole
-    m         min_dist_mean       [1]           running mean of the distance to the nearest word
-    beta      inv_delta           number        m / beta is the temperature of a location's soft code over the words
-    t         bow                 [B, K]        pooled codes of a picture, which sum to 1
-    W = G(V)  generators          [K, C]        the student's weights, generated from the words
-    kappa     kappa               number        scale of the student's logits kappa f W^T, f its pooled features
-    alpha     momentum_teacher    number        momentum of the teacher
+    V         dictionary          [K, C_l]        K visual words, a queue of the teacher's local features
+    d                             [B, hw, K]      squared distance of a location and a word; never stored as a whole
+    m         min_dist_mean       [1]             running mean of the distance to the nearest word
+    beta      inv_delta           number          m / beta is the temperature of a location's soft code over the words
+    t         bow                 [B, K]          pooled codes of a picture, which sum to 1
+    W = G(V)  generators          [K, C]          the student's weights, generated from the words
+    kappa     kappa               number          scale of the student's logits kappa f W^T, f its pooled features
+    alpha     momentum_teacher    number          momentum of the teacher
 
-`core.codes` computes t without the matrix of distances. One step reads the vocabulary and makes the student's features. It
-moves the teacher, makes the targets of the whole pictures, and then writes new words. Both targets and head of a step
-therefore use the words of earlier steps.
+`core.codes` computes t, m and the new words, without the matrix of distances. One step reads the vocabulary and makes the
+student's features. It moves the teacher, makes the targets of the whole pictures, and then writes new words. Both targets and
+head of a step therefore use the words of earlier steps.
 
 Differences from the authors' code:
 

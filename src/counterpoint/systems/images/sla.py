@@ -241,8 +241,8 @@ class SLAConfig(LabelledConfig):
     method: Method = "sla"
     """sla; or a baseline: plain (no transformations), augment (all copies have the class), multi-task (two heads)."""
     transformations: str = "rotation"
-    """Transformations: none, rotation, rotation2 (half turns), color_perm, color_perm3 (cycles), and both together:
-    rot_color_perm6, rot_color_perm12, rot_color_perm24. The number in a name is M."""
+    """Transformations: none, rotation (quarter turns, M = 4), rotation2 (half turns), color_perm (orders of the colours, M = 6),
+    color_perm3 (cycles), and both together: rot_color_perm6, rot_color_perm12, rot_color_perm24. A number in a name is M."""
     self_distill: bool = False
     """Train a second head on the vote of the copies, so that one pass suffices."""
     temperature: float = 1.0

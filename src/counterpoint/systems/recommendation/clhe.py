@@ -16,15 +16,15 @@ arXiv 2310.18770; code Xiaohao-Liu/CLHE (no licence).
     cl(a, b, T): cross-entropy of unit(a) unit(b)^T / T with the own row as target, rows of a alone
 
 Views of items: `--item-views tokens` leaves out tokens before the attention. With dropout or noise the changed item is projected.
-With `same` both views are the item. The projection is discarded after training.
+With `same` both views are the item. The projection has no part in predictions.
 
 Four points differ from the code. For the first and the third, an option follows the code:
 
-1. Dropped items are read as item 0 under the mask of the full bundle. Here the smaller bundle has its own mask
+1. The code reads dropped items as item 0 under the mask of the full bundle. Here the smaller bundle has its own mask
    (`partial_uses_full_mask` of `clhe_forward` follows the code).
-2. Replacements come from the first numbers alone. Here from all items.
-3. The bundle's attention is in no optimiser. Here it trains, unless `--no-train-bundle-attention`.
-4. A bundle with one item would lose it. Here it keeps one. A bundle without items does not count.
+2. The code draws replacements from the first item numbers alone. Here they come from all items.
+3. The code has the bundle's attention in no optimiser. Here it trains, unless `--no-train-bundle-attention`.
+4. In the code a bundle with one item loses it. Here it keeps one item. A bundle without items does not count.
 
 Not built, because it is off by default in the code: more layers of the bundle's attention, layer normalisation, and a value
 matrix for items.

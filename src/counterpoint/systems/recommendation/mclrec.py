@@ -30,7 +30,7 @@ Three known methods are settings: `--view-weight 0 --learned-weight 0` is SASRec
 2010.14395), and `--learned-weight 0 --views same-target` is DuoRec (arXiv 2110.05730). DuoRec's code also leaves out negatives
 of the same target, which is not here.
 
-- Of the code where the paper differs: con is a mean over 2n rows. R has all three pairs, and each row has its own margin. The
+- As in the code, where the paper differs: con is a mean over 2n rows. R has all three pairs, and each row has its own margin. The
   paper's algorithm lacks the third turn (`--update two-turns`).
 - Computed otherwise, equal in value: max(p_i, m_i) is at least every n_ij. So R's second term is the mean of max(p_i, m_i)
   minus that of n_ij. The latter is a product of sums. No 2n x 2n matrix is kept for R.

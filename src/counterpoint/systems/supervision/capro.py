@@ -180,9 +180,9 @@ class CAProConfig(JudgedConfig):
     warm_epochs: int = 120
     """Passes of the stage before the main one, without prototypes; at least 0."""
     objective: Literal["capro", "cross-entropy"] = "capro"
-    """All terms, or the cross-entropy of the web labels alone, the baseline of the claim."""
+    """capro: all terms. cross-entropy: that of the web labels alone, the baseline of the claim."""
     prototypes: Literal["text", "labels"] = "text"
-    """Images that start the prototypes: those chosen by text, or all images of the class."""
+    """Images that start the prototypes. text: those that texts choose. labels: all images of the class."""
     projection: int = 128
     """Width of z."""
     hidden: int = 2048

@@ -16,7 +16,7 @@ Wu, Mon-Williams, Liu et al.: "Mixup Your Own Pairs", arXiv 2309.16633. Code: gi
 Mixtures are not normalised, and constant: their gradient reaches the anchor alone. The loss builds none of them, because
 s(i, a x + b y) = a s(i, x) + b s(i, y): see `core.label_mixtures`.
 
-After contrast the head is discarded. A linear regressor reads the frozen encoder, or encoder and regressor are fine-tuned.
+After the contrast, a linear regressor reads the encoder without the head. The encoder is frozen, or both are fine-tuned.
 
 Deviations from the authors' code, numbered:
 
