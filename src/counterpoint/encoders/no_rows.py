@@ -1,6 +1,7 @@
-"""Outputs for a batch without rows, as a process has where an epoch's last batch has fewer rows than there are processes.
+"""Make outputs for a batch without rows.
 
-Networks of transformers refuse such a batch. The process still takes part in the step: its losses need a gradient.
+A process has such a batch where the last one of an epoch has fewer rows than there are processes. Networks of transformers
+refuse it. The process still takes part in the step, so its losses need a gradient.
 """
 
 from __future__ import annotations
