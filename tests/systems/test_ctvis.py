@@ -360,6 +360,14 @@ def built(seed: int = 0, **overrides):
     return load_system("ctvis").learner(experiment.config, SimpleNamespace(**task.facts), seed), task
 
 
+def test_share_of_a_batch_without_a_clip_has_its_crops_size_and_no_detection():
+    learner, task = built()
+    clips = task.train_loader(0, learner.position).dataset
+    found = clips[[]]
+    assert found["crops"].shape == (0, 1, 1, 3, 16, 16)
+    assert found["identities"].shape == found["scores"].shape == (0, 1, 1)
+
+
 def test_a_step_trains_with_the_public_functions(monkeypatch):
     learner, task = built(epochs=1)
     calls = {"item_losses": [], "similarity_guided_memory": [], "memory_positives": []}

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from counterpoint.encoders.chat_names import patch_side, shape_of, takes_pictures, unloaded
 from counterpoint.encoders.chat_tokenizers import ChatTokenizer
 from counterpoint.encoders.messages import Message
+from counterpoint.encoders.no_rows import no_rows
 from counterpoint.errors import CounterpointError, needs_extra
 
 VISION_DEPTH = 2
@@ -163,10 +164,8 @@ class ChatModel(nn.Module):
         """Compute the logits of a process without a share of an epoch's last batch. Networks of transformers need a row."""
         row = ids.new_full((1, ids.shape[1]), self.tokenizer.pad)
         found = self.forward(row, torch.ones_like(row, dtype=torch.bool), **more)[:0]
-        learned = [p.sum() for p in self.parameters() if p.requires_grad]
-        if found.requires_grad or not learned:
-            return found
-        return found + 0 * torch.stack(learned).sum()  # a projector that learns alone has no picture here
+        # A projector that learns alone has no picture here.
+        return found if found.requires_grad else found + no_rows(self, *found.shape[1:])
 
     @torch.no_grad()
     def generate(

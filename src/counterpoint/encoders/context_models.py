@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from counterpoint.encoders.chat_models import Numbers, built, keep_tied_once
 from counterpoint.encoders.chat_names import check_chat_model
+from counterpoint.encoders.no_rows import no_rows
 from counterpoint.encoders.text import Tokenizer
 from counterpoint.errors import CounterpointError, needs_extra, unknown
 
@@ -155,6 +156,9 @@ class ContextModel(nn.Module):
             mask: True at vectors, False at padding, which stands on the left.
             query: the query, padded on the right.
         """
+        if not len(context):
+            vocabulary = len(self.model.get_output_embeddings().weight)
+            return no_rows(self, query.ids.shape[1], vocabulary) + 0 * context.sum()
         if self.encoder_decoder:
             found = self.model(
                 inputs_embeds=torch.cat([context, self.embed(query.source)], 1),
@@ -224,7 +228,7 @@ class Distiller(nn.Module):
         self.initial, self.spread = placeholders, float(getattr(whole.config, "initializer_range", 0.02) or 0.02)
         self.encoder = bool(whole.config.is_encoder_decoder)
         self.body: Any = whole.get_encoder() if self.encoder else whole.base_model
-        own = int(self.table.embedding_dim)
+        own, self.width = int(self.table.embedding_dim), width
         self.placeholders = nn.Parameter(torch.empty(vectors, own))
         self.adapter: nn.Module = nn.Identity() if own == width else nn.Sequential(nn.Linear(own, width), nn.Tanh())
         self.renew()
@@ -258,6 +262,8 @@ class Distiller(nn.Module):
             ids: tokens of the demonstrations, possibly none.
             mask: True at tokens, False at padding, which stands on the left.
         """
+        if not len(ids):
+            return no_rows(self, len(self.placeholders), self.width)
         rows = torch.cat([self.table(ids), self.placeholders.expand(len(ids), -1, -1)], 1)
         both = torch.cat([mask, mask.new_ones(len(ids), len(self.placeholders))], 1)
         more = {} if self.encoder else {"position_ids": places(both), "use_cache": False}

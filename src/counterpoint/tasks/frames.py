@@ -319,8 +319,8 @@ class _Clips(Dataset[dict[str, Any]]):
 
     def __getitem__(self, indices: Sequence[int]) -> dict[str, Any]:
         clips = [self.split.clip(int(index)) for index in indices]
-        frames, most = (max((c.identities.shape[axis] for c in clips), default=0) for axis in (0, 1))
-        size = clips[0].crops.shape[2]
+        frames, most = (max((c.identities.shape[axis] for c in clips), default=1) for axis in (0, 1))
+        size = (clips or [self.split.clip(0)])[0].crops.shape[2]
         crops = np.zeros((len(clips), frames, most, size, size, 3), np.uint8)
         identities = np.full((len(clips), frames, most), PADDING, np.int64)
         scores = np.zeros((len(clips), frames, most), np.float32)

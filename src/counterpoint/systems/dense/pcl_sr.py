@@ -267,7 +267,9 @@ class PCLSR(RestoredLearner):
         return optimisers(config, [network], self.epochs, config.batch_size, steps_per_epoch=steps, curve=curve)
 
     def _clip(self, *_: Any) -> None:
-        nn.utils.clip_grad_value_(self.network.parameters(), self.config.clip_value)
+        for parameter in self.network.parameters():
+            if parameter.grad is not None:
+                parameter.grad.clamp_(-self.config.clip_value, self.config.clip_value)
 
     # --- a step
 

@@ -42,6 +42,7 @@ from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds
 from counterpoint.encoders.in_context import EPS, InContextNetwork, check_meta_model, word_embedding
+from counterpoint.encoders.no_rows import no_rows
 from counterpoint.encoders.text import Tokenizer
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.optim import on_lines
@@ -275,7 +276,8 @@ class SINC(Learner):
             demonstrations(self.items, row, self.config, self.nearest, in_demo, np.random.default_rng([seed, place]))
             for row, place in zip(rows.tolist(), range(total)[mine], strict=True)
         ]
-        found = prompts(self.items, rows, self.items, demos, self.numbers[np.stack(demos)])
+        chosen = np.stack(demos) if demos else np.empty((0, 0), np.int64)
+        found = prompts(self.items, rows, self.items, demos, self.numbers[chosen])
         found["label"] = torch.from_numpy(self.numbers[rows])
         return batch | {name: value.to(self.device) for name, value in found.items()} | {"in_demo": in_demo}
 
@@ -283,6 +285,8 @@ class SINC(Learner):
         self, prompt: Mapping[str, Tensor], class_tokens: Tensor, class_token_mask: Tensor
     ) -> Float[Tensor, "n classes"]:
         """Compute the logits of all classes for the queries of prompts."""
+        if not len(prompt["query"]):
+            return no_rows(self.network, len(class_tokens))
         found: Tensor = in_context_classifier(
             prompt["query"], prompt["demos"], prompt["demo_labels"], class_tokens, class_token_mask,
             self.network.weights, self.network.meta, num_heads=self.config.fuser_heads, layer_norm_eps=EPS,
