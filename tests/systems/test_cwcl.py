@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from counterpoint import cli, training
 from counterpoint import functional as fn
 from counterpoint.engine.run import Run
+from counterpoint.errors import CounterpointError
 from counterpoint.lab.protocol import of_system
 from counterpoint.lab.verify import rehearse
 from counterpoint.systems.alignment import cwcl as room
@@ -151,6 +152,9 @@ def test_edge_cases_have_their_values_or_raise_an_error():
         fn.cwcl(p[:0], q[:0], f[:0], number(1.0))
     with pytest.raises(ValueError, match="sharpness must be positive"):
         fn.cwcl(p, q, f, number(1.0), sharpness=0.0)
+    for sharpness in (0.0, 101.0):
+        with pytest.raises(CounterpointError, match="sharpness must lie in"):
+            room.CWCLConfig(sharpness=sharpness)
 
 
 # ---------------------------------------------------------------------------------------------------------------- training

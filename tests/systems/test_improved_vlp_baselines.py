@@ -286,6 +286,7 @@ def test_settings_that_make_no_sense_are_refused():
         ({"extra": "swalip", "label_smoothing": 0.0, "augmentations": 3}, "swalip needs two strong views"),
         ({"augmentations": -1}, "augmentations"),
         ({"mixture": 1.5}, "mixture"),
+        ({"swalip_weight": -1.0}, "swalip_weight must be at least 0"),
         ({"text_dropout": 1.0}, "text_dropout"),
     ):
         with pytest.raises(CounterpointError, match=names):

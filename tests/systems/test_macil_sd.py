@@ -393,6 +393,9 @@ def test_settings_are_checked():
         MacilSDConfig(hidden=10, heads=4)
     with pytest.raises(CounterpointError, match="temperature"):
         MacilSDConfig(temperature=0.0)
+    for wrong in ({"heads": 0}, {"visual_lr": 0.0}, {"dropout": 2.0}, {"contrast_delay": -1}):
+        with pytest.raises(CounterpointError, match=next(iter(wrong))):
+            MacilSDConfig(**wrong)
     with pytest.raises(CounterpointError, match="batch_size"):
         MacilSDConfig(batch_size=0)
 

@@ -25,8 +25,8 @@ stage begins with a new optimiser. A ladder of zero-shot tests (tasks/ladder.py)
     counterpoint train teminal --data events
     counterpoint train teminal --start run:runs/clip --data "manifest:sounds.csv?seconds=10"
 
-Choices where the paper's text could not be read: the share of two-event clips in stage A, the scoring of the ladder, the third
-block of the loss, and masks. Rows of the same events in the same order are no negatives of each other. "a before b" and "b after a"
+Choices where the paper's text could not be read: the half of two-event clips in stage A, the ladder's scoring, the third block of
+the loss, and masks. Rows of the same events in the same order are no negatives of each other. "a before b" and "b after a"
 are such rows.
 
 - In TACT's code beta weights the anchors from row B / 2 on, which is an error. Here it weights the block R.

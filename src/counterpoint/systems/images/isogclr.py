@@ -259,7 +259,7 @@ class ISogCLRConfig(PartConfig):
         super().__post_init__()
         if not 0 < self.gamma <= 1 or not 0 < self.beta_u <= 1 or self.eta < 0:
             raise CounterpointError(
-                "gamma and beta_u must lie in 0..1, 0 not included, and eta must not be negative, got "
+                "gamma and beta_u must lie in 0..1, 0 not included; eta must not be negative; got "
                 f"{self.gamma}, {self.beta_u} and {self.eta}"
             )
         if self.tau_min is not None and not 0 < self.tau_min <= self.tau_max:
