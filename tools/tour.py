@@ -33,7 +33,7 @@ from counterpoint.systems.settings import flat
 
 LIMIT = 600  # seconds of one system
 # Settings of systems that have a long stage before their first epoch: adainf would draw 200,000 images from a diffusion model.
-SHORT: dict[str, dict[str, str]] = {"adainf": {"generated": "mixture"}}
+SHORT: dict[str, dict[str, str]] = {"adainf": {"adainf.generated": "mixture"}}
 
 
 @dataclass(frozen=True)
