@@ -64,6 +64,29 @@ class Walk(NamedTuple):
     left_out: list[tuple[Path, str]]  # path and reason, sorted: hidden, broken link, link loop, unreadable, no file
 
 
+@contextlib.contextmanager
+def held(folder: Path, doing: str) -> Iterator[None]:
+    """Hold a folder for one process at a time.
+
+    Args:
+        folder: the folder; it gets a file `.lock`.
+        doing: what a process does with it, such as "embeds into", for the message.
+
+    Raises CounterpointError when another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise CounterpointError(f"another process {doing} {folder}; wait for it, or use --jobs") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def walk(folder: Path | str) -> Walk:
     """List every file below `folder`, through links to files and to folders.
 

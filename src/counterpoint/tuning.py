@@ -21,15 +21,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from filelock import FileLock, Timeout
-
 from counterpoint import catalog
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run, machine, versions
 from counterpoint.engine.services import Callback
 from counterpoint.errors import CounterpointError, Interrupted, unknown
 from counterpoint.experiment import Experiment, Say, silent
-from counterpoint.files import replacing
+from counterpoint.files import held, replacing
 from counterpoint.lab.cluster import Cluster, Task, run_tasks
 from counterpoint.lab.ranges import Range
 from counterpoint.report.run import smaller_is_better
@@ -170,19 +168,8 @@ def sweep(
         loop or Loop(),
     )
     place.mkdir(parents=True, exist_ok=True)
-    with locked(place):
+    with held(place, "runs the sweep in"):
         return _continued(plan, jobs, cluster, say)
-
-
-@contextlib.contextmanager
-def locked(place: Path) -> Iterator[None]:
-    """Hold a folder for one sweep at a time. CounterpointError when another process holds it."""
-    lock = FileLock(place / ".lock", timeout=0)
-    try:
-        with lock:
-            yield
-    except Timeout:
-        raise CounterpointError(f"another process runs the sweep in {place}; wait for it, or use --jobs") from None
 
 
 def _continued(plan: Plan, jobs: int | None, cluster: Cluster | None, say: Say) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def uniformity(x: Float[Tensor, "n dim"], sharpness: float = 2.0) -> Float[Tenso
         x: rows, normalised here; for a row of zeros see `core.operands.unit`.
         sharpness: > 0, factor of the squared distances.
 
-    0 when all are equal, at least -4t; -2t is the best that many rows can reach in many dimensions. One row has no pair: 0.
+    0 when all are equal, at least -4 sharpness. Many rows in many dimensions reach -2 sharpness at best. One row has no pair: 0.
     Raises ValueError for an empty batch. Source: Wang and Isola 2020.
 
     >>> uniformity(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))

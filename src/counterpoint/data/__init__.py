@@ -37,10 +37,11 @@ def load(spec: str, *, task: str | None = None, **options: Any) -> Any:
     Args:
         spec: `NAME` or `NAME:ARGUMENT`, with `?OPTION=VALUE&OPTION=VALUE` after it if wanted. Brackets, asterisks and question
             marks of a path that exists belong to the path. `memory:...` names an object that this process holds (memory.py).
-        task: bags, views, dense, frames, regions, targets, sequences, chats, aligned, federations or generation; the result is
-            that task's contract (`BagData`, `ImageData`, `DenseData`, `ClipData`, `RegionData`, `TargetData`, `HistoryData`,
-            `ChatData`, `AlignedData`, `FederatedData`, `GenerationData`). A source for aligned also serves generation, by its
-            pictures and captions. Default: the source's first task.
+        task: aligned, bags, chats, demonstrations, dense, dialogs, episodes, federations, frames, generation, regions, sequences,
+            targets, tokens or views. The result is that task's contract, in this order: `AlignedData`, `BagData`, `ChatData`,
+            `DemonstrationData`, `DenseData`, `DialogData`, `EpisodeData`, `FederatedData`, `ClipData`, `GenerationData`,
+            `RegionData`, `HistoryData`, `TargetData`, `TokenData`, `ImageData`. A source for aligned also serves generation,
+            by its pictures and captions. Default: the source's first task.
         options: options of the source; they override those in `spec`.
 
     Raises CounterpointError for an unknown name or option, and for a missing or superfluous argument. Raises it too for a

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from counterpoint.data.memory import is_memory
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.experiment import Experiment
-from counterpoint.files import check_writable
+from counterpoint.files import check_writable, held
 from counterpoint.lab.cluster import Cluster, run_tasks
 from counterpoint.search.encoder import Encoder
 from counterpoint.search.items import SPLITS, Items
@@ -116,7 +114,7 @@ def embed(
             with _bar(layout.rows) as maker.progress:
                 return maker.write(layout.batches, out, _metadata(said))
     out.mkdir(exist_ok=True)
-    with _alone(out):
+    with held(out, "embeds into"):
         job = _job(items, encoder, out, said | {"shard_rows": shard_rows or SHARD})
         try:
             _HELD["maker"] = job.name, Maker(items, encoder, job.layout, job.texts)
@@ -251,16 +249,6 @@ def write_shard(job: Job, batches: Sequence[Batch], path: Path, said: dict[str, 
         items = Items.of(Experiment.of_run(encoder.run).source(job.data), encoder, job.split)
         _HELD["maker"] = job.name, Maker(items, encoder, job.layout, job.texts)
     return _HELD["maker"][1].write(batches, path, _metadata(job.said | said))
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a folder for one process at a time. CounterpointError when another process holds it."""
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise CounterpointError(f"another process embeds into {folder}; wait for it, or use --jobs") from None
 
 
 @contextlib.contextmanager
