@@ -147,6 +147,12 @@ def test_each_stage_is_prepared_as_the_base_is() -> None:
     assert int(learner.base.labels.min()) >= 0
 
 
+def test_what_the_base_measures_is_measured() -> None:
+    learner, task, _ = _learner("none")
+    learner.base.measures = lambda survey, split: {"own": float(split == "test")}
+    assert fit(learner, task, bar=False)[-1]["test/own"] == 1.0
+
+
 def test_a_base_of_several_stages_is_an_error() -> None:
     _, task, config = _learner()
     base = SimpleNamespace(stages=lambda: [None, None], config=config)

@@ -174,6 +174,10 @@ class MCL(Learner):
         found: dict[str, Any] = self.base.figures(survey)
         return found
 
+    def measures(self, survey: Survey, split: str) -> dict[str, float]:
+        found: dict[str, float] = self.base.measures(survey, split)
+        return found
+
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
         found: Sequence[tuple[nn.Module, str]] = self.base.row_wise()
         return found
