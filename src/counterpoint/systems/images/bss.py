@@ -26,9 +26,8 @@ style, too; by default all images of a view share them. The result of a transfer
 The authors' code could not be obtained. The square window and its rounding are those of FDA (arXiv 2004.05498). The default
 range of r is our choice. The three losses follow the paper's description of rows and columns.
 
-Speed (results/bench/bss.json): a batch's transfer is 3.9 to 10 times as fast as one image at a time. With a window of 81 in 224
-pixels it is 2.1 times as fast: most of the transform is needed then. The loss gains from about 1,000 contents on, and is slower
-with 64.
+Speed (results/bench/bss.json): a batch's transfer is 4 to 6.9 times as fast as one image at a time. With a window of 81 in 224
+pixels it is 3 times as fast: most of the transform is needed then. The loss gains from 256 contents on, and is slower with 64.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ Every operation equals torchvision's with the same parameters (`torchvision.tran
 default. Draws have the distributions of torchvision's random transforms, with one difference: each view of a batch draws the
 order of the four colour operations once, not for every image. Images therefore run as one tensor.
 
-These operations are faster than those of libraries. On 2 CPU threads, the same views take 2.5 to 3.1 times as long with
-kornia 0.9. With torchvision's v2 transforms, image by image, they take 6 to 21 times as long. The benchmark is
+These operations are faster than those of libraries. On 2 CPU threads, the same views take 2.4 to 3.6 times as long with
+kornia 0.9. With torchvision's v2 transforms, image by image, they take 6.7 to 16 times as long. The benchmark is
 benchmarks/views.py; its record is results/bench/views.json, with 256 images of 32 and 64 pixels, with and without blur.
 
 Its files:
