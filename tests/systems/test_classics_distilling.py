@@ -195,12 +195,12 @@ def crd_inputs(n=3, samples=11, dim=4, k=5):
     return student, teacher, unit(samples, dim, seed=2), unit(samples, dim, seed=3), index, contrast
 
 
-@pytest.mark.parametrize("samples", [11, 300])  # with the whole memory at once, or with the rows that are listed
+@pytest.mark.parametrize("samples", [11, 400])  # with the whole memory at once, or with the rows that are listed
 @pytest.mark.parametrize("block", [1, 2**20])
 def test_crd_is_its_formula(samples, block, monkeypatch):
     monkeypatch.setattr(listed, "BLOCK", block)
     student, teacher, memory_student, memory_teacher, index, contrast = inputs = crd_inputs(samples=samples)
-    assert listed._fetched(memory_student, contrast) == (samples == 300)
+    assert listed._fetched(memory_student, contrast) == (samples == 400)
     z = (torch.tensor(50.0).double(), torch.tensor(80.0).double())
     out = crd(*inputs, Z_student=z[0], Z_teacher=z[1])
     expected = direct_crd(student, teacher, memory_student, memory_teacher, contrast, 0.07, z)
