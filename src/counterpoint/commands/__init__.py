@@ -8,6 +8,7 @@ that it needs: help, `systems` and a misspelt name need no torch.
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
