@@ -30,7 +30,7 @@ from counterpoint.encoders.adapters import adapted, load_base, merged_state
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run, versions
-from counterpoint.errors import CounterpointError, RunError
+from counterpoint.errors import CounterpointError, RunError, check_seed
 from counterpoint.systems.base import System
 from counterpoint.systems.settings import flat, stored, with_settings
 
@@ -183,6 +183,7 @@ class Experiment:
 
         Raises CounterpointError for data that do not fit the settings, Interrupted after Ctrl-C.
         """
+        check_seed(seed)
         if self.data.startswith("stream:") and (self.system.run is not None or self.system.source is not None):
             why = "trains no network by steps" if self.system.run is not None else "changes its data"
             raise CounterpointError(f"{self.system.slug} {why}, so it cannot be run over a stream; name another system")

@@ -18,7 +18,7 @@ import torch
 
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import BAD_BATCH, Run, check_new
-from counterpoint.errors import CounterpointError, Interrupted, RunError
+from counterpoint.errors import CounterpointError, Interrupted, RunError, check_seed
 from counterpoint.experiment import Experiment, Say, finished, load_learner
 from counterpoint.systems.settings import stored, with_settings
 
@@ -64,6 +64,7 @@ def train(
     Raises CounterpointError for unknown names, missing or damaged data, and settings that do not fit. It then leaves nothing
     on disk. Raises Interrupted after Ctrl-C; then the run can be resumed.
     """
+    check_seed(seed)
     origin = None if parent is None else finished(parent, slug)
     if origin is None:
         experiment = Experiment.resolve(slug, data, config=config)

@@ -27,7 +27,7 @@ from counterpoint import catalog
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run, machine, versions
 from counterpoint.engine.services import Callback
-from counterpoint.errors import CounterpointError, Interrupted, unknown
+from counterpoint.errors import CounterpointError, Interrupted, check_seed, unknown
 from counterpoint.experiment import Experiment, Say, silent
 from counterpoint.files import replacing
 from counterpoint.lab.cluster import Cluster, Task, run_tasks
@@ -136,6 +136,7 @@ def sweep(
             raise unknown(name, value, get_args(known))
     if trials < 1 or (jobs is not None and jobs < 1):
         raise CounterpointError(f"trials and jobs must be at least 1, got {trials} and {jobs}")
+    check_seed(seed)
     ranges = tuple(Range.parse(text) for text in over)
     if not ranges or len({one.name for one in ranges}) < len(ranges):
         raise CounterpointError("a sweep needs at least one --over, and each setting once: --over lr=1e-4..1e-1:log")

@@ -115,7 +115,10 @@ def compare(
             (before + other for other in getattr(instead, "stand_ins", ()) if before + other in shared), metric
         )
     if metric not in shared:
-        raise CounterpointError(f"not every system has the metric '{metric}'; all have: {', '.join(shared)}")
+        raise CounterpointError(
+            f"not every system has the metric '{metric}'; all have: {', '.join(shared)}; "
+            "name one of them with --metric (in Python: metric=). Accuracies need labelled data"
+        )
     first = tasks[slugs[0]]
     lower = bool(getattr(first, "lower", False)) and metric.removeprefix(UNSEEN) == first.headline  # an error
     same = {
