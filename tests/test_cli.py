@@ -184,6 +184,16 @@ def test_an_interruption_names_the_command_that_continues_and_not_one_of_its_run
         (["train", "macil-sd", "--temperature", "0"], "temperature must be > 0"),
         (["train", "macil-sd", "--seed", "-1"], "seed must be a whole number from 0 to 4294967295, got -1"),
         (["sweep", "macil-sd", "--over", "lr=1,2", "--seed", str(2**32)], "seed must be a whole number from 0 to"),
+        (["sweep", "simclr", "--over", "lr=1,2", "--set", "lr=1"], "lr is searched by --over and set by --set"),
+        (["sweep", "simclr", "--over", "lr=a,b"], "lr takes a number, got 'a'"),
+        (
+            ["compare", "simclr", "dcl", "--data", "digits", "--epochs", "1", "--set", "epochs=2"],
+            "epochs is given by --epochs and by --set",
+        ),
+        (
+            ["compare", "simclr", "dcl", "--data", "digits", "--out", "/proc/none"],
+            "cannot be written (No such file or directory); name another folder with --out",
+        ),
         (["train", "--resume", "/nowhere"], "/nowhere: no such run directory"),
         (["evaluate", "/nowhere"], "no such run directory"),
         (["verify", "macil-sd", "--seeds", "0"], "must be at least 1"),

@@ -31,6 +31,7 @@ from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run, versions
 from counterpoint.errors import CounterpointError, RunError, check_seed
+from counterpoint.files import quoted
 from counterpoint.systems.base import System
 from counterpoint.systems.settings import flat, stored, with_settings
 
@@ -115,6 +116,19 @@ class Experiment:
         started = getattr(self.config, "start", "") and getattr(self.config, "adapts", False)
         replaced = ("encoder", "pretrained") if started else ()
         return {n: value for n, value in flat(self.config).items() if value != paper.get(n) and n not in replaced}
+
+    @property
+    def unreached(self) -> list[str]:
+        """Return a note for each part of the method that would begin after the last epoch."""
+        epochs = getattr(self.config, "epochs", None)
+        configs = {"": self.config, **{f"{slug}.": part for slug, part in getattr(self.config, "parts", {}).items()}}
+        return [
+            f"{before}{name} is {getattr(config, name)}, so {part} never begins in {epochs} epochs; "
+            f"give more epochs or a lower {before}{name}"
+            for before, config in configs.items()
+            for name, (part, more) in getattr(config, "late", {}).items()
+            if epochs is not None and getattr(config, name) + more >= epochs
+        ]
 
     @property
     def follows_recipe(self) -> bool:
@@ -263,7 +277,7 @@ def finished(path: Path | str, slug: str | None = None) -> Run:
     if slug is not None and run.slug != slug:
         raise RunError(f"{run.path} is a run of {run.slug}, not of {slug}; leave out the name of the system")
     if not run.complete:
-        raise RunError(f"{run.path} is not finished; finish it first: counterpoint train --resume {run.path}")
+        raise RunError(f"{run.path} is not finished; finish it first: counterpoint train --resume {quoted(run.path)}")
     return run
 
 

@@ -20,6 +20,7 @@ from counterpoint.engine.options import Loop
 from counterpoint.engine.run import BAD_BATCH, Run, check_new
 from counterpoint.errors import CounterpointError, Interrupted, RunError, check_seed
 from counterpoint.experiment import Experiment, Say, finished, load_learner
+from counterpoint.files import quoted
 from counterpoint.systems.settings import stored, with_settings
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def train(
     if changed := experiment.changed:
         said = "the recipe for this data" if experiment.follows_recipe else "this run"
         say(f"{said} changes the paper's settings: " + ", ".join(f"{k} {v}" for k, v in changed.items()))
+    for note in experiment.unreached:
+        say(f"note: {note}")
     record = experiment.record(seed) | {"loop": stored(loop)}
     if origin is not None:
         record["parent"] = {"run": str(origin.path), "weights": origin.digest()}
@@ -121,7 +124,7 @@ def resume(path: Path | str, *, loop: Loop | None = None, say: Say = print, **se
     run = Run.open(path)
     if run.complete:
         raise RunError(
-            f"{run.path} is complete; there is nothing to resume. Measure it: counterpoint evaluate {run.path}"
+            f"{run.path} is complete; there is nothing to resume. Measure it: counterpoint evaluate {quoted(run.path)}"
         )
     experiment = Experiment.of_run(run)
     asked = loop or Loop()

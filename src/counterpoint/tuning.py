@@ -29,7 +29,7 @@ from counterpoint.engine.run import Run, machine, versions
 from counterpoint.engine.services import Callback
 from counterpoint.errors import CounterpointError, Interrupted, check_seed, unknown
 from counterpoint.experiment import Experiment, Say, silent
-from counterpoint.files import replacing
+from counterpoint.files import check_folder, replacing
 from counterpoint.lab.cluster import Cluster, Task, run_tasks
 from counterpoint.lab.ranges import Range
 from counterpoint.report.run import smaller_is_better
@@ -140,6 +140,8 @@ def sweep(
     ranges = tuple(Range.parse(text) for text in over)
     if not ranges or len({one.name for one in ranges}) < len(ranges):
         raise CounterpointError("a sweep needs at least one --over, and each setting once: --over lr=1e-4..1e-1:log")
+    for both in (one.name for one in ranges if one.name in (given or {})):
+        raise CounterpointError(f"{both} is searched by --over and set by --set; leave out one of them")
     _optuna()
     if sampler == "cmaes" and find_spec("cmaes") is None:
         raise CounterpointError("the sampler cmaes needs the package cmaes: pip install cmaes")
@@ -170,7 +172,7 @@ def sweep(
         place,
         loop or Loop(),
     )
-    place.mkdir(parents=True, exist_ok=True)
+    check_folder(place)
     with locked(place):
         return _continued(plan, jobs, cluster, say)
 

@@ -43,7 +43,7 @@ from torch import Tensor
 import counterpoint
 from counterpoint.core.weights import read_weights, write_weights
 from counterpoint.errors import RunError
-from counterpoint.files import replacing
+from counterpoint.files import quoted, replacing
 
 (
     CONFIG,
@@ -114,7 +114,7 @@ def _taken(path: Path) -> str:
     """Return the message for a name in use: the command that continues the run there, if it has one."""
     hint = ""
     if (path / CHECKPOINT).is_file():
-        hint = f", or resume this run: counterpoint train --resume {path}"
+        hint = f", or resume this run: counterpoint train --resume {quoted(path)}"
     elif (path / WEIGHTS).is_file():
         hint = ", or remove this run, which is complete"
     return f"{path} exists already; choose another --name{hint}"
@@ -338,7 +338,9 @@ class Run:
         path = self.path / WEIGHTS
         if not path.is_file():
             hint = (
-                f"resume it: counterpoint train --resume {self.path}" if self.checkpoint.is_file() else "train it first"
+                f"resume it: counterpoint train --resume {quoted(self.path)}"
+                if self.checkpoint.is_file()
+                else "train it first"
             )
             raise RunError(f"{self.path} has no {WEIGHTS}; {hint}")
         return read_weights(path, self.slug)

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
 from numbers import Integral, Real
 from pathlib import PurePath
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from counterpoint.errors import CounterpointError, unknown
 
 
 class CheckedSettings:
-    """Base of a dataclass of settings, whose `__post_init__` calls these checks."""
+    """Base of a dataclass of settings, whose `__post_init__` calls these checks.
+
+    Attributes:
+        late: Settings that count first epochs without a part of the method. Each has the name of that part, and the number of
+            epochs that are added to the setting.
+    """
+
+    late: ClassVar[Mapping[str, tuple[str, int]]] = {}
 
     def need_known_words(self) -> None:
         """Raise CounterpointError for the first setting annotated as `Literal` with a value that is not in the annotation."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,11 +149,6 @@ def details(summary: str, html: Markup) -> Markup:
 def command(lines: str) -> Markup:
     """Render a command to copy."""
     return Markup("<pre><code>{}</code></pre>").format(lines)
-
-
-def quoted(path: Path | str) -> str:
-    """Quote a file name for a shell."""
-    return shlex.quote(str(path))
 
 
 def _is_number(value: Any) -> bool:

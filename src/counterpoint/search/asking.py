@@ -11,7 +11,7 @@ import numpy as np
 
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError, unknown
-from counterpoint.files import check_writable
+from counterpoint.files import check_writable, quoted
 from counterpoint.search.encoder import Encoder
 from counterpoint.search.nearest import nearest_rows
 from counterpoint.search.stored import Embeddings, Hit, check_embeddings, check_local, read_embeddings
@@ -121,7 +121,7 @@ def find(
     if len(vector) != found.vectors[target].shape[1]:
         raise DataError(
             f"{found.path} is damaged: its {target} has {found.vectors[target].shape[1]} numbers an item, the run's has "
-            f"{len(vector)}; make it again: counterpoint embed {encoder.run.path} -o {found.path}"
+            f"{len(vector)}; make it again: counterpoint embed {quoted(encoder.run.path)} -o {quoted(found.path)}"
         )
     masked = encoder.task == "sequences" and encoder.config.mask_seen and target == "item"
     known = {name for items in asked.values() for name in items} if masked and "item" not in asked else set()
