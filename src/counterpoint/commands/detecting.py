@@ -40,7 +40,7 @@ def chosen_detector(run: Path | None, *, quiet: bool) -> Detector:
     for path, reason in skipped[:SKIPPED]:
         complain(f"skipped the newer run {path}: it {reason}")
     if len(skipped) > SKIPPED:
-        complain(f"skipped {len(skipped) - SKIPPED} more newer runs; choose one with --run")
+        complain(f"also skipped: {len(skipped) - SKIPPED} of the newer runs; choose a run with --run")
     for warning in detector.warnings:
         complain(f"warning: {warning}")
     return detector

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -215,6 +216,8 @@ def _query(query: str, encoder: Encoder, taken: Mapping[str, Any]) -> tuple[str,
         if named in taken:
             raise CounterpointError(f"two queries are of the modality {named}; give one query for each modality")
         query = rest
+    elif sign and (Path(rest).is_file() or difflib.get_close_matches(named, encoder.kinds, cutoff=0.75)):
+        raise unknown("modality", named, encoder.kinds)  # not words that hold an equals sign
     else:
         named = ""
     check_local(query, "queries are words, or files")
