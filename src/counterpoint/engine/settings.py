@@ -92,8 +92,9 @@ def _as(value: Any, kind: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, Real):
             return UNFIT
         whole = isinstance(value, Integral) or float(value).is_integer()
-        return value if kind is float else int(value) if whole else UNFIT
-    plain = {bool: bool, str: (str, PurePath), NoneType: NoneType}
+        number: Any = value
+        return number if kind is float else int(number) if whole else UNFIT
+    plain: dict[Any, Any] = {bool: bool, str: (str, PurePath), NoneType: NoneType}
     return value if kind not in plain or isinstance(value, plain[kind]) else UNFIT
 
 
@@ -109,7 +110,7 @@ def _said(kind: Any) -> str:
 
 
 @cache
-def _types(config: type[Any]) -> dict[str, Any]:
+def _types(config: Any) -> dict[str, Any]:
     """Return the annotation of each setting."""
     return get_type_hints(config)
 
