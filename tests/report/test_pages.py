@@ -512,3 +512,9 @@ def test_a_cloud_alone_has_no_legend_whose_mark_looks_like_a_point(monkeypatch: 
     figures.scatter({"lr": cloud}, axes=("lr", "accuracy"))
     figures.scatter({"a": cloud, "b": cloud}, axes=("lr", "accuracy"))
     assert asked == [2]
+
+
+def test_an_empty_setting_has_a_dash_and_not_an_empty_cell() -> None:
+    from counterpoint.report import page
+
+    assert [page.plain(value) for value in ("", None, (), {}, 0, False)] == [*["–"] * 4, "0", "no"]

@@ -199,7 +199,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def plain(value: Any) -> str:
     """Format a setting as text."""
-    if value is None or value == {}:
+    if value is None or value in ({}, ""):
         return DASH
     if isinstance(value, bool):
         return "yes" if value else "no"
