@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from counterpoint import catalog, cli, commands
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import CounterpointError, Interrupted
 
 
 def run(capsys, *words):
@@ -145,6 +146,31 @@ def test_help_has_whole_paragraphs_and_no_empty_default(command, capsys, monkeyp
         assert texts <= 1, line
 
 
+@pytest.mark.parametrize("words", [["export"], ["train"], ["finetune"], ["finetune", "runs/x"], []])
+def test_help_is_broken_at_the_width_of_the_terminal(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with contextlib.suppress(SystemExit):
+        cli.main([*words, "--help"])
+    out = capsys.readouterr().out
+    assert "\n\n\n" not in out
+    text = [line for line in out.splitlines() if not line.startswith(("usage:", "Example:"))]
+    assert max(map(len, text)) <= 80
+    assert words != ["finetune"] or "RUN is a finished run" in out
+
+
+@pytest.mark.parametrize("kind", [Interrupted, KeyboardInterrupt])
+def test_an_interruption_names_the_command_that_continues_and_not_one_of_its_runs(kind, capsys, monkeypatch):
+    def stopped(*given, **more):
+        raise kind("interrupted. Continue it: counterpoint train --resume sweeps/trials/0002")
+
+    monkeypatch.setattr("counterpoint.tuning.sweep", stopped)
+    code, _, err = run(capsys, "sweep", "simclr", "--over", "lr=1..2")
+    assert (code, "The same command continues" in err, "0002" in err) == (130, True, False)
+    monkeypatch.setattr("counterpoint.training.train", stopped)
+    code, _, err = run(capsys, "train", "macil-sd")
+    assert (code, "train --resume sweeps/trials/0002" in err) == (130, kind is Interrupted)
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -156,6 +182,18 @@ def test_help_has_whole_paragraphs_and_no_empty_default(command, capsys, monkeyp
         (["train", "macil-sd", "--data", "videos"], "needs a path: --data videos:DIR"),
         (["train", "macil-sd", "--data", "xd-violence:/nowhere"], "/nowhere: no such directory"),
         (["train", "macil-sd", "--temperature", "0"], "temperature must be > 0"),
+        (["train", "macil-sd", "--seed", "-1"], "seed must be a whole number from 0 to 4294967295, got -1"),
+        (["sweep", "macil-sd", "--over", "lr=1,2", "--seed", str(2**32)], "seed must be a whole number from 0 to"),
+        (["sweep", "simclr", "--over", "lr=1,2", "--set", "lr=1"], "lr is searched by --over and set by --set"),
+        (["sweep", "simclr", "--over", "lr=a,b"], "lr takes a number, got 'a'"),
+        (
+            ["compare", "simclr", "dcl", "--data", "digits", "--epochs", "1", "--set", "epochs=2"],
+            "epochs is given by --epochs and by --set",
+        ),
+        (
+            ["compare", "simclr", "dcl", "--data", "digits", "--out", "/proc/none"],
+            "cannot be written (No such file or directory); name another folder with --out",
+        ),
         (["train", "--resume", "/nowhere"], "/nowhere: no such run directory"),
         (["evaluate", "/nowhere"], "no such run directory"),
         (["verify", "macil-sd", "--seeds", "0"], "must be at least 1"),
@@ -163,6 +201,7 @@ def test_help_has_whole_paragraphs_and_no_empty_default(command, capsys, monkeyp
         (["detect"], "name at least one video file"),
         (["detect", "a.mp4", "--threshold", "2"], "a probability above 0 and below 1"),
         (["report", "macil"], "did you mean macil-sd"),
+        (["report", "runs/none"], "runs/none: no such run directory"),
         (["report", "clip"], "make one: counterpoint verify clip"),
     ],
 )

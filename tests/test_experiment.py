@@ -155,3 +155,26 @@ def test_a_small_learner_is_not_fitted_by_several_processes(monkeypatch):
     monkeypatch.setattr("counterpoint.experiment.processes", lambda: (0, 2))
     with pytest.raises(CounterpointError, match=r"fit:simclr.* is trained in one process"):
         fitted("simclr?data=digits&epochs=1&seed=7777")
+
+
+@pytest.mark.parametrize(
+    ("slug", "settings", "notes"),
+    [
+        (
+            "moco-v2+mochi",
+            {"epochs": 2, "mochi.mixing_from": 2},
+            ["mochi.mixing_from is 2, so mixing never begins in 2 epochs"],
+        ),
+        ("moco-v2+mochi", {"epochs": 3, "mochi.mixing_from": 2}, []),
+        (
+            "macil-sd",
+            {"epochs": 8, "contrast_delay": 7},
+            ["contrast_delay is 7, so the contrast never begins in 8 epochs"],
+        ),
+        ("macil-sd", {"epochs": 9, "contrast_delay": 7}, []),
+        ("simclr", {"epochs": 1}, []),
+    ],
+)
+def test_a_part_of_the_method_that_would_begin_after_the_last_epoch_is_named(slug, settings, notes):
+    found = Experiment.resolve(slug, overrides=settings).unreached
+    assert [note.partition(";")[0] for note in found] == notes

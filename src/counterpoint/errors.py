@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
 
 
 class CounterpointError(Exception):
@@ -93,3 +94,9 @@ def needs_extra(what: str, extra: str) -> CounterpointError:
         extra: Name of the extra in pyproject.toml that brings the library.
     """
     return CounterpointError(f"{what} needs the extra [{extra}]: pip install 'counterpoint[{extra}]'")
+
+
+def check_seed(seed: int) -> None:
+    """Raise CounterpointError for a seed that NumPy's generators do not take: one outside 0 .. 2 ** 32 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**32:
+        raise CounterpointError(f"seed must be a whole number from 0 to {2**32 - 1}, got {seed}")

@@ -30,7 +30,8 @@ from counterpoint.encoders.adapters import adapted, load_base, merged_state
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run, versions
-from counterpoint.errors import CounterpointError, RunError
+from counterpoint.errors import CounterpointError, RunError, check_seed
+from counterpoint.files import quoted
 from counterpoint.systems.base import System
 from counterpoint.systems.settings import flat, stored, with_settings
 
@@ -117,6 +118,19 @@ class Experiment:
         return {n: value for n, value in flat(self.config).items() if value != paper.get(n) and n not in replaced}
 
     @property
+    def unreached(self) -> list[str]:
+        """Return a note for each part of the method that would begin after the last epoch."""
+        epochs = getattr(self.config, "epochs", None)
+        configs = {"": self.config, **{f"{slug}.": part for slug, part in getattr(self.config, "parts", {}).items()}}
+        return [
+            f"{before}{name} is {getattr(config, name)}, so {part} never begins in {epochs} epochs; "
+            f"give more epochs or a lower {before}{name}"
+            for before, config in configs.items()
+            for name, (part, more) in getattr(config, "late", {}).items()
+            if epochs is not None and getattr(config, name) + more >= epochs
+        ]
+
+    @property
     def follows_recipe(self) -> bool:
         """Return whether the settings are the ones that the recipe for this data source gives."""
         paper = self.system.config()
@@ -183,6 +197,7 @@ class Experiment:
 
         Raises CounterpointError for data that do not fit the settings, Interrupted after Ctrl-C.
         """
+        check_seed(seed)
         if self.data.startswith("stream:") and (self.system.run is not None or self.system.source is not None):
             why = "trains no network by steps" if self.system.run is not None else "changes its data"
             raise CounterpointError(f"{self.system.slug} {why}, so it cannot be run over a stream; name another system")
@@ -262,7 +277,7 @@ def finished(path: Path | str, slug: str | None = None) -> Run:
     if slug is not None and run.slug != slug:
         raise RunError(f"{run.path} is a run of {run.slug}, not of {slug}; leave out the name of the system")
     if not run.complete:
-        raise RunError(f"{run.path} is not finished; finish it first: counterpoint train --resume {run.path}")
+        raise RunError(f"{run.path} is not finished; finish it first: counterpoint train --resume {quoted(run.path)}")
     return run
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shlex
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +31,24 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def check_folder(folder: Path | str) -> None:
+    """Raise CounterpointError, before any work, where no file can be written in a folder or in a new folder of that name."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise CounterpointError(f"{folder} is a file; name another folder with --out")
+    try:
+        check_writable(folder / "name")
+    except CounterpointError as error:
+        raise CounterpointError(
+            f"{str(error).replace(str(folder / 'name'), str(folder)).partition(';')[0]}; name another folder with --out"
+        ) from error
+
+
+def quoted(path: Path | str) -> str:
+    """Quote a file name for a shell."""
+    return shlex.quote(str(path))
 
 
 def check_writable(path: Path | str) -> Path:

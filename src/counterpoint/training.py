@@ -18,8 +18,9 @@ import torch
 
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import BAD_BATCH, Run, check_new
-from counterpoint.errors import CounterpointError, Interrupted, RunError
+from counterpoint.errors import CounterpointError, Interrupted, RunError, check_seed
 from counterpoint.experiment import Experiment, Say, finished, load_learner
+from counterpoint.files import quoted
 from counterpoint.systems.settings import stored, with_settings
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def train(
     Raises CounterpointError for unknown names, missing or damaged data, and settings that do not fit. It then leaves nothing
     on disk. Raises Interrupted after Ctrl-C; then the run can be resumed.
     """
+    check_seed(seed)
     origin = None if parent is None else finished(parent, slug)
     if origin is None:
         experiment = Experiment.resolve(slug, data, config=config)
@@ -81,6 +83,8 @@ def train(
     if changed := experiment.changed:
         said = "the recipe for this data" if experiment.follows_recipe else "this run"
         say(f"{said} changes the paper's settings: " + ", ".join(f"{k} {v}" for k, v in changed.items()))
+    for note in experiment.unreached:
+        say(f"note: {note}")
     record = experiment.record(seed) | {"loop": stored(loop)}
     if origin is not None:
         record["parent"] = {"run": str(origin.path), "weights": origin.digest()}
@@ -120,7 +124,7 @@ def resume(path: Path | str, *, loop: Loop | None = None, say: Say = print, **se
     run = Run.open(path)
     if run.complete:
         raise RunError(
-            f"{run.path} is complete; there is nothing to resume. Measure it: counterpoint evaluate {run.path}"
+            f"{run.path} is complete; there is nothing to resume. Measure it: counterpoint evaluate {quoted(run.path)}"
         )
     experiment = Experiment.of_run(run)
     asked = loop or Loop()

@@ -25,9 +25,9 @@ from counterpoint import catalog
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run, machine, versions
 from counterpoint.engine.services import Callback
-from counterpoint.errors import CounterpointError, Interrupted, unknown
+from counterpoint.errors import CounterpointError, Interrupted, check_seed, unknown
 from counterpoint.experiment import Experiment, Say, silent
-from counterpoint.files import held, replacing
+from counterpoint.files import check_folder, held, replacing
 from counterpoint.lab.cluster import Cluster, Task, run_tasks
 from counterpoint.lab.ranges import Range
 from counterpoint.report.run import smaller_is_better
@@ -134,9 +134,12 @@ def sweep(
             raise unknown(name, value, get_args(known))
     if trials < 1 or (jobs is not None and jobs < 1):
         raise CounterpointError(f"trials and jobs must be at least 1, got {trials} and {jobs}")
+    check_seed(seed)
     ranges = tuple(Range.parse(text) for text in over)
     if not ranges or len({one.name for one in ranges}) < len(ranges):
         raise CounterpointError("a sweep needs at least one --over, and each setting once: --over lr=1e-4..1e-1:log")
+    for both in (one.name for one in ranges if one.name in (given or {})):
+        raise CounterpointError(f"{both} is searched by --over and set by --set; leave out one of them")
     _optuna()
     if sampler == "cmaes" and find_spec("cmaes") is None:
         raise CounterpointError("the sampler cmaes needs the package cmaes: pip install cmaes")
@@ -167,7 +170,7 @@ def sweep(
         place,
         loop or Loop(),
     )
-    place.mkdir(parents=True, exist_ok=True)
+    check_folder(place)
     with held(place, "runs the sweep in"):
         return _continued(plan, jobs, cluster, say)
 

@@ -229,3 +229,10 @@ def test_other_tasks_refuse_the_options(tmp_path):
 def test_numbers_that_are_not_finite_are_refused(items, targets, said):
     with pytest.raises(DataError, match=said):
         Targets(items, np.array(targets))
+
+
+def test_a_column_of_words_is_named_with_the_option_that_leaves_it_out(tmp_path):
+    (tmp_path / "a.csv").write_text("age,kind,y\n" + "".join(f"{n},w{n},{n}\n" for n in range(30)))
+    said = r"the column 'kind' holds no number; name the columns of numbers alone: \?columns=age$"
+    with pytest.raises(DataError, match=said):
+        load(f"csv:{tmp_path / 'a.csv'}?target=y")

@@ -31,7 +31,10 @@ def test_what_is_written_is_read_again(run):
 
 
 def test_names_are_not_taken_twice(run):
-    with pytest.raises(RunError, match="exists already"):
+    with pytest.raises(RunError, match="exists already; choose another --name, or remove this run, which is complete"):
+        Run.create(run.path.parent, {"slug": "macil-sd"}, "mine")
+    run.checkpoint.touch()
+    with pytest.raises(RunError, match=f"or resume this run: counterpoint train --resume {run.path}"):
         Run.create(run.path.parent, {"slug": "macil-sd"}, "mine")
     first, second = (Run.create(run.path.parent, {"slug": "macil-sd"}) for _ in range(2))
     assert first.path != second.path

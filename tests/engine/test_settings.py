@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from counterpoint.engine.settings import CheckedSettings
+from counterpoint.engine.settings import CheckedSettings, fitted
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.alignment.macil_sd import MacilSDConfig
 from counterpoint.systems.classics.simclr import SimCLRConfig
@@ -41,3 +41,53 @@ def test_systems_bags_and_additions_check_their_words(kind, changed):
     (name,) = changed
     with pytest.raises(CounterpointError, match=f"unknown {name}"):
         kind(**changed)
+
+
+@dataclass
+class Typed:
+    count: int = 1
+    rate: float | None = None
+    flag: bool = False
+    name: str = ""
+    layers: tuple[int, ...] = ()
+    pair: tuple[int, str] = (1, "a")
+    level: Literal[1, 2] = 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        ("count", 100.0, 100),  # YAML reads 1e2 as a float
+        ("rate", 1, 1),
+        ("rate", None, None),
+        ("flag", True, True),
+        ("name", "x", "x"),
+        ("layers", [1, 2.0], (1, 2)),
+        ("layers", [], ()),
+        ("pair", [3, "b"], (3, "b")),
+        ("level", 3, 3),  # words of a Literal are checked elsewhere
+    ],
+)
+def test_a_value_by_name_becomes_what_the_annotation_says(name, value, kept):
+    found = fitted(Typed, name, value)
+    assert (found, type(found)) == (kept, type(kept))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("count", 1.5, "count takes a whole number, got 1.5"),
+        ("count", "three", "count takes a whole number, got 'three'"),
+        ("count", True, "count takes a whole number, got True"),
+        ("count", None, "count takes a whole number, got None"),
+        ("rate", "fast", "rate takes a number or none, got 'fast'"),
+        ("flag", 1, "flag takes true or false, got 1"),
+        ("name", 3, "name takes a word, got 3"),
+        ("layers", 3, "layers takes a list of whole numbers, got 3"),
+        ("layers", [1, None], "layers takes a list of whole numbers"),
+        ("pair", [1], "pair takes a list of 2"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_by_name(name, value, said):
+    with pytest.raises(CounterpointError, match=said):
+        fitted(Typed(), name, value)

@@ -503,3 +503,18 @@ def test_a_matrix_of_numbers_shows_decimals_and_its_own_caption() -> None:
     counts = found_sections({"Confusion": {"kind": "matrix", "values": [[3, 1], [0, 2]], "names": ["a", "b"]}})[0][1]
     assert "Most often confused" in counts
     assert "Gates." not in counts
+
+
+def test_a_cloud_alone_has_no_legend_whose_mark_looks_like_a_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(figures, "_legend", lambda _, names: asked.append(names))
+    cloud = np.array([[0.0, 1.0], [1.0, 0.5]])
+    figures.scatter({"lr": cloud}, axes=("lr", "accuracy"))
+    figures.scatter({"a": cloud, "b": cloud}, axes=("lr", "accuracy"))
+    assert asked == [2]
+
+
+def test_an_empty_setting_has_a_dash_and_not_an_empty_cell() -> None:
+    from counterpoint.report import page
+
+    assert [page.plain(value) for value in ("", None, (), {}, 0, False)] == [*["–"] * 4, "0", "no"]

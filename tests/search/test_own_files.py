@@ -260,6 +260,8 @@ def test_a_run_of_symile_is_asked_with_all_other_modalities(tmp_path, capsys):
             search.search(tmp_path / "s", [a], file, modality=modality)
     with pytest.raises(CounterpointError, match="two queries are of the modality c"):
         search.search(tmp_path / "s", [f"c={c}", f"c={c}"], file)
+    with pytest.raises(CounterpointError, match="unknown modality 'd'"):  # a file, so these are not words
+        search.search(tmp_path / "s", [f"a={a}", f"d={c}"], file)
     target, hits = search.search(tmp_path / "s", [f"a={a}", f"c={c}"], file, k=80)
     assert target == "b"
     assert len(hits) == 80

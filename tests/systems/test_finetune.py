@@ -113,3 +113,5 @@ def test_the_command_finetune_needs_a_run_and_data(parent: Path, capsys: pytest.
     assert "which run?" in capsys.readouterr().err
     assert main(["finetune", str(parent)]) == 2
     assert "which labelled data?" in capsys.readouterr().err
+    assert main(["finetune", "--resume", str(parent)]) == 2  # a run to resume names its encoder and its data
+    assert "complete; there is nothing to resume" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,10 @@ def test_what_cannot_be_done_is_refused_by_name(classifier: Path, pairs: Path, t
         Predictor.load(pairs, classes=tmp_path / "none.txt")
     with pytest.raises(CounterpointError, match=r"must hold \{\} for the name"):
         Predictor.load(pairs, templates="a photo")
+    with pytest.raises(CounterpointError, match="--bank gives neighbours, not the method classifier"):
+        Predictor.load(classifier, bank="digits", method="classifier")
+    with pytest.raises(CounterpointError, match="--templates are for the method prompts, not for classifier"):
+        Predictor.load(classifier, templates="a {}")
     with pytest.raises(CounterpointError, match="unknown method 'magic'"):
         Predictor.load(classifier, method="magic")
     with pytest.raises(DataError, match=r"pictures of size 24, the run was trained on 32; add \?size=32"):
@@ -155,3 +160,18 @@ def test_what_cannot_be_done_is_refused_by_name(classifier: Path, pairs: Path, t
         find_pictures([tmp_path])
     with pytest.raises(CounterpointError, match="no known ending"):
         write_predictions([], tmp_path / "found.xlsx")
+
+
+def test_prompts_without_names_of_classes_ask_for_them(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(pairs, tmp_path / "run")
+    facts = json.loads((run / "facts.json").read_text())
+    (run / "facts.json").write_text(json.dumps({name: fact for name, fact in facts.items() if name != "class_names"}))
+
+    def of_another_task(*given: Any, **more: Any) -> None:
+        raise CounterpointError("data source 'manifest' is for the task aligned")
+
+    monkeypatch.setattr("counterpoint.use.predict.sources.load", of_another_task)
+    with pytest.raises(CounterpointError, match="name no classes for prompts; name them with --classes FILE"):
+        Predictor.load(run)

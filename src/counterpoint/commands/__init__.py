@@ -10,7 +10,9 @@ from __future__ import annotations
 import ast
 import contextlib
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -40,6 +42,7 @@ COMMANDS = (
     ),
     *("predict", "ask", "generate", "embed", "index", "search", "serve", "export", "report", "check-loss", "doctor"),
 )
+CONTINUED = ("verify", "analyse", "compare", "sweep", "distill")  # they keep their finished runs, and continue
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,19 +53,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     try:
         return _run(words)
+    except (Interrupted, KeyboardInterrupt) as error:
+        if debug and isinstance(error, Interrupted):
+            raise
+        if words[0] in CONTINUED:  # the message of one of its runs would continue that run alone
+            error = Interrupted("interrupted; finished runs are kept. The same command continues")
+        if isinstance(error, Interrupted):
+            _say(error)
+        return 130
     except CounterpointError as error:
         if debug:
             raise
         _say(error)
-        return 130 if isinstance(error, Interrupted) else 2
+        return 2
     except ModuleNotFoundError as error:
         named = absent(error)
         if debug or named is None:
             raise
         _say(named)
         return 2
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:
         # The reader of the output (head, less) left early. Keep Python from flushing into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -97,29 +106,30 @@ def parsed(command: Any, words: Sequence[str], prog: str) -> int:
     """Parse the words that follow a command's name, call the command and return its exit code."""
     import tyro
 
-    from counterpoint.commands.help_lines import whole_paragraphs, without_empty_defaults
+    from counterpoint.commands.help_lines import tidy_help, whole_paragraphs
     from counterpoint.commands.repeats import joined
 
     helps = any(word in ("--help", "-h") for word in words)
-    with whole_paragraphs(), without_empty_defaults() if helps else contextlib.nullcontext():
+    with whole_paragraphs(), tidy_help() if helps else contextlib.nullcontext():
         result: Any = tyro.cli(command, args=joined(command, words), prog=prog)
     return int(result.run() if hasattr(result, "run") else result)
 
 
 def overview() -> str:
     """Return the text of `counterpoint --help`: every command with the first sentence of its docstring."""
+    width = shutil.get_terminal_size().columns
     lines = [
         "usage: counterpoint COMMAND [OPTION ...]",
         "",
         "Align, contrast and distil representations of any modality.",
         "",
         "commands:",
-        *(f"  {name:10s} {summary(name)}" for name in COMMANDS),
+        *(textwrap.fill(f"  {name:10s} {summary(name)}", width, subsequent_indent=" " * 13) for name in COMMANDS),
         "",
         "examples:",
-        "  counterpoint systems --state done                list what can be trained",
-        "  counterpoint train simclr --data digits          train; about a minute on 2 cores",
-        "  counterpoint evaluate runs/RUN                   measure a trained run on its test data",
+        "  counterpoint systems --state done         list what can be trained",
+        "  counterpoint train simclr --data digits   train; about a minute on 2 cores",
+        "  counterpoint evaluate runs/RUN            measure a run on its test data",
         "",
         "options:",
         "  COMMAND --help   show the arguments of a command, with units and defaults",

@@ -102,8 +102,15 @@ def signed(low: float | None, high: float | None, digits: int = 4) -> str:
     return "-" if low is None or high is None else f"{low:+.{digits}f} .. {high:+.{digits}f}"
 
 
-def settings_said(words: Sequence[str]) -> dict[str, Any]:
-    """Parse `NAME=VALUE` of the option --set; values as YAML reads them. CounterpointError for another form."""
+def settings_said(words: Sequence[str], **options: Any) -> dict[str, Any]:
+    """Return settings from options of their own and from `NAME=VALUE` of the option --set.
+
+    Args:
+        words: The words of --set; YAML reads their values.
+        options: Values of settings that have an option of their own; None: not given.
+
+    Raises CounterpointError for a word of another form, and for a setting that both give.
+    """
     from counterpoint.systems.settings import setting_value
 
     found = {}
@@ -112,4 +119,7 @@ def settings_said(words: Sequence[str]) -> dict[str, Any]:
         if not sign or not key:
             raise CounterpointError(f"--set takes NAME=VALUE, got '{word}'")
         found[key.replace("-", "_")] = setting_value(value)
-    return found
+    given = {name: value for name, value in options.items() if value is not None}
+    for both in (name for name in given if name in found):
+        raise CounterpointError(f"{both} is given by --{both.replace('_', '-')} and by --set; leave out one of them")
+    return given | found

@@ -64,8 +64,7 @@ def main(
     from counterpoint.lab import compare as room
     from counterpoint.report.claim import write_comparison_report
 
-    overrides = {k: v for k, v in (("epochs", epochs), ("batch_size", batch_size)) if v is not None}
-    overrides |= settings_said(settings)
+    overrides = settings_said(settings, epochs=epochs, batch_size=batch_size)
     record = room.compare(
         slugs,
         data,

@@ -95,8 +95,13 @@ def main(
     if found:
         write_all(found, page, kept=kept, clips=made, told=told)
     if listed.left_out:
-        where = f"listed in {page}" if found else ", ".join(f"{p}: {r}" for p, r in listed.left_out)
-        complain(f"{len(listed.left_out)} files of the folders are not videos and were left out ({where})")
+        few = ", ".join(f"{p}: {r}" for p, r in listed.left_out[:3]) + (", ..." if len(listed.left_out) > 3 else "")
+        what = (
+            "1 file of the folders is no video and was"
+            if len(listed.left_out) == 1
+            else (f"{len(listed.left_out)} files of the folders are no videos and were")
+        )
+        complain(f"{what} left out ({f'listed in {page}' if found else few})")
     if json_:
         pairs = {k: [[str(p), r] for p, r in told[k]] for k in ("failed", "left_out")}
         about = {"run": detector.name, "warnings": detector.warnings}

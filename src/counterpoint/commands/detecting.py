@@ -12,6 +12,8 @@ from counterpoint.files import check_writable
 if TYPE_CHECKING:
     from counterpoint.use.detect import Detector
 
+SKIPPED = 3  # skipped runs that are named
+
 
 def chosen_detector(run: Path | None, *, quiet: bool) -> Detector:
     """Load the run that was named, or the newest that can detect; say which it is, and its warnings."""
@@ -35,8 +37,10 @@ def chosen_detector(run: Path | None, *, quiet: bool) -> Detector:
         say(f"Run: {detector.name}" + (" (the newest that can detect)" if run is None and own else ""))
         if detector.calibration:
             say(f"Calibrated: {detector.calibration.facts.get('said', '')}")
-    for path, reason in skipped:
+    for path, reason in skipped[:SKIPPED]:
         complain(f"skipped the newer run {path}: it {reason}")
+    if len(skipped) > SKIPPED:
+        complain(f"also skipped: {len(skipped) - SKIPPED} of the newer runs; choose a run with --run")
     for warning in detector.warnings:
         complain(f"warning: {warning}")
     return detector

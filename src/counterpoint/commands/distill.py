@@ -51,8 +51,7 @@ def main(
     """
     from counterpoint.distilling import distil
 
-    given = {name: value for name, value in (("epochs", epochs), ("batch_size", batch_size)) if value is not None}
-    given |= settings_said(settings)
+    given = settings_said(settings, epochs=epochs, batch_size=batch_size)
     record = distil(method, teacher, student, data, seeds=seeds, given=given, out=out, name=name, say=say)
     columns = (
         "method",

@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from counterpoint.commands.common import HERE, Count, Machines, Text, say, unset
+from counterpoint.errors import CounterpointError
 
 
 def main(
@@ -42,7 +43,10 @@ def main(
         machines: Where the shards are made.
     """
     from counterpoint import search as room
+    from counterpoint.files import quoted
 
+    if any(count is not None and count < 1 for count in (shard_rows, jobs)):
+        raise CounterpointError("--shard-rows and --workers must be at least 1")
     place = out or ("embeddings/" if shard_rows else "embeddings.parquet")
     count = room.embed(
         run,
@@ -54,5 +58,5 @@ def main(
         cluster=machines.cluster(),
         say=say,
     )
-    say(f"{count} items: {place}   Search it: counterpoint search {run} QUERY --in {place}")
+    say(f"{count} items: {place}   Search it: counterpoint search {quoted(run)} QUERY --in {quoted(place)}")
     return 0

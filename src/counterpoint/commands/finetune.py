@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 from counterpoint.commands import train
 from counterpoint.errors import CounterpointError
+
+ABOUT = "RUN is a finished run of any system on pictures. The command is `counterpoint train finetune --from RUN`."
 
 
 def main() -> int:
@@ -26,10 +29,13 @@ def prepare(argv: Sequence[str]) -> tuple[Any, list[str], str]:
                 "which labelled data? counterpoint finetune RUN --data SOURCE (see: counterpoint data)"
             )
         command, rest, _ = train.prepare(["finetune", "--from", words[0], *words[1:]])
-    elif words and words[0] in ("--help", "-h"):
+    elif {"--help", "-h", "--resume"} & {word.partition("=")[0] for word in words}:  # a run to resume names its encoder
         command, rest, _ = train.prepare(["finetune", *words])
     else:
         raise CounterpointError(
             "which run? counterpoint finetune RUN --data SOURCE (see: counterpoint finetune --help)"
         )
+    summary, _, example = (inspect.getdoc(main) or "").partition("\n\n")
+    defaults = (command.__doc__ or "").partition("\n\n")[2]
+    command.__doc__ = f"{summary}\n\n{ABOUT}\n\n{defaults}\n\n{example}"
     return command, rest, "counterpoint finetune RUN"

@@ -1,6 +1,7 @@
-"""Print each paragraph of an option's help as one, which tyro breaks at the terminal's width, and no empty default.
+"""Print each paragraph of a help text as one, broken at the terminal's width, and no empty default.
 
-tyro 1.0 keeps line breaks of the source: of functions, and before indented lines. It shows an empty default as "(default: )".
+tyro 1.0 keeps line breaks of the source: of functions, and before lines that begin with a space or a sign. It breaks the texts
+of options at the terminal's width, but not a command's own text. It shows an empty default as "(default: )".
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,6 +31,8 @@ def whole_paragraphs() -> Iterator[None]:
             found = parse(*given, **more)
             for one in found.params:
                 one.description = one.description and BREAK.sub(" ", one.description)
+            found.short_description = found.short_description and BREAK.sub(" ", found.short_description)
+            found.long_description = found.long_description and BREAK.sub(" ", found.long_description)
             return found
 
         return joined
@@ -53,11 +58,24 @@ class _Held(io.StringIO):
 
 
 @contextlib.contextmanager
-def without_empty_defaults() -> Iterator[None]:
-    """Print what the block prints, with spaces in place of empty defaults."""
+def tidy_help() -> Iterator[None]:
+    """Print what the block prints: spaces in place of empty defaults, a command's own text broken at the terminal's width."""
     held = _Held(sys.stdout)
     try:
         with contextlib.redirect_stdout(held):
             yield
     finally:
-        print(EMPTY.sub(lambda found: " " * len(found[0]), held.getvalue()), end="")
+        width = shutil.get_terminal_size().columns
+        print("\n".join(broken(line, width) for line in _tidied(held.getvalue()).split("\n")), end="")
+
+
+def _tidied(text: str) -> str:
+    """Return the text with spaces in place of empty defaults, and with one empty line between paragraphs."""
+    return re.sub(r"\n{3,}", "\n\n", EMPTY.sub(lambda found: " " * len(found[0]), text))
+
+
+def broken(line: str, width: int) -> str:
+    """Return a line of a command's own text, broken at the width; a line of a box, a usage or an example as it is."""
+    if re.match(r"[\w`]", line) and not line.startswith(("usage:", "Example:")):
+        return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+    return line

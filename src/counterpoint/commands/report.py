@@ -8,6 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from counterpoint.commands.common import CLAIMS, say
+from counterpoint.errors import RunError
 
 
 def main(target: Annotated[Positional[str], arg(metavar="RUN|SLUG")]) -> int:
@@ -27,6 +28,9 @@ def main(target: Annotated[Positional[str], arg(metavar="RUN|SLUG")]) -> int:
         return 0
     from counterpoint.lab.verify import read_record
     from counterpoint.report.claim import write_claim_report
+
+    if path.name != target:
+        raise RunError(f"{target}: no such run directory; name a folder that counterpoint train made")
 
     say(str(write_claim_report(read_record(target, CLAIMS), CLAIMS / f"{target}.html")))
     return 0

@@ -38,6 +38,7 @@ from counterpoint.engine.stages import Stage
 from counterpoint.engine.stepper import Stepper
 from counterpoint.engine.survey import moved
 from counterpoint.errors import CounterpointError, Interrupted
+from counterpoint.files import quoted
 
 Rows = list[dict[str, float]]
 
@@ -375,4 +376,4 @@ class Fit:
 def _resume_hint(run: Run | None) -> str:
     if run is None:
         return "interrupted"
-    return f"interrupted; nothing is lost. Continue it: counterpoint train --resume {run.path}"
+    return f"interrupted; nothing is lost. Continue it: counterpoint train --resume {quoted(run.path)}"

@@ -43,7 +43,7 @@ from torch import Tensor
 import counterpoint
 from counterpoint.core.weights import read_weights, write_weights
 from counterpoint.errors import RunError
-from counterpoint.files import replacing
+from counterpoint.files import quoted, replacing
 
 (
     CONFIG,
@@ -105,9 +105,19 @@ def check_new(root: Path, name: str | None) -> None:
     if name is not None and (name in ("", ".", "..") or Path(name).name != name):
         raise RunError(f"--name {name!r} is not the name of one folder; choose the folder of runs with --out")
     if name is not None and (root / name).exists() and int(os.environ.get("RANK", "0")) == 0:
-        raise RunError(f"{root / name} exists already; choose another --name or resume it")
+        raise RunError(_taken(root / name))
     if root.exists() and not root.is_dir():
         raise RunError(f"cannot make the run directory: {root} is a file; name a folder with --out")
+
+
+def _taken(path: Path) -> str:
+    """Return the message for a name in use: the command that continues the run there, if it has one."""
+    hint = ""
+    if (path / CHECKPOINT).is_file():
+        hint = f", or resume this run: counterpoint train --resume {quoted(path)}"
+    elif (path / WEIGHTS).is_file():
+        hint = ", or remove this run, which is complete"
+    return f"{path} exists already; choose another --name{hint}"
 
 
 class Run:
@@ -129,7 +139,7 @@ class Run:
                 break
             except FileExistsError as error:
                 if name:
-                    raise RunError(f"{path} exists already; choose another --name or resume it") from error
+                    raise RunError(_taken(path)) from error
                 number += 1
                 path = root / f"{stem}-{number}"
             except OSError as error:
@@ -328,7 +338,9 @@ class Run:
         path = self.path / WEIGHTS
         if not path.is_file():
             hint = (
-                f"resume it: counterpoint train --resume {self.path}" if self.checkpoint.is_file() else "train it first"
+                f"resume it: counterpoint train --resume {quoted(self.path)}"
+                if self.checkpoint.is_file()
+                else "train it first"
             )
             raise RunError(f"{self.path} has no {WEIGHTS}; {hint}")
         return read_weights(path, self.slug)

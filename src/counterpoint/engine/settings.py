@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from numbers import Integral, Real
+from pathlib import PurePath
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from counterpoint.errors import CounterpointError, unknown
 
 
 class CheckedSettings:
-    """Base of a dataclass of settings, whose `__post_init__` calls these checks."""
+    """Base of a dataclass of settings, whose `__post_init__` calls these checks.
+
+    Attributes:
+        late: Settings that count first epochs without a part of the method. Each has the name of that part, and the number of
+            epochs that are added to the setting.
+    """
+
+    late: ClassVar[Mapping[str, tuple[str, int]]] = {}
 
     def need_known_words(self) -> None:
         """Raise CounterpointError for the first setting annotated as `Literal` with a value that is not in the annotation."""
@@ -45,10 +56,69 @@ class CheckedSettings:
                 raise CounterpointError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
 
 
+def fitted(config: Any, name: str, value: Any) -> Any:
+    """Return a value as the setting's annotation has it: a list as a tuple, a whole float as an int.
+
+    Args:
+        config: The settings: a dataclass, or its type.
+        name: The setting's name.
+        value: A value given by name, in Python, in YAML or in a claim.
+
+    Raises CounterpointError for a number where the setting has words, and so on. Annotations besides bool, int, float, str,
+    tuples and None of these are not checked.
+    """
+    kind = _types(config if isinstance(config, type) else type(config)).get(name, Any)
+    found = _as(value, kind)
+    if found is UNFIT:
+        raise CounterpointError(f"{name} takes {_said(kind)}, got {value!r}")
+    return found
+
+
+UNFIT: Any = object()  # no value of a setting
+
+
+def _as(value: Any, kind: Any) -> Any:
+    """Return the value as the annotation has it; UNFIT where it does not fit."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return next((found for one in inner if (found := _as(value, one)) is not UNFIT), UNFIT)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return UNFIT
+        kinds = [inner[0]] * len(value) if inner[1:] == (...,) else inner
+        parts = tuple(map(_as, value, kinds))
+        return UNFIT if len(kinds) != len(value) or any(part is UNFIT for part in parts) else parts
+    if kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, Real):
+            return UNFIT
+        whole = isinstance(value, Integral) or float(value).is_integer()
+        number: Any = value
+        return number if kind is float else int(number) if whole else UNFIT
+    plain: dict[Any, Any] = {bool: bool, str: (str, PurePath), NoneType: NoneType}
+    return value if kind not in plain or isinstance(value, plain[kind]) else UNFIT
+
+
+def _said(kind: Any) -> str:
+    """Return the words of a message for an annotation."""
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", NoneType: "none"}
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_said, inner))
+    if origin is tuple:
+        return f"a list of {_said(inner[0]).removeprefix('a ')}s" if inner[1:] == (...,) else f"a list of {len(inner)}"
+    return words.get(kind, "another value")
+
+
+@cache
+def _types(config: Any) -> dict[str, Any]:
+    """Return the annotation of each setting."""
+    return get_type_hints(config)
+
+
 @cache
 def _words(config: type[Any]) -> dict[str, tuple[Any, ...]]:
     """Return the values of each setting that is annotated as `Literal`."""
-    types = get_type_hints(config)
+    types = _types(config)
     return {
         field.name: get_args(types[field.name]) for field in fields(config) if get_origin(types[field.name]) is Literal
     }

@@ -25,6 +25,7 @@ from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import teachers_of
 from counterpoint.errors import CounterpointError, Interrupted, RunError
+from counterpoint.files import quoted
 
 ENTER = 1  # part of the seed: separates the random numbers of a stage's beginning from those of its steps
 
@@ -224,7 +225,7 @@ class Stepper:
                 if self.run is None or self.shards is not None or isinstance(error, RunError | Interrupted):
                     raise
                 keep_batch(self.run, learner, batch, number, state)
-                said = f"{error}\nThe batch is kept. Inspect it: counterpoint replay {self.run.path}"
+                said = f"{error}\nThe batch is kept. Inspect it: counterpoint replay {quoted(self.run.path)}"
                 kind = type(error) if isinstance(error, CounterpointError) else CounterpointError
                 raise kind(said) from error
         learner.end_step()

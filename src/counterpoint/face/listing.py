@@ -118,15 +118,18 @@ def settings(system: str, data: str | None = None) -> Settings:
         data: The name of a source; "own" for objects and files of your own. Default: the system's own source.
 
     Returns a dictionary by name, printed with each setting's meaning. A part's setting begins with the part: "mochi.hardest".
-    Raises CounterpointError for an unknown system.
+    Raises CounterpointError for an unknown system and an unknown source.
 
     >>> import counterpoint as cp
     >>> cp.settings("simclr")["temperature"]
     0.5
     """
+    from counterpoint.data import SOURCES, source_name
     from counterpoint.experiment import Experiment
     from counterpoint.systems.settings import flat
 
+    if data is not None and data != "own" and source_name(data) not in SOURCES:
+        raise unknown("data source", source_name(data), (*SOURCES, "own"))
     config = Experiment.resolve(system, data, check=False).config
     found = Settings(flat(config))
     found.said = _meanings(type(config))

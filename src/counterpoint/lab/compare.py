@@ -79,8 +79,8 @@ def compare(
     if strange := [name for name in overrides if not any(name in names for names in known.values())]:
         Experiment.resolve(slugs[0], data, overrides={strange[0]: overrides[strange[0]]})  # raises, with near matches
     given = {slug: {k: v for k, v in overrides.items() if k in names} for slug, names in known.items()}
-    configs = {slug: Experiment.resolve(slug, data, overrides=given[slug]).config for slug in slugs}
-    everything = {slug: flat(config) for slug, config in configs.items()}
+    experiments = {slug: Experiment.resolve(slug, data, overrides=given[slug]) for slug in slugs}
+    everything = {slug: flat(experiment.config) for slug, experiment in experiments.items()}
     name = re.sub(r"[^\w.-]+", "-", f"{'-'.join(slugs)}-on-{data}{'-by-domain' if leave_one_domain_out else ''}")[:120]
     done = runner.run_all(
         {
@@ -115,7 +115,10 @@ def compare(
             (before + other for other in getattr(instead, "stand_ins", ()) if before + other in shared), metric
         )
     if metric not in shared:
-        raise CounterpointError(f"not every system has the metric '{metric}'; all have: {', '.join(shared)}")
+        raise CounterpointError(
+            f"not every system has the metric '{metric}'; all have: {', '.join(shared)}; "
+            "name one of them with --metric (in Python: metric=). Accuracies need labelled data"
+        )
     first = tasks[slugs[0]]
     lower = bool(getattr(first, "lower", False)) and metric.removeprefix(UNSEEN) == first.headline  # an error
     same = {
@@ -138,7 +141,7 @@ def compare(
             for slug, runs in results.items()
         },
         "comparisons": comparisons(results, slugs, metric, seeds, lower=lower),
-        "notes": _notes(everything),
+        "notes": [f"{slug}: {note}." for slug in slugs for note in experiments[slug].unreached] + _notes(everything),
         "options": {**overrides, **({"metric": metric} if named else {})},
         **({"domains": _of_metric(by_domain, metric)} if leave_one_domain_out else {}),
         "commit": runner.commit(),

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import counterpoint
 from counterpoint.engine.run import versions
 from counterpoint.experiment import Experiment
-from counterpoint.files import replacing
+from counterpoint.files import check_folder, replacing
 from counterpoint.lab.cluster import Cluster, run_tasks
 
 PACKAGE = Path(counterpoint.__file__).parent
@@ -112,7 +112,10 @@ def run_all(
         title: Title of the progress bar.
         console: Console of the progress bar. Default: standard error.
         cluster: The cluster whose machines run them. Default: this machine alone.
+
+    Raises CounterpointError, before anything runs, where the cache cannot be written.
     """
+    check_folder(cache)
     done: dict[str, dict[str, Any]] = {}
     for key in todo:
         file = cache / f"{key}.json"

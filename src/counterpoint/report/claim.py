@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from counterpoint.files import quoted
 from counterpoint.report import figures
 from counterpoint.report import page as parts
 from counterpoint.report.page import Page, number
@@ -24,7 +25,7 @@ def write_claim_report(record: Mapping[str, Any], path: Path) -> Path:
     slug = str(record.get("slug", "claim"))
     page = Page(f"Does the claim of {slug} hold?", str(record.get("title") or ""))
     claim_section(page, record)
-    again = f"counterpoint verify {parts.quoted(slug)} --seeds {max(1, len(record.get('seeds', ())))}"
+    again = f"counterpoint verify {quoted(slug)} --seeds {max(1, len(record.get('seeds', ())))}"
     page.section(
         "Do it again",
         parts.join(
@@ -78,16 +79,16 @@ def comparison_sections(page: Page, record: Mapping[str, Any]) -> None:
 
 def _comparison_again(record: Mapping[str, Any]) -> str:
     """Return the command that repeats a comparison."""
-    slugs = " ".join(map(parts.quoted, record["results"]))
-    words = [f"counterpoint compare {slugs} --data {parts.quoted(record['data'])} --seeds {len(record['seeds'])}"]
+    slugs = " ".join(map(quoted, record["results"]))
+    words = [f"counterpoint compare {slugs} --data {quoted(record['data'])} --seeds {len(record['seeds'])}"]
     given = dict(record.get("options") or {})
     for name in ("epochs", "batch_size", "metric"):
         if name in given:
-            words.append(f"--{name.replace('_', '-')} {parts.quoted(str(given.pop(name)))}")
+            words.append(f"--{name.replace('_', '-')} {quoted(str(given.pop(name)))}")
     if given:
         # The option --set reads values as YAML, which JSON is.
         texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
-        words.append("--set " + " ".join(parts.quoted(f"{name}={text}") for name, text in texts.items()))
+        words.append("--set " + " ".join(quoted(f"{name}={text}") for name, text in texts.items()))
     return " ".join([*words, *(["--leave-one-domain-out"] if record.get("domains") else [])])
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from counterpoint.files import quoted
 from counterpoint.report import figures
 from counterpoint.report import page as parts
 from counterpoint.report.detection import detection_sections
@@ -108,7 +109,7 @@ def _histories(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Markup
 
 
 def _next(detections: Sequence[Detection]) -> Markup:
-    run = parts.quoted(detections[0].run) if detections else "RUN"
+    run = quoted(detections[0].run) if detections else "RUN"
     return parts.join(
         parts.text("Detect moments in your own video (a model of game clips is not accurate on other videos):"),
         parts.command(f"counterpoint detect VIDEO.mp4 --run {run}"),

@@ -186,7 +186,7 @@ def timeline(detection: Detection, video: dict[str, Any]) -> Markup:
         shown = sorted(kept, key=lambda i: i.start)
     facts = [clock(detection.duration), f"{detection.width} × {detection.height}"]
     facts += ["with sound" if detection.has_audio else "no sound: scored from the picture alone"]
-    facts += [f"snippets of {detection.snippet_seconds:.2f} s", f"watched at {detection.speed:.1f} × real time"]
+    facts += [f"snippets of {detection.snippet_seconds:.2f} s", f"read at {detection.speed:.1f} × real time"]
     precision = detection.precision()
     if precision is not None:
         facts.append(f"average precision {precision[0]:.2f}, by chance {precision[1]:.2f}")

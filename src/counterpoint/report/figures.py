@@ -242,7 +242,8 @@ def scatter(points: Mapping[str, NDArray[np.floating]], *, axes: tuple[str, str]
         frame.set_ylabel(_literal(axes[1]))
         frame.grid(True, linewidth=0.8)
         frame.set_axisbelow(True)
-        _legend(frame, len(points))
+        if len(points) > 1:  # a lone mark in a legend looks like a point
+            _legend(frame, len(points))
         told = "; ".join(
             f"{len(values)} of {name} around {values[:, 0].mean():.3g}, {values[:, 1].mean():.3g}"
             for name, values in points.items()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,11 +151,6 @@ def command(lines: str) -> Markup:
     return Markup("<pre><code>{}</code></pre>").format(lines)
 
 
-def quoted(path: Path | str) -> str:
-    """Quote a file name for a shell."""
-    return shlex.quote(str(path))
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -205,7 +199,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def plain(value: Any) -> str:
     """Format a setting as text."""
-    if value is None or value == {}:
+    if value is None or value in ({}, ""):
         return DASH
     if isinstance(value, bool):
         return "yes" if value else "no"

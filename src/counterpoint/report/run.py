@@ -13,10 +13,11 @@ from markupsafe import Markup
 from counterpoint import catalog
 from counterpoint.engine.run import METRICS, REPORT, Run
 from counterpoint.errors import CounterpointError
+from counterpoint.files import quoted
 from counterpoint.report import figures
 from counterpoint.report import page as parts
 from counterpoint.report.found import found_sections
-from counterpoint.report.page import Page, number, quoted
+from counterpoint.report.page import Page, number
 
 AXES = ("epoch", "step")  # columns of the position, not of a metric
 GROUPS = {"train": "Training", "test": "Test metrics", "valid": "Validation metrics", "lr": "Learning rates"}

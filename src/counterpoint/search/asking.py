@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError, unknown
-from counterpoint.files import check_writable
+from counterpoint.files import check_writable, quoted
 from counterpoint.search.encoder import Encoder
 from counterpoint.search.nearest import nearest_rows
 from counterpoint.search.stored import Embeddings, Hit, check_embeddings, check_local, read_embeddings
@@ -121,7 +122,7 @@ def find(
     if len(vector) != found.vectors[target].shape[1]:
         raise DataError(
             f"{found.path} is damaged: its {target} has {found.vectors[target].shape[1]} numbers an item, the run's has "
-            f"{len(vector)}; make it again: counterpoint embed {encoder.run.path} -o {found.path}"
+            f"{len(vector)}; make it again: counterpoint embed {quoted(encoder.run.path)} -o {quoted(found.path)}"
         )
     masked = encoder.task == "sequences" and encoder.config.mask_seen and target == "item"
     known = {name for items in asked.values() for name in items} if masked and "item" not in asked else set()
@@ -215,6 +216,8 @@ def _query(query: str, encoder: Encoder, taken: Mapping[str, Any]) -> tuple[str,
         if named in taken:
             raise CounterpointError(f"two queries are of the modality {named}; give one query for each modality")
         query = rest
+    elif sign and (Path(rest).is_file() or difflib.get_close_matches(named, encoder.kinds, cutoff=0.75)):
+        raise unknown("modality", named, encoder.kinds)  # not words that hold an equals sign
     else:
         named = ""
     check_local(query, "queries are words, or files")

@@ -74,7 +74,7 @@ class Encoder:
         system, config = experiment.system, experiment.config
         if system.task not in TASKS:
             raise CounterpointError(
-                f"{run.path} is a run of the task {system.task}; only runs of {', '.join(TASKS)} embed and search"
+                f"{run.path} is a run of the task {system.task}; this needs a run of {', '.join(TASKS[:-1])} or {TASKS[-1]}"
             )
         learner = load_learner(run) if learner is None else learner
         return cls(run, learner, config, Transform.of_facts(run.facts(), config), system.task)

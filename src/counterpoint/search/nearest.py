@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from counterpoint.core.rows import distinct_rows
 from counterpoint.errors import CounterpointError, DataError, needs_extra
-from counterpoint.files import check_writable, replacing
+from counterpoint.files import check_writable, quoted, replacing
 from counterpoint.search.stored import Embeddings, read_embeddings
 
 LISTS = 4  # lists of an index, in multiples of the square root of its rows
@@ -304,7 +304,7 @@ def _read_index(found: Embeddings, modality: str, file: Path) -> StoredIndex | N
         else:  # a graph of an older version
             made.hnsw.efSearch = report.ask
     except (RuntimeError, AttributeError) as error:
-        raise DataError(f"{file} is damaged; make it again: counterpoint index {found.path}") from error
+        raise DataError(f"{file} is damaged; make it again: counterpoint index {quoted(found.path)}") from error
     there = np.flatnonzero(found.present[modality])
     if report.distinct == report.rows:
         order, starts = there, np.arange(len(there) + 1)
@@ -316,5 +316,5 @@ def _read_index(found: Embeddings, modality: str, file: Path) -> StoredIndex | N
             np.searchsorted(np.sort(node), np.arange(made.ntotal + 1)),
         )
     if made.ntotal != report.distinct or int(starts[-1]) != len(there):
-        raise DataError(f"{file} does not fit {found.path}; make it again: counterpoint index {found.path}")
+        raise DataError(f"{file} does not fit {found.path}; make it again: counterpoint index {quoted(found.path)}")
     return StoredIndex(made, report, order, starts)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from counterpoint.errors import DataError
+from counterpoint.files import quoted
 
 WORDED = ("text", "history", "set", "item")  # kinds of modalities that a column of texts shows
 RESERVED = ("item", "split", "label", "source")  # columns that are not texts of a modality
@@ -111,7 +112,7 @@ def check_embeddings(path: Path | str) -> Path:
         if not shards_of(path):
             raise DataError(f"{path} is a folder without shards; name the file or folder that counterpoint embed wrote")
     elif not path.is_file():
-        raise DataError(f"{path}: no such file; make it: counterpoint embed RUN -o {path}")
+        raise DataError(f"{path}: no such file; make it: counterpoint embed RUN -o {quoted(path)}")
     return path
 
 

@@ -15,6 +15,7 @@ from counterpoint import catalog, data
 from counterpoint.engine.run import Run, check_new
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.experiment import Experiment
+from counterpoint.files import quoted
 from counterpoint.report.run import options
 from counterpoint.serve.jobs import Job
 from counterpoint.serve.showing import Site, changing, environment, field, reading, shown
@@ -153,7 +154,7 @@ def resume(site: Site, form: Mapping[str, Any]) -> Response:
     run = Run.open(site.places.path(field(form, "run")))
     if run.path.parent != site.jobs.out or not NAME.fullmatch(run.path.name):
         raise CounterpointError(
-            f"only runs in {site.jobs.out} can be resumed here: counterpoint train --resume {run.path}"
+            f"only runs in {site.jobs.out} can be resumed here: counterpoint train --resume {quoted(run.path)}"
         )
     if not run.checkpoint.is_file():
         raise CounterpointError(f"{run.path.name} has no checkpoint to resume")

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from counterpoint.engine.settings import CheckedSettings
+from counterpoint.engine.settings import CheckedSettings, fitted
 from counterpoint.errors import CounterpointError, unknown
 
 
@@ -104,14 +104,13 @@ def with_settings(config: Any, values: Mapping[str, Any], slug: str = "the syste
         elif name not in own:
             raise CounterpointError(f"{slug} has no setting {name}; {_hint(name, config)}")
         else:
-            plain[name] = (
-                tuple(value) if isinstance(getattr(config, name), tuple) and isinstance(value, list) else value
-            )
+            plain[name] = fitted(config, name, value)
     for part, more in below.items():
         known = {f.name for f in fields(there[part])}
-        for name in more:
+        for name, value in more.items():
             if name not in known:
                 raise CounterpointError(f"{slug} has no setting {part}.{name}; {_hint(f'{part}.{name}', config)}")
+            more[name] = fitted(there[part], name, value)
     if below:
         plain["parts"] = there | {part: replace(there[part], **more) for part, more in below.items()}
     return replace(config, **plain) if plain else config

@@ -39,7 +39,7 @@ from counterpoint.engine.checkpoint import write_checkpoint
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import moved
 from counterpoint.errors import CounterpointError, DataError, Interrupted, RunError
-from counterpoint.files import replacing
+from counterpoint.files import quoted, replacing
 from counterpoint.tasks.aligned import AlignedConfig, AlignedLearner, AlignedTask
 from counterpoint.tasks.aligned.batches import BATCH, SplitBatches, evaluated
 
@@ -361,7 +361,11 @@ class Federation:
                 self.rows.append(self.round(number, ask=ask))
                 self._keep()
         except KeyboardInterrupt as error:
-            where = "" if self.directory is None else f"; resume it: counterpoint train --resume {self.directory.path}"
+            where = (
+                ""
+                if self.directory is None
+                else f"; resume it: counterpoint train --resume {quoted(self.directory.path)}"
+            )
             raise Interrupted(f"stopped in round {len(self.rows) + 1}{where}") from error
         return self.rows
 

@@ -289,6 +289,7 @@ class ImageTask:
             if trained[name] != self.data.spec[name]:
                 raise CounterpointError(
                     f"{self.data.name} has images of {name} {self.data.spec[name]}, the run was trained on {trained[name]}"
+                    + (f"; add ?size={trained[name]} to --data" if name == "size" else "")
                 )
 
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:

@@ -57,6 +57,7 @@ class SelfDistilledConfig(MultiCropConfig):
     """Momentum of the teacher at the first step, 0 to 1; it rises to 1 on half a cosine."""
     freeze_epochs: int = 1
     """Number of first epochs in which the head's last layer is frozen."""
+    late: ClassVar = {"freeze_epochs": ("the training of the head's last layer", 0)}
 
     counts: ClassVar[tuple[str, ...]] = (*MultiCropConfig.counts, "bottleneck")
 

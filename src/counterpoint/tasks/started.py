@@ -34,7 +34,10 @@ def encoder_name(start: str) -> str:
         name = started_encoder(Run.open(start.removeprefix("run:")))
     name = name or getattr(experiment.config, "encoder", None) or getattr(experiment.config, "image_encoder", None)
     if name is None:
-        raise CounterpointError(f"--from {start}: a run of {experiment.system.slug} has no encoder of pictures")
+        raise CounterpointError(
+            f"--from {start}: a run of {experiment.system.slug} has no encoder of pictures; name a run of a system on "
+            "pictures, such as simclr or kd"
+        )
     return str(name)
 
 
@@ -66,7 +69,9 @@ def start_encoder(learner: Any, start: str) -> None:
         encoders = getattr(before, "encoders", {})
         found = encoders[before.image] if getattr(before, "image", None) in encoders else None
     if found is None:
-        raise CounterpointError(f"--from {start}: the run has no encoder of pictures")
+        raise CounterpointError(
+            f"--from {start}: it has no encoder for pictures alone; name a run of a system on pictures, such as simclr or kd"
+        )
     state = merged_state(found)
     copies = [twin for twin in learner.modules() if _same(twin, learner.encoder)]
     try:

@@ -23,7 +23,7 @@ from counterpoint.encoders.chat_tokenizers import chat_tokenizer
 from counterpoint.encoders.decoding import Answer, Decoder, Plain, answers
 from counterpoint.encoders.messages import IMAGE, Message
 from counterpoint.engine.run import Run
-from counterpoint.errors import CounterpointError, RunError, unknown
+from counterpoint.errors import CounterpointError, RunError, check_seed, unknown
 from counterpoint.experiment import load_learner
 from counterpoint.use.converters import Made, dispatch, zoo
 
@@ -143,6 +143,7 @@ def ask(
     for method in methods:
         if method not in METHODS:
             raise unknown("method", method, METHODS)
+    check_seed(seed)
     answering = Answering(run)
     prompt = answering.prompt(question, images, system)
     found = []

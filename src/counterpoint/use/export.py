@@ -117,7 +117,7 @@ def export(
     if format is None:
         if out.suffix not in ENDINGS:
             raise CounterpointError(
-                f"{out} has no known ending; name a file that ends in .onnx or .pt2, or give format="
+                f"{out} has no known ending; name a file that ends in .onnx or .pt2, or add --to (in Python: to=)"
             )
         format = ENDINGS[out.suffix]
     if format not in ("onnx", "torch"):

@@ -19,7 +19,7 @@ from PIL import Image
 from counterpoint.data.generation import Condition
 from counterpoint.data.subject_folders import read_subject
 from counterpoint.engine.run import Run
-from counterpoint.errors import CounterpointError, RunError
+from counterpoint.errors import CounterpointError, RunError, check_seed
 from counterpoint.experiment import load_learner
 from counterpoint.report.generated import write_generated_report
 from counterpoint.tasks.generation import GenerationLearner, enlarged
@@ -74,6 +74,7 @@ def generate(
     """
     if number < 1:
         raise CounterpointError(f"number must be at least 1, got {number}")
+    check_seed(seed)
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CounterpointError(f"{out} exists and is not an empty folder; name another one with --out")

@@ -40,6 +40,7 @@ Method = Literal["classifier", "prompts", "neighbours"]
 SCORES = {"classifier": "probability", "prompts": "cosine", "neighbours": "share of votes"}
 ENDINGS = (".csv", ".json", ".jsonl", ".parquet")
 BATCH = 256
+TEMPLATE = "a photo of a {}"
 BANK = 10_000  # labelled pictures that vote at most
 
 
@@ -97,7 +98,7 @@ class Predictor:
         run: Run | Path | str,
         *,
         classes: Path | str | None = None,
-        templates: str = "a photo of a {}",
+        templates: str = TEMPLATE,
         bank: str | None = None,
         method: Method | None = None,
         top: int = 3,
@@ -132,6 +133,12 @@ class Predictor:
             raise CounterpointError(
                 f"--classes names classes for the method prompts, not for {method}; leave out one of them"
             )
+        if bank and method != "neighbours":
+            raise CounterpointError(f"--bank gives neighbours, not the method {method}; leave out one of them")
+        if templates != TEMPLATE and method != "prompts":
+            raise CounterpointError(
+                f"--templates are for the method prompts, not for {method}; leave them out, or add --classes FILE"
+            )
         if method == "classifier":
             names = encoder.run.facts().get("class_names")
             if encoder.task != "labelled" or not names or not getattr(encoder.config, "classifies", False):
@@ -152,9 +159,7 @@ class Predictor:
                 "aligns pictures with texts, such as clip"
             )
         if classes is None:
-            self.classes = [
-                str(name) for name in self.encoder.run.facts().get("class_names") or self._source(None).classes
-            ]
+            self.classes = [str(name) for name in self.encoder.run.facts().get("class_names") or self._own_classes()]
         else:
             self.classes = [line.strip() for line in _lines(classes) if line.strip()]
         if len(self.classes) < 2:
@@ -164,6 +169,16 @@ class Predictor:
         means = unit(torch.from_numpy(rows)).unflatten(0, (len(names), len(forms))).mean(1)
         self.rows = unit(means)
         return self
+
+    def _own_classes(self) -> Sequence[str]:
+        """Return the classes of the run's own data. CounterpointError where they name none."""
+        try:
+            return tuple(self._source(None).classes)
+        except CounterpointError as error:
+            raise CounterpointError(
+                f"the data of {self.encoder.run.path} name no classes for prompts; "
+                "name them with --classes FILE, a class name on each line"
+            ) from error
 
     def _with_bank(self, bank: str | None) -> Predictor:
         source = self._source(bank)

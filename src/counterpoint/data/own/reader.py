@@ -153,6 +153,12 @@ class Reader:
         """Read columns of numbers as one vector for each row, which has no empty cell."""
         values, bad = read_numbers([(name, self.table.cells(name)) for name in role.columns])
         empty = np.isnan(values)
+        if (worded := empty.all(0) & (len(bad) > 0)).any() and not worded.all():
+            names = np.array(role.columns)
+            raise DataError(
+                f"{self.place}: the column '{names[worded][0]}' holds no number; "
+                f"name the columns of numbers alone: ?columns={','.join(names[~worded])}"
+            )
         for row in np.flatnonzero(empty.any(1)).tolist():
             bad.setdefault(row, f"'{role.columns[int(empty[row].argmax())]}' is empty")
         at = np.where(empty.any(1), -1, np.arange(len(values)))

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -209,6 +209,7 @@ class MacilSDConfig(BagsConfig):
     """Temperature of the contrast, > 0."""
     contrast_delay: int = 0
     """Epochs after the first in which the contrast's weight stays 0, until MIL has learnt."""
+    late: ClassVar = {"contrast_delay": ("the contrast", 1)}
     contrast_step: float = 0.1
     """Increase of the contrast's weight in each epoch after that."""
     contrast_max: float = 1.5

@@ -112,6 +112,7 @@ class SwAVConfig(MultiCropConfig):
     """Number of iterations of Sinkhorn's algorithm, at least 1."""
     freeze_epochs: int = 1
     """Number of first epochs in which the prototypes are frozen, at least 0."""
+    late: ClassVar = {"freeze_epochs": ("the training of the prototypes", 0)}
     queue: int = 0
     """Number of earlier projections of each large crop for the assignment; 0: none. With batches of 256 the paper uses 3840."""
     queue_from: int = 15

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -167,6 +167,8 @@ class MoCHiConfig(PartConfig):
     """s': number of mixtures of one hardest negative and the query."""
     mixing_from: int = 15
     """Number of first epochs without mixing, until the keys of the queue are useful."""
+
+    late: ClassVar = {"mixing_from": ("mixing", 0)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
