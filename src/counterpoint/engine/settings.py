@@ -116,7 +116,7 @@ def _types(config: Any) -> dict[str, Any]:
 
 
 @cache
-def _words(config: type[Any]) -> dict[str, tuple[Any, ...]]:
+def _words(config: Any) -> dict[str, tuple[Any, ...]]:
     """Return the values of each setting that is annotated as `Literal`."""
     types = _types(config)
     return {
