@@ -34,7 +34,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def check_folder(folder: Path | str) -> None:
-    """Raise CounterpointError, before any work, where no file can be written in a folder or in a new folder of that name."""
+    """Check, before any work, that a folder takes new files; make it. Raise CounterpointError where it does not."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise CounterpointError(f"{folder} is a file; name another folder with --out")
