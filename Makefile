@@ -49,7 +49,7 @@ docs: notebooks  ## the documentation, into site/
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/mkdocs build --strict
 
-bench: $(STAMP)  ## speed and memory against peers, into results/bench/; half an hour
+bench: $(STAMP)  ## speed and memory against peers, into results/bench/; more than an hour
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/contrast.py
 	$(BIN)/python benchmarks/macil_sd.py
