@@ -18,6 +18,7 @@ from counterpoint.cli import main
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, Interrupted
 from counterpoint.experiment import Experiment
+from counterpoint.files import held
 from counterpoint.lab.ranges import Range
 from counterpoint.systems.classics.finetune import Finetune
 from counterpoint.tuning import sweep
@@ -174,7 +175,7 @@ def test_what_does_not_fit_is_refused_before_the_first_trial(tmp_path: Path, cap
     corrected = sweep("finetune", DATA, OVER, trials=1, given=GIVEN, out=tmp_path / "t")  # nothing was completed there
     assert corrected["metric"] == "accuracy"
     assert not (tmp_path / "s").exists()
-    with tuning.locked(tmp_path), pytest.raises(CounterpointError, match="another process runs the sweep"):
+    with held(tmp_path, "holds"), pytest.raises(CounterpointError, match="another process runs the sweep"):
         sweep("finetune", DATA, OVER, trials=1, given=GIVEN, out=tmp_path)
 
 

@@ -15,17 +15,17 @@ def inputs(samples):
     return query, memory, torch.randint(samples, (3, 5), generator=g), torch.randn(3, 5, generator=g).double()
 
 
-@pytest.mark.parametrize("samples", [11, 300])  # with the whole memory at once, or with the rows that are listed
+@pytest.mark.parametrize("samples", [11, 400])  # with the whole memory at once, or with the rows that are listed
 @pytest.mark.parametrize("block", [1, 2**20])
 def test_products_and_sums_are_those_of_the_listed_rows(samples, block, monkeypatch):
     monkeypatch.setattr(listed, "BLOCK", block)
     query, memory, index, weight = inputs(samples)
-    assert listed._fetched(memory, index) == (samples == 300)
+    assert listed._fetched(memory, index) == (samples == 400)
     torch.testing.assert_close(listed_products(query, memory, index), (query[:, None] * memory[index]).sum(2))
     torch.testing.assert_close(listed_sums(weight, memory, index), (weight[..., None] * memory[index]).sum(1))
 
 
-@pytest.mark.parametrize("samples", [11, 300])
+@pytest.mark.parametrize("samples", [11, 400])
 def test_no_rows_have_empty_products(samples):
     query, memory, index, _ = inputs(samples)
     assert listed_products(query[:0], memory, index[:0]).shape == (0, 5)
