@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Interrupted, KeyboardInterrupt) as error:
         if debug and isinstance(error, Interrupted):
             raise
-        if words[0] in CONTINUED:  # the message of one of its runs would continue that run alone
+        if words and words[0] in CONTINUED:  # the message of one of its runs would continue that run alone
             error = Interrupted("interrupted; finished runs are kept. The same command continues")
         if isinstance(error, Interrupted):
             _say(error)

@@ -66,7 +66,7 @@ def tidy_help() -> Iterator[None]:
             yield
     finally:
         width = shutil.get_terminal_size().columns
-        print("\n".join(broken(line, width) for line in _tidied(held.getvalue()).split("\n")), end="")
+        print("\n".join(_broken(line, width) for line in _tidied(held.getvalue()).split("\n")), end="")
 
 
 def _tidied(text: str) -> str:
@@ -74,7 +74,7 @@ def _tidied(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", EMPTY.sub(lambda found: " " * len(found[0]), text))
 
 
-def broken(line: str, width: int) -> str:
+def _broken(line: str, width: int) -> str:
     """Return a line of a command's own text, broken at the width; a line of a box, a usage or an example as it is."""
     if re.match(r"[\w`]", line) and not line.startswith(("usage:", "Example:")):
         return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)

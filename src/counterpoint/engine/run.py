@@ -185,6 +185,16 @@ class Run:
         """The name of the system."""
         return str(self.config["slug"])
 
+    @classmethod
+    def finished(cls, path: Path | str) -> Run:
+        """Open a run that was trained to its end. RunError for a path that is no run, and for one that is not finished."""
+        run = cls.open(path)
+        if not run.complete:
+            raise RunError(
+                f"{run.path} is not finished; finish it first: counterpoint train --resume {quoted(run.path)}"
+            )
+        return run
+
     @property
     def complete(self) -> bool:
         """Whether the run was trained to its end: it has weights and no checkpoint to resume."""

@@ -49,7 +49,6 @@ from counterpoint.engine.run import Run
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, RunError
-from counterpoint.files import quoted
 from counterpoint.tasks.measures.answers import ChatEvaluator
 from counterpoint.tasks.splits import check_watched, named_split
 
@@ -134,9 +133,7 @@ class ChatsConfig(OptimConfig):
 
 def finished_chat(name: str) -> Run:
     """Open the run that `run:RUN` names. RunError where it is not finished, or its model does not answer."""
-    run = Run.open(name.removeprefix("run:"))
-    if not run.complete:
-        raise RunError(f"{run.path} is not finished; finish it first: counterpoint train --resume {quoted(run.path)}")
+    run = Run.finished(name.removeprefix("run:"))
     if run.config.get("task") != "chats":
         raise RunError(
             f"{run.path} is a run of the task {run.config.get('task')}, whose model does not answer; name one of chats"

@@ -45,7 +45,6 @@ from counterpoint.engine.run import Run
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, RunError
-from counterpoint.files import quoted
 from counterpoint.tasks.measures.candidates import CandidateEvaluator
 from counterpoint.tasks.splits import check_watched, named_split
 
@@ -155,9 +154,7 @@ class DemonstrationsConfig(OptimConfig):
 
 def finished_model(name: str) -> Run:
     """Open the run that `run:RUN` names. RunError where it is not finished, or is of another task."""
-    run = Run.open(name.removeprefix("run:"))
-    if not run.complete:
-        raise RunError(f"{run.path} is not finished; finish it first: counterpoint train --resume {quoted(run.path)}")
+    run = Run.finished(name.removeprefix("run:"))
     if run.config.get("task") != DemonstrationsTask.name:
         raise RunError(
             f"{run.path} is a run of the task {run.config.get('task')}, whose model reads none; name one of demonstrations"

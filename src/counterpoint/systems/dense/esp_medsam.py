@@ -316,22 +316,17 @@ class EspMedSam(ModalityLearner):
             self.distilled[number] = torch.stack(each).mean()
 
     def _targets(self, batch: dict[str, Any], kept: bool = True, natural: bool = False) -> Tensor:
-        """Return the maps of each picture's teacher.
+        """Return the maps of each picture's teacher: F_Med, where there is one, for pictures of a modality, unless `natural`.
 
-        Args:
-            batch: the pictures.
-            kept: take maps that were computed before, where there are some.
-            natural: F_SAM teaches all pictures. Default: F_Med, where there is one, teaches pictures of a modality.
+        With `kept`, maps that were computed before are not computed again.
         """
         found = {}
-        for name, teacher in self.teachers.items():
-            if natural and name == "medical":
-                continue
+        for name in ["natural"] if natural else self.teachers:
             if kept and name in self.known:
                 grid = self.encoder.grid
                 found[name] = self.known[name][batch["index"]].unflatten(1, (-1, grid, grid))
             else:
-                found[name] = teacher(batch)
+                found[name] = self.teachers[name](batch)
         if len(found) == 1:
             return found["natural"]
         medical = (batch["domain"] >= 0)[:, None, None, None]
