@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -188,7 +189,7 @@ class ChatModel(nn.Module):
 
         Raises CounterpointError for a prompt that leaves no room in the context for an answer.
         """
-        from counterpoint.encoders.growing_cache import growing_cache
+        from counterpoint.encoders.growing_cache import growing_cache, padding_masks
 
         rows = [self.tokenizer.prompt(prompt.messages) for prompt in prompts]
         longest = max(range(len(rows)), key=lambda n: len(rows[n]))
@@ -202,19 +203,21 @@ class ChatModel(nn.Module):
         if disturb is not None:
             media = disturb(media)
         stop = self.tokenizer.fast.eos_token_id
-        found = self.model.generate(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=stop,
-            pad_token_id=self.tokenizer.pad,
-            **({} if processor is None else {"logits_processor": [processor]}),
-            **media,
-            **growing_cache(self.model),
-            **more,
-        )[:, ids.shape[1] :].tolist()
+        cache = growing_cache(self.model)
+        with padding_masks(self.network) if cache else nullcontext():
+            found = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask.long(),
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                num_beams=1,
+                eos_token_id=stop,
+                pad_token_id=self.tokenizer.pad,
+                **({} if processor is None else {"logits_processor": [processor]}),
+                **media,
+                **cache,
+                **more,
+            )[:, ids.shape[1] :].tolist()
         return [row[: row.index(stop) + 1] if stop in row else row for row in found]
 
 

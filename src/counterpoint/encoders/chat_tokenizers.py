@@ -38,6 +38,7 @@ class ChatTokenizer:
         self.vocabulary = len(fast)
         self.seen: dict[Any, tuple[list[int], list[int]]] = {}
         self.parts_seen: dict[Any, list[tuple[list[int], bool]]] = {}
+        self.words_seen: dict[int, str] = {}
 
     @property
     def image_id(self) -> int:
@@ -102,7 +103,9 @@ class ChatTokenizer:
 
     def words(self, ids: Sequence[int]) -> list[str]:
         """Return the text of each token, with special tokens."""
-        return [str(self.fast.decode([number])) for number in ids]
+        for number in set(ids) - self.words_seen.keys():
+            self.words_seen[number] = str(self.fast.decode([number]))
+        return [self.words_seen[number] for number in ids]
 
     def to_json(self) -> str:
         """Return the tokenizer as one string, for `from_json`."""

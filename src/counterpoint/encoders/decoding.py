@@ -84,7 +84,7 @@ class Combined:
     generator: torch.Generator
     count: int = 0  # steps so far
     held: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # scores and tokens of the latest steps
-    done: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # probability of each token; others
+    done: list[tuple[list[Any], list[Any], list[Any]]] = field(default_factory=list)  # see `steps`
 
     def __call__(
         self, input_ids: Int[Tensor, "all tokens"], scores: Float[Tensor, "all vocabulary"]
@@ -112,11 +112,11 @@ class Combined:
         likely = combined.softmax(2)
         best = likely.topk(min(SHOWN, likely.shape[2]), 2)
         own = likely.gather(2, tokens[:, :, None])[:, :, 0]
-        self.done += zip(own.cpu(), best.values.cpu(), best.indices.cpu(), strict=True)
+        self.done += zip(own.tolist(), best.values.tolist(), best.indices.tolist(), strict=True)
 
     @property
-    def steps(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """For each step the probability [n] of the token, and those [n, 3] of the best tokens, with their numbers."""
+    def steps(self) -> list[tuple[list[Any], list[Any], list[Any]]]:
+        """For each step the probability [n] of the token, and those [n][3] of the best tokens, with their numbers."""
         self._compute()
         return self.done
 
@@ -173,11 +173,8 @@ def answers(
     out = []
     for row, ids in enumerate(found):
         steps = chosen.steps[: len(ids)]
-        others = tuple(
-            tuple(zip(tokenizer.words(best[row].tolist()), values[row].tolist(), strict=True))
-            for _, values, best in steps
-        )
-        chance = tuple(float(likely[row]) for likely, _, _ in steps)
+        others = tuple(tuple(zip(tokenizer.words(best[row]), values[row], strict=True)) for _, values, best in steps)
+        chance = tuple(likely[row] for likely, _, _ in steps)
         out.append(Answer(tokenizer.text(ids), tuple(tokenizer.words(ids)), chance, others, ids[-1:] == [stop]))
     return out
 

@@ -1,18 +1,30 @@
-"""Keep the keys and values of attention in memory that grows by doubling, for the decoding of transformers.
+"""Decode with transformers at less cost for each token. The numbers are the same.
 
-A `DynamicCache` of transformers copies all earlier keys and values at each new token. Here a new token is written behind the
-earlier ones, and attention reads a view. The numbers are the same.
+- Keys and values: a `DynamicCache` of transformers copies all earlier ones at each new token. Here a new token is written behind
+  them, in memory that grows by doubling, and attention reads a view.
+- The mask of padded prompts: transformers makes it from positions at each new token. A new token sees everything but padding, so
+  here the mask of padding is used as it is.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 ROOM = 64  # tokens beyond the first ones
+USE_MASK_ALONE = {
+    "gpt2",
+    "llama",
+    "llava",
+    "mistral",
+    "qwen2",
+    "qwen3",
+}  # kinds of models that read the mask in attention only
 
 
 class GrowingLayer(DynamicLayer):
@@ -69,3 +81,24 @@ def growing_cache(model: Any) -> dict[str, DynamicCache]:
         return {}
     cache.layers = [GrowingLayer() for _ in cache.layers]
     return {name: cache}
+
+
+@contextmanager
+def padding_masks(network: Any) -> Iterator[None]:
+    """Within the context, give the network at each new token a mask [n, 1, 1, tokens], True where a token is not padding."""
+    kinds = {network.config.model_type, getattr(network.config, "text_config", network.config).model_type}
+    if not kinds <= USE_MASK_ALONE or getattr(network.config, "_attn_implementation", None) != "sdpa":
+        yield
+        return
+
+    def ready(_: Any, values: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        ids, mask = named.get("input_ids"), named.get("attention_mask")
+        if ids is not None and ids.shape[1] == 1 and mask is not None and mask.ndim == 2:
+            named["attention_mask"] = mask[:, None, None].bool()
+        return values, named
+
+    handle = network.register_forward_pre_hook(ready, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
