@@ -85,7 +85,7 @@ def growing_cache(model: Any) -> dict[str, DynamicCache]:
 
 @contextmanager
 def padding_masks(network: Any) -> Iterator[None]:
-    """Give the network at each new token, within the context, a mask [n, 1, 1, tokens] that is False at padding."""
+    """Give the network at each new token the mask of padding, [n, 1, 1, tokens], within the context."""
     kinds = {network.config.model_type, getattr(network.config, "text_config", network.config).model_type}
     if not kinds <= USE_MASK_ALONE or getattr(network.config, "_attn_implementation", None) != "sdpa":
         yield
