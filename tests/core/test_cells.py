@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from counterpoint.core import cells
-from counterpoint.core.cells import near_cells, near_sums
+from counterpoint.core.cells import near_cells, near_cells_both_ways, near_sums
 
 
 def plain(coords_1, coords_2, shape, reach):
@@ -49,13 +49,27 @@ def test_pairs_equal_the_matrix_of_distances(shape, reach):
     assert (found.first.diff() >= 0).all()
 
 
-def test_both_ways_find_the_same_pairs(monkeypatch):
+@pytest.mark.parametrize("most", [0, 2**16])
+def test_pairs_of_both_directions_are_those_of_crops_exchanged(most, monkeypatch):
+    monkeypatch.setattr(cells, "SORTED", most)
+    one, two = boxes(0, 6), boxes(5, 6)
+    found = near_cells_both_ways(one, two, (6, 5), 1.2)
+    wanted = near_cells(one, two, (6, 5), 1.2), near_cells(two, one, (6, 5), 1.2)
+    assert len(wanted[0].first) > 6
+    for mine, other in zip(found, wanted, strict=True):
+        for a, b in zip(mine, other, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_the_matrix_and_the_axes_find_the_same_pairs(monkeypatch):
     one, two = boxes(0, 6), boxes(5, 6)
     found = [near_cells(one, two, (6, 5), 1.2)]
-    monkeypatch.setattr(cells, "FEW", 0)
-    found.append(near_cells(one, two, (6, 5), 1.2))
-    for a, b in zip(*found, strict=True):
-        assert torch.equal(a, b)
+    for name, value in (("COMPARED", 4 * 30**2), ("FEW", 0)):  # 4 of 6 pictures at a time; the axes
+        monkeypatch.setattr(cells, name, value)
+        found.append(near_cells(one, two, (6, 5), 1.2))
+    for several in zip(*found, strict=True):
+        assert torch.equal(several[0], several[1])
+        assert torch.equal(several[0], several[2])
 
 
 def test_sums_equal_the_product_with_the_mask():

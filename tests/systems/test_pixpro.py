@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from counterpoint import cli, training
 from counterpoint import functional as fn
 from counterpoint.catalog import load_system
+from counterpoint.core.cells import near_cells
 from counterpoint.core.operands import unit
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
@@ -134,7 +135,7 @@ def test_contrast_of_cells_equals_the_formula():
     wanted = torch.zeros(3, dtype=torch.float64)
     for x, key, a, b in ((one, key_2, first, second), (two, key_1, second, first)):
         s = unit(x.flatten(2).mT) @ unit(key.flatten(2).mT).mT / 0.2
-        pairs = pixpro.near_cells(a, b, (3, 3), 0.7)
+        pairs = near_cells(a, b, (3, 3), 0.7)
         near = torch.zeros_like(s, dtype=torch.bool)
         near.view(-1, 9)[pairs.first, pairs.second % 9] = True
         for n in range(3):

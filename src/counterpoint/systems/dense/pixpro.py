@@ -32,7 +32,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.alignment import negative_cosine
-from counterpoint.core.cells import CellPairs, cell_rows, near_cells, near_sums
+from counterpoint.core.cells import CellPairs, cell_rows, near_cells_both_ways, near_sums
 from counterpoint.core.checks import need_positive, need_rows, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.operands import unit
@@ -92,11 +92,6 @@ def _directions(first: CellPairs, second: CellPairs, one: Tensor, two: Tensor, k
     return global_mean(total)
 
 
-def _near(coord_1: Tensor, coord_2: Tensor, shape: torch.Size, pos_ratio: float) -> tuple[CellPairs, CellPairs]:
-    grid = (shape[2], shape[3])
-    return near_cells(coord_1, coord_2, grid, pos_ratio), near_cells(coord_2, coord_1, grid, pos_ratio)
-
-
 def _check(maps: Mapping[str, Tensor], coord_1: Tensor, coord_2: Tensor, pos_ratio: float) -> None:
     first = next(iter(maps.values()))
     if first.ndim != 4 or any(each.shape != first.shape for each in maps.values()):
@@ -140,7 +135,9 @@ def pixpro_loss(
     _check({"proj_1": proj_1, "proj_2": proj_2, "key_1": key_1, "key_2": key_2}, coord_1, coord_2, pos_ratio)
     one, two = (unit(cell_rows(pixel_propagation(x, value_transform, p, clamp))) for x in (proj_1, proj_2))
     keys = [unit(cell_rows(key.detach())) for key in (key_1, key_2)]
-    return _directions(*_near(coord_1, coord_2, proj_1.shape, pos_ratio), one, two, *keys)
+    return _directions(
+        *near_cells_both_ways(coord_1, coord_2, (proj_1.shape[2], proj_1.shape[3]), pos_ratio), one, two, *keys
+    )
 
 
 @over_group
@@ -165,7 +162,12 @@ def pixel_regression(
     maps = {"prediction_1": prediction_1, "prediction_2": prediction_2, "key_1": key_1, "key_2": key_2}
     _check(maps, coord_1, coord_2, pos_ratio)
     one, two, *keys = (unit(cell_rows(x)) for x in (prediction_1, prediction_2, key_1.detach(), key_2.detach()))
-    return _directions(*_near(coord_1, coord_2, prediction_1.shape, pos_ratio), one, two, *keys)
+    return _directions(
+        *near_cells_both_ways(coord_1, coord_2, (prediction_1.shape[2], prediction_1.shape[3]), pos_ratio),
+        one,
+        two,
+        *keys,
+    )
 
 
 @over_group
@@ -196,7 +198,7 @@ def pix_contrast(
     _check({"proj_1": proj_1, "proj_2": proj_2, "key_1": key_1, "key_2": key_2}, coord_1, coord_2, pos_ratio)
     need_positive(temperature=temperature)
     total = proj_1.new_zeros(len(proj_1))
-    near = _near(coord_1, coord_2, proj_1.shape, pos_ratio)
+    near = near_cells_both_ways(coord_1, coord_2, (proj_1.shape[2], proj_1.shape[3]), pos_ratio)
     for pairs, proj, key in zip(near, (proj_1, proj_2), (key_2, key_1), strict=True):
         s = unit(cell_rows(proj), temperature**-1) @ unit(cell_rows(key.detach())).transpose(1, 2)
         cells = s.shape[1]
