@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import multiprocessing
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from counterpoint import catalog
 from counterpoint.files import patient_threads
-from counterpoint.report.figures import svg as DRAW
+from counterpoint.report import figures
 
 patient_threads()  # before any test module imports torch
+
+DRAWN = figures.svg, figures._axes
 
 if not Path("/proc/driver/nvidia").exists():
     # Without a GPU, Triton's interpreter runs the kernels. It must know so before anything imports Triton.
@@ -34,6 +37,14 @@ multiprocessing.set_forkserver_preload(
         *sorted({row.module.partition(":")[0] for row in catalog.entries().values() if row.built}),
     ]
 )
+
+
+def pytest_collection_finish() -> None:
+    """Keep the million objects of the imports out of garbage collection, and collect less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
+
 
 VIDEOS = {  # name -> snippets; one name is the beginning of another, and two are not ASCII
     "train": {
@@ -117,6 +128,27 @@ def run_of_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run.path
 
 
+class Undrawn:
+    """Axes without a drawing. What would be plotted must still have as many y as x."""
+
+    def plot(self, x: Any, y: Any, *_: Any, **__: Any) -> None:
+        assert len(x) == len(y)
+
+    def set_ticks(self, places: Any, labels: Any, **_: Any) -> None:
+        assert len(places) == len(labels)
+
+    set_xticks = set_yticks = set_ticks
+
+    def __getattr__(self, name: str) -> Undrawn:
+        return self
+
+    def __getitem__(self, name: str) -> Undrawn:
+        return self
+
+    def __call__(self, *_: Any, **__: Any) -> Undrawn:
+        return self
+
+
 @pytest.fixture(scope="session", autouse=True)
 def undrawn() -> Iterator[None]:
     """Leave the drawings out of the pages, but for their text alternatives.
@@ -125,20 +157,18 @@ def undrawn() -> Iterator[None]:
     """
     from markupsafe import Markup
 
-    from counterpoint.report import figures
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "svg", lambda figure, alt: Markup('<svg role="img" aria-label="{}"></svg>').format(alt))
+        patch.setattr(figures, "_axes", lambda width, height: (None, Undrawn()))
         yield
 
 
 @pytest.fixture
 def drawn() -> Iterator[None]:
     """Draw what the pages of this test show."""
-    from counterpoint.report import figures
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "svg", DRAW)
+        patch.setattr(figures, "svg", DRAWN[0])
+        patch.setattr(figures, "_axes", DRAWN[1])
         yield
 
 

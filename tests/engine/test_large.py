@@ -20,9 +20,9 @@ from counterpoint.experiment import Experiment
 from embedded import embeddings
 from launch import command_over_processes
 
-IMAGES = {"encoder": "vit-s", "batch_size": 12, "epochs": 1}
-ALIGNED = {"image_encoder": "vit-s", "batch_size": 12, "epochs": 1}
-PICTURES = "digits?size=16&train=60"
+IMAGES = {"encoder": "vit-xs", "batch_size": 12, "epochs": 1}
+ALIGNED = {"image_encoder": "vit-xs", "batch_size": 12, "epochs": 1}
+PICTURES = "digits?size=8&train=60"
 TEACHER = "fit:SLUG?data=digits%3Fsize=8%26train=24&encoder=vit-xs&epochs=1&batch_size=12&warmup_epochs=0&recipe=none"
 CAPTIONS = "digit-captions?train=60"
 
@@ -105,11 +105,11 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "mae": (PICTURES, IMAGES | {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}),
     **dict.fromkeys(("supcon", "triplet", "sla", "hydra", "finetune"), (PICTURES, IMAGES)),
     "mean-teacher": (PICTURES, IMAGES | {"labelled_batch": 4}),
-    "diswot": (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s", "gradient_weight": 0.5}),
-    **dict.fromkeys(("kd", "rkd", "crd"), (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s"})),
+    "diswot": (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-xs", "gradient_weight": 0.5}),
+    **dict.fromkeys(("kd", "rkd", "crd"), (PICTURES, IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-xs"})),
     "kd3": (
         "web-digits?train=24&web=12&others=12&size=16",
-        IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-s", "contrast_weight": 0.1, "select": False},
+        IMAGES | {"teacher_epochs": 0, "teacher_encoder": "vit-xs", "contrast_weight": 0.1, "select": False},
     ),
     **dict.fromkeys(
         ("vl2v-adip", "vlm-ood-distill"),

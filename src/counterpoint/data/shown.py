@@ -48,7 +48,7 @@ def png(pixels: NDArray[np.uint8], largest: int = LARGEST) -> str:
     image = Image.fromarray(np.ascontiguousarray(pixels))
     image.thumbnail((largest, largest))
     out = io.BytesIO()
-    image.save(out, "PNG", optimize=True)
+    image.save(out, "PNG")  # `optimize` takes five times as long for 4 % fewer bytes
     return base64.b64encode(out.getvalue()).decode()
 
 

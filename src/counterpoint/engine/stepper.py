@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from counterpoint.core.seeds import seed_torch
 from counterpoint.core.world import processes
 from counterpoint.engine.batchnorm import synchronise
 from counterpoint.engine.gradients import average, share_weights
@@ -161,7 +162,7 @@ class Stepper:
             before = {name for name, _ in learner.named_parameters()}
             places = set(teachers_of(learner))
             # Seeded as a step is, so that a fit resumed here draws the same numbers. All processes draw the same ones.
-            torch.manual_seed(seed_of(learner.seed, learner.position.all_steps, number, ENTER))
+            seed_torch(seed_of(learner.seed, learner.position.all_steps, number, ENTER))
             stage.enter(self.survey)
             self.trainable |= {n for n, p in learner.named_parameters() if n not in before and p.requires_grad}
             if (new := set(teachers_of(learner)) - places) and not learner.structure():
@@ -279,7 +280,7 @@ class Stepper:
         """Prepare a batch for the losses of the current step: the learner draws views, makes mixtures."""
         learner, steps = self.learner, self.learner.position.all_steps
         # Dropout depends only on (seed, step, process), so a resumed run drops the same units.
-        torch.manual_seed(seed_of(learner.seed, steps, processes()[0]))
+        seed_torch(seed_of(learner.seed, steps, processes()[0]))
         return learner.prepare(batch, torch.Generator().manual_seed(seed_of(learner.seed, steps)))
 
     def advance(self, *, per_step: bool) -> None:

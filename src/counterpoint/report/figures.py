@@ -264,6 +264,7 @@ def matrix(
         columns: Names of the columns. Default: `names`.
     """
     import matplotlib as mpl
+    from matplotlib.patches import Rectangle
 
     across = names if columns is None else columns
 
@@ -277,9 +278,7 @@ def matrix(
         # One colour of the page in several opacities: the same drawing serves light and dark pages.
         for (row, column), value in np.ndenumerate(share):
             if value > 0:
-                frame.add_patch(
-                    mpl.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, color=SERIES[1], alpha=float(value), lw=0)
-                )
+                frame.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=SERIES[1], alpha=float(value), lw=0))
                 if names:
                     said = f"{values[row, column]:.0f}" if counts else f"{values[row, column]:.2f}"
                     frame.text(column, row, said, ha="center", va="center", fontsize=7, color=INK)

@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from counterpoint.core.answers import answer_log_probability, masked_lm_loss
 from counterpoint.core.masking import IGNORED
+from counterpoint.core.seeds import seed_torch
 from counterpoint.core.world import processes
 from counterpoint.data.chats import Chat, ChatData, ChatSplit
 from counterpoint.data.images import Indices
@@ -155,7 +156,7 @@ class ChatLearner(Learner):
 
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(seed)
-        torch.manual_seed(seed)
+        seed_torch(seed)
         self.config, self.size = config, data.size
         self.model = self.build(data)
 

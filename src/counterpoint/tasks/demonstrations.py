@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from counterpoint.core.answers import masked_lm_loss
 from counterpoint.core.masking import IGNORED
+from counterpoint.core.seeds import seed_torch
 from counterpoint.core.world import processes
 from counterpoint.data.demonstrations import DemonstrationData, DemonstrationSplit, Example
 from counterpoint.data.images import Indices
@@ -178,7 +179,7 @@ class DemonstrationLearner(Learner):
 
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(seed)
-        torch.manual_seed(seed)
+        seed_torch(seed)
         self.config = config
         self.tokenizer = Tokenizer.from_json(data.tokenizer)
         self.texts = getattr(data, "plain_texts", 0)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from counterpoint.core.distributed import global_mean
+from counterpoint.core.seeds import seed_torch
 from counterpoint.core.world import world
 from counterpoint.data.distilled import DistilledSet, read_set
 from counterpoint.data.images import ImageData
@@ -334,7 +335,7 @@ class DistilledSetLearner(ViewsLearner):
         for number in range(self.config.judges):
             wanted = (self.known(survey, split) - self.mean) / self.spread
             with torch.random.fork_rng(devices=[]), torch.enable_grad():
-                torch.manual_seed(seed_of(self.seed, number))
+                seed_torch(seed_of(self.seed, number))
                 network = self.new_network()
                 self.train_on_set(network, self.sgd(network), self.config.judge_steps)
             embed = network.eval().encoder

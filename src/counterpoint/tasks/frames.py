@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from counterpoint.core.seeds import seed_torch
 from counterpoint.core.tracks import Tracker
 from counterpoint.core.world import processes
 from counterpoint.data.frames import PADDING, Clip, ClipData, ClipSplit
@@ -134,7 +135,7 @@ class FramesLearner(Learner):
         super().__init__(seed)
         self.config, self.size = config, data.size
         self.longest: int | None = getattr(data, "longest", None)  # frames of the longest training clip
-        torch.manual_seed(seed)
+        seed_torch(seed)
         self.encoder = build_image_encoder(config.encoder, data.size, pretrained=config.pretrained)
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from counterpoint.core.seeds import seed_torch
 from counterpoint.core.world import processes
 from counterpoint.data.generation import Condition, GenerationData, GenerationSplit
 from counterpoint.data.images import Indices
@@ -95,7 +96,7 @@ class GenerationLearner(Learner):
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(seed)
         self.config = config
-        torch.manual_seed(seed)
+        seed_torch(seed)
         self.size = int(data.size)
         self.tokenizer = Tokenizer.from_json(data.tokenizer)
 

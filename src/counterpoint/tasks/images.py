@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tyro.conf import Suppress, arg
 
+from counterpoint.core.seeds import seed_torch
 from counterpoint.core.world import processes
 from counterpoint.data.images import ImageData, ImageSplit, Indices
 from counterpoint.encoders.image_encoder import ImageEncoder
@@ -126,7 +127,7 @@ class ImageLearner(Learner):
         self.examples: int | None = getattr(
             data, "examples", None
         )  # number of training images, to which positions refer
-        torch.manual_seed(seed)
+        seed_torch(seed)
         self.encoder = self.build_encoder(data)
         if config.lora:
             adapt(self.encoder, config, data.size, data.channels)

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from counterpoint.core.seeds import seed_torch
 from counterpoint.data.federations import Party
 from counterpoint.engine.evaluation import measure
 from counterpoint.engine.optim import factor, optimisers
@@ -63,7 +64,7 @@ class Trained:
 
     def begin(self, round: int, *seeds: int) -> None:
         """Seed the random numbers of a round, and set its learning rate."""
-        torch.manual_seed(seeded(*seeds, round))
+        seed_torch(seeded(*seeds, round))
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * self.curve(round)
 

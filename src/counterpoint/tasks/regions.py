@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tyro.conf import arg
 
+from counterpoint.core.seeds import seed_torch
 from counterpoint.core.world import processes
 from counterpoint.data.images import Indices
 from counterpoint.data.regions import SOURCE, TARGET, RegionData, RegionSplit
@@ -127,7 +128,7 @@ class RegionsLearner(Learner):
         self.config, self.size, self.count = config, data.size, data.proposals
         self.classes = len(data.class_names) if hasattr(data, "class_names") else int(data.classes)
         self.pipeline = ViewPipeline(config.crop, 1, STRONG)
-        torch.manual_seed(seed)
+        seed_torch(seed)
 
     def begin(self, survey: Survey) -> None:
         """Give the encoder the weights of the run that the settings start from."""

@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from counterpoint.core.seeds import seed_torch
 from counterpoint.data.images import ImageData, ImageSplit, Indices
 from counterpoint.data.shown import png
 from counterpoint.encoders.restoration import build_restoration, check_restoration, load_restoration
@@ -109,7 +110,7 @@ class RestoredLearner(Learner):
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(seed)
         self.config = config
-        torch.manual_seed(seed)
+        seed_torch(seed)
         self.network = build_restoration(config.network, config.scale, config.pretrained)
         self.pairs = PatchPairs(config.scale, config.patch)
         self.started = False  # whether weights of a run were loaded, which `weights` must not replace

@@ -24,6 +24,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from counterpoint.core.distributed import gather_rows, global_max
+from counterpoint.core.seeds import seed_torch
 from counterpoint.data import students
 from counterpoint.encoders.image_encoder import ImageEncoder
 from counterpoint.encoders.images import build_image_encoder, check_image_encoder
@@ -249,7 +250,7 @@ class SearchedLearner(TaughtLearner):
         super().end_epoch(epoch)
         if self.at_search and not self.config.epochs and not self.student:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(SEED)
+                seed_torch(SEED)
                 self.adopt(self.best())
 
     def adopt(self, name: str) -> None:

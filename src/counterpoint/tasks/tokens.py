@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from counterpoint.core.distributed import global_max, global_mean
 from counterpoint.core.masking import IGNORED, mask_tokens
+from counterpoint.core.seeds import seed_torch
 from counterpoint.core.world import processes
 from counterpoint.data.images import Indices
 from counterpoint.data.tokens import TokenData, TokenSplit
@@ -182,7 +183,7 @@ class TokensLearner(Learner):
         super().__init__(seed)
         self.config, self.mask_number, self.vocabulary = config, data.mask, data.vocabulary
         self.specials = torch.tensor(data.specials)
-        torch.manual_seed(seed)
+        seed_torch(seed)
         self.model = LanguageModel(config, config.encoder, data.vocabulary, pretrained=config.pretrained)
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from counterpoint.core.seeds import seed_torch
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.lab.loss_checks.inputs import Item
 
@@ -93,7 +94,7 @@ class Given:
         place = {RANK: rank, WORLD: world}
         settings = {k: place.get(v, v) if isinstance(v, str) else v for k, v in self.settings.items()}
         found = self.found()
-        torch.manual_seed(0)
+        seed_torch(0)
         if isinstance(found, type):
             return found(**settings)
         if isinstance(found, nn.Module):
@@ -104,7 +105,7 @@ class Given:
 
     def call(self, made: Callable[..., Any], items: Sequence[Item], tensors: Sequence[Tensor]) -> Tensor:
         """Call a loss on its inputs and return the loss, a tensor of one number."""
-        torch.manual_seed(1)
+        seed_torch(1)
         by_name = {item.name: tensor for item, tensor in zip(items, tensors, strict=True) if item.name}
         result = made(*(t for item, t in zip(items, tensors, strict=True) if not item.name), **by_name)
         return picked(result, self.output)

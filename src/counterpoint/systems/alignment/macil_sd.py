@@ -35,6 +35,7 @@ from counterpoint.core.contrast import info_nce
 from counterpoint.core.distributed import gather_rows, global_max
 from counterpoint.core.mil import bag_cross_entropy, extreme_snippets, sequence_lengths, topk_count
 from counterpoint.core.precision import full_precision
+from counterpoint.core.seeds import seed_torch
 from counterpoint.core.teacher import blend, cosine_momentum
 from counterpoint.core.transforms import holds, need_fixed
 from counterpoint.data.bags import BagData
@@ -240,7 +241,7 @@ class MacilSD(Learner):
         super().__init__(seed)
         self.config = config
         shape = {name: getattr(config, name) for name in ("hidden", "heads", "ffn", "dropout", "mask_padding")}
-        torch.manual_seed(seed)
+        seed_torch(seed)
         self.av = MacilSDNet(data.visual_dim, data.audio_dim, **shape)
         self.visual: VisualNet | None = None
         if config.distillation:

@@ -48,6 +48,7 @@ from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.grams import gram_distance, relation_distance
 from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.seeds import seed_torch
 from counterpoint.core.transforms import holds
 from counterpoint.core.world import alone, over_group
 from counterpoint.encoders.maps import map_networks, vector_and_map
@@ -300,7 +301,7 @@ class DisWOT(SearchedLearner):
     def _random(self, name: str, draw: Sequence[int], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the last map and the classifier's gradient of a network whose random weights depend on seed and `draw`."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence([self.seed, *draw]).generate_state(1)[0]))
+            seed_torch(int(np.random.SeedSequence([self.seed, *draw]).generate_state(1)[0]))
             network = Classifier(name, self.facts)
             if self.config.initialisation == "normal":
                 gaussian(network)

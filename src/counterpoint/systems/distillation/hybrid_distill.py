@@ -50,6 +50,7 @@ from torch import Tensor, nn
 from counterpoint.core.checks import need_rows, need_within, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.seeds import seed_torch
 from counterpoint.core.tokens import drop_redundant_tokens, relation_distillation_loss
 from counterpoint.core.world import over_group, world
 from counterpoint.encoders.inside import QKV, Inside, TokenNetwork, gathered
@@ -235,7 +236,7 @@ class HybridDistill(ViewsLearner):
     def restructure(self, structure: Mapping[str, Any]) -> None:
         if structure:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
+                seed_torch(self.seed)
                 self.projector = nn.Linear(self.encoder.dim, int(structure["projector"])).to(self.device)
 
     def begin(self, survey: Survey) -> None:

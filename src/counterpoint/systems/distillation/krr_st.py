@@ -46,6 +46,7 @@ from counterpoint.core.checks import need_rows, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision
 from counterpoint.core.ridge import ridge_predict
+from counterpoint.core.seeds import seed_torch
 from counterpoint.core.transforms import once
 from counterpoint.core.world import over_group, world
 from counterpoint.engine.optim import optimisers
@@ -236,7 +237,7 @@ class KRRST(DistilledSetLearner):
             self.ages[number] += 1
             return {"pool_loss": self.error_on_set(member, torch.arange(len(self.origin)))}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(batch["draw"])
+            seed_torch(batch["draw"])
             member.load_state_dict(self.new_network().state_dict())
         assert self.inner is not None
         for parameter in member.parameters():

@@ -40,6 +40,7 @@ from torch import Tensor
 from counterpoint.core.checks import need_positive, need_rows, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision
+from counterpoint.core.seeds import seed_torch
 from counterpoint.core.transforms import holds
 from counterpoint.encoders.in_context import EPS, InContextNetwork, check_meta_model, word_embedding
 from counterpoint.encoders.no_rows import no_rows
@@ -242,7 +243,7 @@ class SINC(Learner):
 
     def __init__(self, config: SINCConfig, data: Any, seed: int = 0) -> None:
         super().__init__(seed)
-        torch.manual_seed(seed)
+        seed_torch(seed)
         self.config = config
         tokenizer = Tokenizer.from_json(data.tokenizer)
         if config.words == LEARNT:

@@ -53,6 +53,7 @@ from counterpoint.core.distributed import (
 from counterpoint.core.masking import IGNORED, mask_tokens
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.seeds import seed_torch
 from counterpoint.core.set_scores import PairScores, soft_supcon
 from counterpoint.core.transforms import need_fixed
 from counterpoint.core.tree_scores import VIEWS, Frames, combined_scores, equal_scores, need_frames, view_scores
@@ -185,7 +186,7 @@ class Space2(Learner):
         super().__init__(seed)
         self.config, self.mask_number, self.vocabulary = config, data.mask, data.vocabulary
         self.examples, self.free = data.examples, data.unlabelled
-        torch.manual_seed(seed)
+        seed_torch(seed)
         self.model = DialogModel(config, data.vocabulary)
         dim = self.model.dim
         self.subspaces = nn.Linear(dim, (config.subspace or dim) * len(config.active)) if config.active else None

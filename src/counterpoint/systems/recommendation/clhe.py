@@ -48,6 +48,7 @@ from counterpoint.core.checks import need_alike, need_positive
 from counterpoint.core.distributed import batch_logsumexp, global_mean, mean_where
 from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
+from counterpoint.core.seeds import seed_torch
 from counterpoint.core.world import over_group, world
 from counterpoint.encoders.items import ItemEncoder, item_vectors
 from counterpoint.engine.optim import optimisers
@@ -221,7 +222,7 @@ class CLHE(SequencesLearner):
 
     def __init__(self, config: CLHEConfig, data: Any, seed: int = 0) -> None:
         super().__init__(seed)
-        torch.manual_seed(seed)
+        seed_torch(seed)
         self.config = config
         if getattr(data, "ordered", False):
             raise CounterpointError(

@@ -54,6 +54,7 @@ from counterpoint.core.class_logits import next_item_loss
 from counterpoint.core.distributed import gather_rows, global_mean, place
 from counterpoint.core.nt_xent import nt_xent
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.seeds import seed_torch
 from counterpoint.core.world import over_group
 from counterpoint.encoders.histories import Augmenter, HistoryEncoder, augmented
 from counterpoint.engine.optim import optimisers
@@ -226,7 +227,7 @@ class MCLRec(SequencesLearner):
 
     def __init__(self, config: MCLRecConfig, data: Any, seed: int = 0) -> None:
         super().__init__(seed)
-        torch.manual_seed(seed)
+        seed_torch(seed)
         self.config = config
         if not getattr(data, "ordered", True):
             raise CounterpointError("mclrec learns from histories, and these data are sets; name a source of histories")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from counterpoint.core.distributed import place
 from counterpoint.core.operands import EPS
+from counterpoint.core.seeds import seed_torch
 from counterpoint.encoders.audio import build_audio_encoder
 from counterpoint.encoders.images import build_image_encoder
 from counterpoint.encoders.text import Tokenizer, build_text_encoder
@@ -36,7 +37,7 @@ class AlignedLearner(Learner):
         self.config = config
         self.kinds: dict[str, str] = {name: spec["kind"] for name, spec in data.modalities.items()}
         self.facts = data  # from which the learner was built
-        torch.manual_seed(seed)
+        seed_torch(seed)
         self.encoders = nn.ModuleDict()
         self.heads = nn.ModuleDict()
         self.views: dict[str, ViewPipeline] = {}

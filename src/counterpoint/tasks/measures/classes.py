@@ -246,18 +246,24 @@ def linear_probe(
     spread = features.float().std(0, correction=min(1, len(features) - 1)).clamp(min=1e-6)
     train, test = (features.float() - mean) / spread, (test_features.float() - mean) / spread
     classes = int(torch.cat([labels, test_labels]).max()) + 1
-    weight = torch.zeros(classes, train.shape[1], requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-    optimizer = light(torch.optim.LBFGS)([weight, bias], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
+    dim = train.shape[1]
+    both = torch.zeros(classes * (dim + 1))  # weight and bias in one tensor: L-BFGS then gathers nothing
+    weight, bias = both[: classes * dim].view(classes, dim), both[classes * dim :]
+    both.grad = torch.empty_like(both)
+    slope_of_weight, slope_of_bias = both.grad[: classes * dim].view(classes, dim), both.grad[classes * dim :]
+    optimizer = light(torch.optim.LBFGS)([both], max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
+    # The gradient of the loss for log p. The closure computes what autograd would, bit for bit, in less time.
+    picked = torch.zeros(len(labels), classes).scatter_(1, labels[:, None], -1 / len(labels))
 
+    @torch.no_grad()
     def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(F.linear(train, weight, bias), labels) + regularisation * weight.square().sum()
-        loss.backward()
-        return loss
+        log_p = F.linear(train, weight, bias).log_softmax(1)
+        slope = torch.ops.aten._log_softmax_backward_data(picked, log_p, 1, log_p.dtype)
+        torch.mm(slope.T, train, out=slope_of_weight).add_(weight * (2 * regularisation))
+        torch.sum(slope, 0, out=slope_of_bias)
+        return F.nll_loss(log_p, labels) + regularisation * weight.square().sum()
 
-    with torch.enable_grad():
-        optimizer.step(closure)
+    optimizer.step(closure)
     logits, known = F.linear(test, weight, bias).detach(), test_labels >= 0
     shares = decided_shares(logits[known], test_labels[known], slack=LOGIT_SLACK)
     return float(shares.mean()), decided(logits, test_labels, slack=LOGIT_SLACK)

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from counterpoint.core.seeds import seed_torch
 from counterpoint.data.cached import build_once
 from counterpoint.data.generation import GenerationSplit
 from counterpoint.encoders.images import build_image_encoder
@@ -111,7 +112,7 @@ def trained_judge(split: GenerationSplit, classes: int) -> Judge:
 
     def build() -> dict[str, NDArray[np.float32]]:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            seed_torch(0)
             judge = Judge(pixels.shape[1], classes, words)
             _train(judge, torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(labels), captions)
         return {name: value.numpy() for name, value in judge.state_dict().items()}
