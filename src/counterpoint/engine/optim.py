@@ -75,6 +75,11 @@ def factor(epoch: float, epochs: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - warmup) / max(1, epochs - warmup))))
 
 
+def constant_rate(epoch: float) -> float:
+    """Return the factor 1 of the learning rate, in every epoch. A `curve` of `optimisers`."""
+    return 1.0
+
+
 def restarts(epochs: int, cycles: int, weight: float = 1.0, floor: float = 0.0) -> Callable[[float], float]:
     """Return the factor of the learning rate by epoch: halves of a cosine, one after another. A `curve` of `optimisers`.
 

@@ -37,7 +37,6 @@ from counterpoint.encoders.injection import (
     time_embedding,
 )  # fmt: skip
 from counterpoint.encoders.text import train_words
-from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
@@ -177,15 +176,11 @@ class DiffusionLearner(GenerationLearner):
         """Whether the current stage is the first one."""
         return bool(self.config.pretrain_epochs) and self.position.stage == 0
 
-    def _turn(self, modules: list[nn.Module], rate: float) -> Turn:
-        config, steps = self.config, self.steps_per_epoch
-        return optimisers(config, modules, self.epochs, config.batch_size, steps_per_epoch=steps, rate=rate)
-
     def _pretraining_turns(self) -> list[Turn]:
-        return [self._turn([self.unet, self.captions], self.config.pretrain_lr / self.config.lr)]
+        return [self.turn_of([self.unet, self.captions], rate=self.config.pretrain_lr / self.config.lr)]
 
     def turns(self) -> list[Turn]:
-        return [self._turn([self], 1.0)]
+        return [self.turn_of([self])]
 
     def train(self, mode: bool = True) -> DiffusionLearner:
         super().train(mode)

@@ -28,7 +28,7 @@ from counterpoint.encoders.image_encoder import ImageEncoder
 from counterpoint.encoders.images import build_image_encoder, check_image_encoder
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
-from counterpoint.engine.optim import OptimConfig, optimisers
+from counterpoint.engine.optim import OptimConfig
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
@@ -171,8 +171,7 @@ class ImageLearner(Learner):
         return {"feature": self.embed(batch["image"])}
 
     def turns(self) -> list[Turn]:
-        config = self.config
-        return [optimisers(config, [self], self.epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch)]
+        return [self.turn_of([self])]
 
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
         tokens = [(self.encoder, "tokens")] if hasattr(self.encoder, "tokens") else []

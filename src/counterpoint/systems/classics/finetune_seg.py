@@ -22,7 +22,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.encoders.maps import feature_map
-from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
@@ -87,9 +86,7 @@ class FinetuneSeg(DenseLearner):
         return self
 
     def turns(self) -> list[Turn]:
-        config = self.config
-        modules: list[nn.Module] = [self.head] if config.frozen else [self]
-        return [optimisers(config, modules, self.epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch)]
+        return [self.turn_of([self.head if self.config.frozen else self])]
 
     def segment(self, images: Tensor) -> Float[Tensor, "n classes h w"]:
         found = self.head(feature_map(self.encoder, images))

@@ -44,7 +44,6 @@ from counterpoint.data.dense import labelled_rows
 from counterpoint.encoders.modality_masks import masks_of_modalities
 from counterpoint.encoders.prefix_windows import SHAPES, PrefixWindows, check_modality
 from counterpoint.engine.loading import Batches, ChosenBatches
-from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Cached, Frozen, cached
@@ -256,13 +255,7 @@ class EspMedSam(ModalityLearner):
         return ChosenBatches(rows, min(self.config.batch_size, len(rows)), self.config.steps)
 
     def turns(self) -> list[Turn]:
-        config = self.config
-        return [
-            optimisers(
-                config, [self], self.epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch,
-                curve=lambda epoch: config.decay**epoch,
-            )
-        ]  # fmt: skip
+        return [self.turn_of([self], curve=lambda epoch: self.config.decay**epoch)]
 
     # --- the beginning
 

@@ -43,7 +43,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from counterpoint.core.adversarial import contrastive_discriminator
 from counterpoint.core.distributed import global_mean
@@ -51,7 +51,7 @@ from counterpoint.core.map_similarity import Maps, map_similarity, need_maps, pa
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
 from counterpoint.encoders.critics import BLOCKS, VGG19, HaarCritic, fixed
-from counterpoint.engine.optim import optimisers, restarts
+from counterpoint.engine.optim import constant_rate, restarts
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, snapshot
@@ -248,23 +248,20 @@ class PCLSR(RestoredLearner):
         def halved(epoch: float) -> float:
             return self.config.pretrain_lr / self.config.lr * (1.0 if epoch < 2 * self.epochs / 3 else 0.5)
 
-        return [self._turn(self.network, halved)]
+        return [self.turn_of([self.network], curve=halved)]
 
     def turns(self) -> list[Turn]:
         """Return the turns of a step: first the critic, if it learns, then the network."""
         config = self.config
         floor = config.least_lr / (config.lr * config.batch_size / 256)
-        network = self._turn(self.network, restarts(self.epochs, config.cycles, config.restart_weight, floor))
+        curve = restarts(self.epochs, config.cycles, config.restart_weight, floor)
+        network = self.turn_of([self.network], curve=curve)
         if config.clip_value:
             network.optimizers[0].register_step_pre_hook(self._clip)
         if self.critic is None:
             return [network]
-        critic = self._turn(self.critic, lambda _: 1.0)
+        critic = self.turn_of([self.critic], curve=constant_rate)
         return [Turn(critic.optimizers, critic.schedules, self.critic_loss, "critic_loss"), network]
-
-    def _turn(self, network: nn.Module, curve: Any) -> Turn:
-        config, steps = self.config, self.steps_per_epoch
-        return optimisers(config, [network], self.epochs, config.batch_size, steps_per_epoch=steps, curve=curve)
 
     def _clip(self, *_: Any) -> None:
         for parameter in self.network.parameters():

@@ -45,7 +45,7 @@ from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
 from counterpoint.data.images import ImageData, Indices
 from counterpoint.encoders.prompts import PromptGenerator
-from counterpoint.engine.optim import held_then_cosine, optimisers
+from counterpoint.engine.optim import held_then_cosine
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
@@ -255,8 +255,7 @@ class GOPro(NetworkLearner):
     def turns(self) -> list[Turn]:
         config = self.config
         curve = held_then_cosine(self.epochs, config.warmup_epochs, config.warmup_lr / config.lr)
-        own, steps = replace(config, warmup_epochs=0), self.steps_per_epoch  # the curve warms up
-        return [optimisers(own, [self], self.epochs, config.batch_size, steps_per_epoch=steps, curve=curve)]
+        return [self.turn_of([self], replace(config, warmup_epochs=0), curve=curve)]  # the curve warms up
 
     # --- a step
 

@@ -57,7 +57,7 @@ from counterpoint.encoders.prompts import (
     prompt_width,
     prompted_vit,
 )
-from counterpoint.engine.optim import held_then_cosine, optimisers
+from counterpoint.engine.optim import held_then_cosine
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import parameters
@@ -257,9 +257,9 @@ class PromptKD(TunedLearner):
         )
 
     def turn(self, lr: float, modules: Sequence[nn.Module]) -> list[Turn]:
-        config, epochs, steps = replace(self.config, lr=lr), self.epochs, self.steps_per_epoch
-        curve = held_then_cosine(epochs, config.cold_epochs, COLD / (lr * config.batch_size / 256))
-        return [optimisers(config, modules, epochs, config.batch_size, steps_per_epoch=steps, curve=curve)]
+        config = replace(self.config, lr=lr)
+        curve = held_then_cosine(self.epochs, config.cold_epochs, COLD / (lr * config.batch_size / 256))
+        return [self.turn_of(modules, config, curve=curve)]
 
     # --- a step of `distill`
 

@@ -47,7 +47,7 @@ from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
 from counterpoint.encoders.adapters import adapter_parameters
-from counterpoint.engine.optim import optimisers
+from counterpoint.engine.optim import constant_rate
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen
@@ -248,17 +248,10 @@ class VL2V(ClassTextLearner):
 
     def of_align(self) -> list[Turn]:
         config = replace(self.config, lr=self.config.align_lr)
-        return [self._turn(config, [self.projector])]
+        return [self.turn_of([self.projector], config, curve=constant_rate)]
 
     def turns(self) -> list[Turn]:
-        return [self._turn(self.config, self.distilled())]
-
-    def _turn(self, config: VL2VConfig, modules: list[nn.Module]) -> Turn:
-        """Return Adam with a constant learning rate."""
-        steps = self.steps_per_epoch
-        return optimisers(
-            config, modules, self.epochs, config.batch_size, steps_per_epoch=steps, curve=lambda epoch: 1.0
-        )
+        return [self.turn_of(self.distilled(), curve=constant_rate)]
 
     def enter(self, survey: Survey) -> None:
         """Take the best projector of stage `align`."""

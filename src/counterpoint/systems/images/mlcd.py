@@ -47,7 +47,7 @@ from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
 from counterpoint.data.images import ImageData
-from counterpoint.engine.optim import light, optimisers
+from counterpoint.engine.optim import light
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
@@ -293,8 +293,7 @@ class MLCD(ViewsLearner):
 
     def turns(self) -> list[Turn]:
         """Return a turn of two optimisers: that of the networks, and Adam on the drawn rows of the class centres."""
-        config, networks = self.config, [self.encoder, self.projector]
-        turn = optimisers(config, networks, self.epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch)
+        turn = self.turn_of([self.encoder, self.projector])
         rows = light(torch.optim.SparseAdam)([self.centers])
         self.optimizers = *turn.optimizers, rows
         return [Turn(self.optimizers, turn.schedules)]

@@ -50,7 +50,7 @@ from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group, world
 from counterpoint.encoders.items import ItemEncoder, item_vectors
-from counterpoint.engine.optim import optimisers
+from counterpoint.engine.optim import constant_rate
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
@@ -254,8 +254,7 @@ class CLHE(SequencesLearner):
                 self.cold.copy_(~rows.bool().any(1))
 
     def turns(self) -> list[Turn]:
-        config, steps = self.config, self.steps_per_epoch
-        return [optimisers(config, [self], self.epochs, config.batch_size, steps_per_epoch=steps, curve=lambda _: 1.0)]
+        return [self.turn_of([self], curve=constant_rate)]
 
     # --- losses
 

@@ -61,7 +61,7 @@ from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
-from counterpoint.engine.optim import optimisers
+from counterpoint.engine.optim import constant_rate
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, unknown
@@ -292,11 +292,7 @@ class SepCLR(ViewsLearner):
         )
 
     def turns(self) -> list[Turn]:
-        config, steps = self.config, self.steps_per_epoch
-        turn = optimisers(
-            config, [self], self.epochs, config.batch_size, steps_per_epoch=steps, curve=lambda epoch: 1.0
-        )
-        return [turn]
+        return [self.turn_of([self], curve=constant_rate)]
 
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
         return [(self.encoder, "forward"), (self.salient_encoder, "forward")]
