@@ -87,9 +87,7 @@ class AdversarialConfig(GenerationConfig):
         super().__post_init__()
         self.need_positive("pretrain_lr", "critic_rate", "text_clip")
         self.need_weight("match_weight", "pretrain_epochs")
-        for name in ("decay", "beta1"):
-            if not 0 <= getattr(self, name) < 1:
-                raise CounterpointError(f"{name} must lie in 0..1, 1 not included, got {getattr(self, name)}")
+        self.need_below_one("decay", "beta1")
         for name, size in (("batch_size", self.batch_size), ("pretrain_batch_size", self.pretrain_batch_size)):
             if size < 4 or size % 2:
                 raise CounterpointError(f"{name} must be even and at least 4, for two branches, got {size}")

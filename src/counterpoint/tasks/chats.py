@@ -92,14 +92,13 @@ class ChatsConfig(OptimConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.need_share("dropout", "warmup", "top_p")
+        self.need_below_one("dropout", "warmup")
+        self.need_share("top_p")
         self.need_count(*self.counts)
         if self.epochs < 0 or self.sampling < 0 or not self.top_p:
             raise CounterpointError(
                 f"epochs and sampling must be at least 0 and top_p above 0, got {self.epochs}, {self.sampling} and {self.top_p}"
             )
-        if 1.0 in (self.dropout, self.warmup):
-            raise CounterpointError(f"dropout and warmup must be below 1, got {self.dropout} and {self.warmup}")
         if self.new_tokens >= self.context:
             raise CounterpointError(
                 f"new_tokens ({self.new_tokens}) must be fewer than context ({self.context}), which also holds the prompt"

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_alike, need_one_type, need_scale
+from counterpoint.core.checks import need_alike, need_one_type, need_scale, need_word
 from counterpoint.core.contrast import pair_logsumexp, softplus
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
 from counterpoint.core.multilinear import combined_logsumexp, product
@@ -101,8 +101,7 @@ def symile_per_anchor(
     """Compute the loss of each choice of the anchor; `symile` is their mean. Arguments and errors are those of `symile`."""
     reps = _checked(reps)
     need_scale(logit_scale=logit_scale)
-    if negatives not in ("n", "n_squared"):
-        raise ValueError(f"negatives must be 'n' or 'n_squared', got {negatives!r}")
+    need_word(("n", "n_squared"), negatives=negatives)
     if permutations is not None and negatives != "n":
         raise ValueError("permutations are for negatives='n'; 'n_squared' shuffles nothing")
     positive = product(reps).sum(1) * logit_scale

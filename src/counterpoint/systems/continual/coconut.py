@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_alike, need_positive
+from counterpoint.core.checks import need_alike, need_positive, need_word
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place
 from counterpoint.core.operands import class_similarity, positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
@@ -61,7 +61,6 @@ from counterpoint.tasks.measures.transcripts import transcript_figures
 
 FEW = 2048  # rows up to which a whole matrix is faster
 FEWER = 128  # rows up to which that of all rows is faster than that of the anchors
-ROLES = ("nspt", "ntpt", "scl")
 
 
 @over_group
@@ -99,8 +98,7 @@ def coconut_nspt(
         if found.shape != student.shape[:1]:
             raise ValueError(f"{name} must be [n] with n = {len(student)}, got {list(found.shape)}")
     need_positive(temperature=temperature)
-    if roles not in ROLES:
-        raise ValueError(f"roles must be one of {', '.join(ROLES)}, got {roles!r}")
+    need_word(("nspt", "ntpt", "scl"), roles=roles)
     a = unit(student)
     b = a if roles == "scl" else unit(teacher.detach()).to(a.dtype)
     own, negative = own_positive and roles != "scl", b if roles == "ntpt" else a

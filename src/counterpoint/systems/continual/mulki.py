@@ -35,7 +35,6 @@ Training lasts a number of epochs instead of 1,000 steps.
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -48,7 +47,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from counterpoint.core.averages import blended
-from counterpoint.core.checks import need_positive, need_rows, shapes
+from counterpoint.core.checks import need_positive, need_rows, need_word, shapes
 from counterpoint.core.distil import softened_divergences
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.operands import unit
@@ -57,12 +56,9 @@ from counterpoint.core.prototypes import prototype_alignment, prototypes_towards
 from counterpoint.core.world import over_group
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, parameters
-from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.measures import class_means
 from counterpoint.tasks.task_streams import TaskStreamConfig, TaskStreamLearner
-
-WEIGHTS = ("adaptive", "equal")
 
 
 class MulKI(NamedTuple):
@@ -145,8 +141,7 @@ def mulki_loss(
     if teacher_images.shape[1:] != image.shape or teacher_texts.shape != (teachers, *text.shape):
         said = shapes(teacher_images=teacher_images, teacher_texts=teacher_texts)
         raise ValueError(f"teacher_images and teacher_texts must be a list of such rows for each teacher, got {said}")
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights must be 'adaptive' or 'equal', got {weights!r}")
+    need_word(("adaptive", "equal"), weights=weights)
     z, w, bank = unit(wide(image)), unit(wide(text)), unit(wide(prototypes))
     s = scalar(logit_scale, z)
     classification = global_mean(
@@ -232,12 +227,9 @@ class MulKIConfig(TaskStreamConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_weight("l1", "l2", "feature_weight")
-        for name in ("temperature", "weight_temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise CounterpointError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        self.need_positive("temperature", "weight_temperature")
         self.need_share("prototype_momentum", "connect_share")
-        if not 0 <= self.label_smoothing < 1:
-            raise CounterpointError(f"label_smoothing must lie in 0..1, 1 not included, got {self.label_smoothing}")
+        self.need_below_one("label_smoothing")
 
 
 class MulKILearner(TaskStreamLearner):

@@ -46,6 +46,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.adversarial import contrastive_discriminator
+from counterpoint.core.checks import need_word
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.map_similarity import Maps, map_similarity, need_maps, patch_nce, unit_maps
 from counterpoint.core.precision import full_precision
@@ -102,8 +103,7 @@ def feature_ratio(
     """
     names: tuple[str, ...] = get_args(Ratio)
     chosen = kind if isinstance(kind, str) else dict(enumerate(names)).get(int(kind), str(kind))
-    if chosen not in names:
-        raise ValueError(f"kind must be one of {', '.join(names)}, got {kind!r}")
+    need_word(names, kind=chosen)
     if not len(anchors) or not len(anchors) == len(positives) == len(negatives):
         raise ValueError(
             f"anchors, positives and negatives need one entry for each layer, got {len(anchors)}, {len(positives)} and "

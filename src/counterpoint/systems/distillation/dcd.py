@@ -41,7 +41,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
+from counterpoint.core.checks import need_alike, need_positive, need_within, need_word, shapes
 from counterpoint.core.distributed import gather_rows, global_mean, place
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds
@@ -93,10 +93,9 @@ def matched_scores(
 
     Raises ValueError for another order.
     """
+    need_word(get_args(Order), teacher_order=teacher_order)
     if teacher_order == "aligned":
         return teacher_scores.gather(1, selected)
-    if teacher_order != "rank":
-        raise ValueError(f"teacher_order must be 'aligned' or 'rank', got {teacher_order!r}")
     return teacher_scores.sort(dim=1, descending=True, stable=True).values[:, : selected.shape[1]]
 
 
@@ -173,10 +172,8 @@ def dynamic_distillation_loss(
     _need_scores(student_scores=student_scores, teacher_scores=teacher_scores)
     need_positive(temperature=temperature)
     need_within(0, 1, alpha=alpha)
-    if imitation_weighting not in get_args(Weighting):
-        raise ValueError(f"imitation_weighting must be 'per_sample' or 'uniform', got {imitation_weighting!r}")
-    if task_weighting not in get_args(TaskWeighting):
-        raise ValueError(f"task_weighting must be 'entropy' or 'uniform', got {task_weighting!r}")
+    need_word(get_args(Weighting), imitation_weighting=imitation_weighting)
+    need_word(get_args(TaskWeighting), task_weighting=task_weighting)
     s, t = wide(student_scores), wide(teacher_scores.detach())
     weights, total = uncertainty_weights(t), place(len(s), s.device).total
     gap = (t - t.mean(1, keepdim=True)) - (s - s.mean(1, keepdim=True)) if centre else t - s

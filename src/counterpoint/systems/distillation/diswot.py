@@ -43,12 +43,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_alike, need_rows, shapes
+from counterpoint.core.checks import need_alike, need_numbers, need_rows, need_word, shapes
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.grams import gram_distance, relation_distance
 from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision, wide
-from counterpoint.core.transforms import holds
 from counterpoint.core.world import alone, over_group
 from counterpoint.encoders.maps import map_networks, vector_and_map
 from counterpoint.encoders.spaces import Member
@@ -109,8 +108,7 @@ def classifier_gradient(
         said = shapes(feature=feature, logits=logits, labels=labels)
         raise ValueError(f"feature, logits and labels must be [n, channels], [n, classes] and [n], got {said}")
     need_rows(feature=feature)
-    if holds(((labels < 0) | (labels >= logits.shape[1])).any()):
-        raise ValueError(f"labels must lie in 0..{logits.shape[1] - 1}, got {labels.min()} to {labels.max()}")
+    need_numbers(logits.shape[1], labels=labels)
     error = wide(logits).softmax(1) - F.one_hot(labels.long(), logits.shape[1])
     return error.to(wide(feature).dtype).T @ wide(feature) / len(feature)
 
@@ -138,8 +136,7 @@ def semantic_distance(
     tensor(1.)
     """
     teacher, student = wide(grad_W_teacher.detach()), wide(grad_W_student)
-    if compare not in ("channels", "classes"):
-        raise ValueError(f"compare must be 'channels' or 'classes', got {compare!r}")
+    need_word(("channels", "classes"), compare=compare)
     need_rows(grad_W_student=student)
     if compare == "classes":
         if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):

@@ -37,7 +37,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tyro.conf import Suppress
 
-from counterpoint.core.checks import need_alike, need_rows, need_within, shapes
+from counterpoint.core.checks import need_alike, need_numbers, need_rows, need_within, shapes
 from counterpoint.core.distributed import global_mean, mean_of_total, place
 from counterpoint.core.nt_xent import nt_xent
 from counterpoint.core.operands import EPS
@@ -116,9 +116,7 @@ def gopro_loss(
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or text0.ndim != 3 or text0.shape[:2] != logits.shape:
         found = shapes(logits=logits, labels=labels, text0=text0)
         raise ValueError(f"logits must be [n, classes], labels [n] and text0 [n, classes, dim], got {found}")
-    last = logits.shape[1] - 1
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= last:
-        raise ValueError(f"labels must lie in 0 to {last}, got {int(labels.min())} to {int(labels.max())}")
+    need_numbers(logits.shape[1], labels=labels)
     need_within(0, math.inf, contrastive_weight=contrastive_weight, consistency_weight=consistency_weight)
     if (proj0 is None) != (proj1 is None) or (proj0 is not None and len(proj0) != len(logits)):
         raise ValueError("proj0 and proj1 belong together; give both, a row for each picture, or neither")

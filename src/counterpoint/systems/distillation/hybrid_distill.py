@@ -167,10 +167,9 @@ class HybridDistillConfig(ImagesConfig):
             raise CounterpointError(
                 "feature_weight and relation_weight are both 0: the student has no teacher; set one above 0"
             )
-        if not 0 <= self.drop_path < 1:
-            raise CounterpointError(f"drop_path must be at least 0 and below 1, got {self.drop_path}")
-        if not 0 < self.keep_ratio <= 1:
-            raise CounterpointError(f"keep_ratio must be above 0 and at most 1, got {self.keep_ratio}")
+        self.need_below_one("drop_path")
+        self.need_positive("keep_ratio")
+        self.need_share("keep_ratio")
         if self.relation_weight and not self.relation_layers:
             raise CounterpointError("relation_layers must name at least one layer, or set --relation-weight 0")
 

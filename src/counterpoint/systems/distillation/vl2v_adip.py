@@ -38,7 +38,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from counterpoint.core.checks import need_alike, need_rows, need_within, shapes
+from counterpoint.core.checks import need_alike, need_numbers, need_rows, need_within, shapes
 from counterpoint.core.distil import kd
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.loss_valley import LossValley
@@ -97,10 +97,7 @@ def vl2v_rows(
         raise ValueError(
             f"class_text must be [classes, dim] and labels [n], got {shapes(class_text=class_text, labels=labels)}"
         )
-    if int(labels.min()) < 0 or int(labels.max()) >= len(class_text):
-        raise ValueError(
-            f"labels must lie in 0 to {len(class_text) - 1}, got {int(labels.min())} to {int(labels.max())}"
-        )
+    need_numbers(len(class_text), labels=labels)
     rows, image, text = (
         F.normalize(x, dim=1, eps=EPS) for x in (projected, teacher_image.detach(), class_text.detach()[labels])
     )

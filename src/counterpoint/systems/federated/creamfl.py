@@ -39,14 +39,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
+from counterpoint.core.checks import need_alike, need_numbers, need_positive, need_rows, shapes
 from counterpoint.core.class_logits import class_margin_loss
 from counterpoint.core.contrast import pair_logsumexp
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.matches import soft_contrastive
 from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision, wide
-from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.data.federations import Party
 from counterpoint.engine.run import Run
@@ -151,8 +150,7 @@ def _checked(
             "emb must be [n, dim], global_same [public, dim] and public_index [n], got "
             + shapes(emb=emb, global_same=same, public_index=index)
         )
-    if holds(((index < 0) | (index >= len(same))).any()):
-        raise ValueError(f"public_index must lie in 0..{len(same) - 1}, the rows of global_same")
+    need_numbers(len(same), public_index=index)
     return unit(wide(emb))
 
 

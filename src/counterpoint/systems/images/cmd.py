@@ -52,7 +52,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.alignment import swapped_entropy
-from counterpoint.core.checks import need_positive, need_within, shapes
+from counterpoint.core.checks import need_positive, need_within, need_word, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
@@ -136,9 +136,8 @@ def cmd_loss(
     need_positive(student_temp=student_temp, teacher_temp=teacher_temp, attention_temperature=attention_temperature)
     need_within(0, 1, region_weight=region_weight)
     need_within(0, float("inf"), inter_weight=inter_weight)
-    for name, kinds, value in (("inter", Inter, inter), ("pooling", Pooling, pooling)):
-        if value not in get_args(kinds):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(kinds))}, got {value!r}")
+    need_word(get_args(Inter), inter=inter)
+    need_word(get_args(Pooling), pooling=pooling)
     counts = crop_regions(regions, num_crops)
     student, teacher = (student_cls, student_region, student_feat), (teacher_cls, teacher_region, teacher_feat)
     need_crop_rows(*student, *teacher, counts)

@@ -38,11 +38,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from counterpoint.core.checks import need_alike, need_positive, shapes
+from counterpoint.core.checks import need_alike, need_numbers, need_positive, shapes
 from counterpoint.core.distributed import gather_rows, global_mean, mean_of_total
 from counterpoint.core.operands import EPS, unit
 from counterpoint.core.precision import full_precision
-from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
@@ -87,9 +86,7 @@ def pair_gate(
     table = weights["label_embedding"]
     if y1.shape != y2.shape or y1.ndim != 1:
         raise ValueError(f"y1 and y2 must be [b] alike, got {shapes(y1=y1, y2=y2)}")
-    both = torch.cat([y1, y2])
-    if len(both) and holds((both < 0).any() | (both >= len(table)).any()):
-        raise ValueError(f"y1 and y2 must lie in 0..{len(table) - 1}, got {int(both.min())}..{int(both.max())}")
+    need_numbers(len(table), y1=y1, y2=y2)
     batch = training and len(y1) > 1
     if not batch and running is None:
         raise ValueError("one pair has no statistics of its own: give `running`, or more pairs")

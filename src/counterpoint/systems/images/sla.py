@@ -41,10 +41,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_positive, need_rows, shapes
+from counterpoint.core.checks import need_numbers, need_positive, need_rows, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision
-from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, unknown
@@ -201,8 +200,7 @@ def sla_loss(
         raise ValueError(f"label must be [b] for joint_logits [b M, classes M], got {shapes(label=label)}")
     need_rows(label=label)
     need_positive(temperature=temperature)
-    if len(label) and holds((label < 0).any() | (label >= classes).any()):
-        raise ValueError(f"label must lie in 0..{classes - 1}, got {int(label.min())}..{int(label.max())}")
+    need_numbers(classes, label=label)
     losses = F.cross_entropy(joint_logits, joint_label(label, num_transforms), reduction="none")
     loss = global_mean(losses) * (num_transforms if sum_over_transforms else 1)
     if single_logits is None:

@@ -33,7 +33,6 @@ The model hardly ever finds items that occur in no training bundle. The full sof
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -196,10 +195,7 @@ class CLHEConfig(SequencesConfig):
         super().__post_init__()
         self.need_positive("item_temperature", "bundle_temperature", "kept")
         self.need_weight("item_weight", "bundle_weight", "noise")
-        if not 0 <= self.drop < 1 or not self.kept < math.inf:
-            raise CounterpointError(
-                f"drop must lie in 0..1, 1 not included, and kept be finite, got {self.drop}, {self.kept}"
-            )
+        self.need_below_one("drop")
         for name in self.chosen:
             if name not in SOURCES:
                 raise unknown("source of features", name, (*SOURCES, "none"))
