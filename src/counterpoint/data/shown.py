@@ -38,13 +38,16 @@ def shown(data: AlignedData, split: AlignedSplit, name: str, row: int) -> dict[s
     return {"numbers": [round(float(number), 3) for number in value[:NUMBERS]]}
 
 
-def png(pixels: NDArray[np.uint8], largest: int = LARGEST) -> str:
+def png(pixels: NDArray[np.uint8], largest: int = LARGEST, *, least: int = 1) -> str:
     """Encode a picture as a PNG in base64, scaled down where it is large.
 
     Args:
         pixels: [H, W, 3] or [H, W].
         largest: most pixels of a side; by default 96.
+        least: fewest pixels of a side; a smaller picture is enlarged by whole pixels. By default 1.
     """
+    larger = -(-least // min(pixels.shape[:2]))
+    pixels = pixels.repeat(larger, axis=0).repeat(larger, axis=1)
     image = Image.fromarray(np.ascontiguousarray(pixels))
     image.thumbnail((largest, largest))
     out = io.BytesIO()

@@ -157,11 +157,19 @@ class ImageLearner(Learner):
         """Build the pipeline that makes views of the images."""
         return ViewPipeline(self.size, crops=self.crops, recipe=self.config.recipe)
 
+    def drawn(self, images: Tensor, generator: torch.Generator, views: Any = None) -> list[Any]:
+        """Draw the parameters of views for the whole batch; return those of this process's images.
+
+        Args:
+            images: This process's images, [B, 3, H, W].
+            generator: Source of the random numbers, equal on all processes.
+            views: The pipeline. Default: `self.views`.
+        """
+        total, mine = self.share(len(images))
+        return [view.take(mine) for view in (views or self.views).draw((total, *images.shape[1:]), generator)]
+
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        shape = batch["image"].shape
-        total, mine = self.share(len(batch["image"]))
-        parameters = [view.take(mine) for view in self.views.draw((total, *shape[1:]), generator)]
-        return batch | {"views": self.views.apply(batch["image"], parameters)}
+        return batch | {"views": self.views.apply(batch["image"], self.drawn(batch["image"], generator))}
 
     def embed(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim"]:
         """Compute the features of normalised images, for evaluation and export."""

@@ -445,9 +445,7 @@ class ViewsEvaluator:
         found = gallery_rows(asked, torch.arange(len(rows)), similarity, labels, SHOWN)
         wanted = {row["query"] for row in found} | {cell["item"] for row in found for cell in row["found"]}
         pictures = named_split(self.data, self.split).images(index[sorted(wanted)].numpy())
-        larger = -(-48 // self.data.size)  # pictures of a few pixels are shown larger
-        pictures = pictures.repeat(larger, axis=1).repeat(larger, axis=2)
-        items = {f"image/{n}": {"png": png(p)} for n, p in zip(sorted(wanted), pictures, strict=True)}
+        items = {f"image/{n}": {"png": png(p, least=48)} for n, p in zip(sorted(wanted), pictures, strict=True)}
         part = {"query": "image", "key": "image", "rows": found}
         return {"Nearest neighbours": {"kind": "gallery", "parts": [part], "items": items}}
 

@@ -313,8 +313,7 @@ class PixPro(ViewsLearner):
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Draw the two crops, and their places in the picture."""
-        total, mine = self.share(len(batch["image"]))
-        drawn = [view.take(mine) for view in self.views.draw((total, *batch["image"].shape[1:]), generator)]
+        drawn = self.drawn(batch["image"], generator)
         coords = [view.coordinates(*batch["image"].shape[2:]) for view in drawn]
         return batch | {"views": self.views.apply(batch["image"], drawn), "coords": coords}
 

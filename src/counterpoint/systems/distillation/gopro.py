@@ -258,9 +258,8 @@ class GOPro(NetworkLearner):
     # --- a step
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        shape = batch["image"].shape
+        drawn = self.drawn(batch["image"], generator)
         total, mine = self.share(len(batch["image"]))
-        drawn = [view.take(mine) for view in self.views.draw((total, *shape[1:]), generator)]
         mixture = self.mixer.draw(total, generator).take(mine)
         picture, view, plain = self.views.apply(batch["image"], drawn)
         return batch | {"views": [normalise(x) for x in (picture, view, self.mixer.apply(plain, mixture))]}

@@ -348,17 +348,13 @@ class Standardised(Part):
         columns = [source, *before, *map(denormalise, self.styled.apply(images, drawn, alone=True))]
         names = ["picture", *(f"view {n + 1}, cropped" for n in range(len(drawn)))]
         names += [f"view {n + 1}, as the network sees it" for n in range(len(drawn))]
-        larger = -(-48 // min(size, images.shape[2]))
-        pixels = [
-            (column.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy().repeat(larger, 1).repeat(larger, 2)
-            for column in columns
-        ]
+        pixels = [(column.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy() for column in columns]
         said = {"batch": "one image's, for the whole view", "image": "another for each image", "none": "unchanged"}
         return {
             "Contents and styles": {
                 "kind": "pictures",
                 "columns": names,
-                "rows": [[png(column[row]) for column in pixels] for row in range(len(rows))],
+                "rows": [[png(column[row], least=48) for column in pixels] for row in range(len(rows))],
                 "caption": f"Rows: contents. Columns: views. The style of a view is {said[self.config.transfer]}.",
             }
         }
