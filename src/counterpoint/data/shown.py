@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import wave
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,18 @@ def png(pixels: NDArray[np.uint8], largest: int = LARGEST, *, least: int = 1) ->
     out = io.BytesIO()
     image.save(out, "PNG", optimize=True)
     return base64.b64encode(out.getvalue()).decode()
+
+
+def captioned(cells: Sequence[dict[str, str]], across: int, caption: str) -> dict[str, Any]:
+    """Return a figure for a run's page: pictures with a text each, in rows of `across`.
+
+    Args:
+        cells: {"png", "text"} of each picture, in order.
+        across: number of pictures in a row.
+        caption: sentence above the pictures.
+    """
+    rows = [{"cells": list(cells[start : start + across])} for start in range(0, len(cells), across)]
+    return {"kind": "captioned", "rows": rows, "caption": caption}
 
 
 def wav(sound: NDArray[np.float32], rate: int) -> str:

@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
+from counterpoint.core.divided import clip_norm, is_sharded
 from counterpoint.engine.settings import CheckedSettings
-from counterpoint.engine.sharded import clip_norm, is_sharded
 from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError, unknown
 

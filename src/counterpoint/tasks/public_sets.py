@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from counterpoint.core.seeds import seeded
 from counterpoint.data.federations import Party
 from counterpoint.engine.evaluation import measure
 from counterpoint.engine.optim import factor, optimisers
@@ -38,7 +39,6 @@ from counterpoint.tasks.federations import (
     finish,
     pack,
     passes,
-    seeded,
     unpack,
 )
 
@@ -259,7 +259,13 @@ Joins = Callable[[FederationTask, str, int], PublicParty]
 
 
 def federate_here(
-    experiment: Any, server: Serves, party: Joins, seed: int, *, run: Run | None, say: Callable[[str], None]
+    experiment: Any,
+    seed: int,
+    *,
+    server: Serves,
+    party: Joins,
+    run: Run | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, float]]:
     """Run the federation with all parties in this process, and return a row for each round (see `federate`).
 

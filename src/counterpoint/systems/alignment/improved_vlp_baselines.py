@@ -265,12 +265,9 @@ class RocketConfig(MultiViewConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.augmentations < 0 or self.local_hidden < 1 or self.extra_hidden < 0 or self.extra_dim < 0:
-            raise CounterpointError(
-                "augmentations, extra_hidden and extra_dim must not be negative, local_hidden at least 1"
-            )
+        self.need_count("local_hidden")
         self.need_share("label_smoothing", "momentum_teacher", "mixture")
-        self.need_weight("swalip_weight")
+        self.need_weight("augmentations", "extra_hidden", "extra_dim", "swalip_weight")
         if self.extra == "swalip" and (self.augmentations != 2 or self.label_smoothing):
             raise CounterpointError(
                 "swalip needs two strong views and no label smoothing: --augmentations 2 --label-smoothing 0, got "

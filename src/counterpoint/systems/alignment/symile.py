@@ -44,8 +44,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
-# Maximum number of similarities for "n_squared". A batch of 4,096 triples has as many.
-MOST = 2**36
+MOST = 2**36  # similarities for "n_squared" at most; a batch of 4,096 triples has as many
 
 # ---------------------------------------------------------------------------------------------------------------- the loss
 
@@ -300,9 +299,8 @@ class Symile(AlignedLearner):
         self.log_scale = nn.Parameter(torch.tensor(float(config.log_scale)))
         widths = {name: cast(Any, self.encoders[name]).dim for name in self.kinds}
         self.missing = nn.ParameterDict({name: nn.Parameter(torch.randn(w) * 0.02) for name, w in widths.items()})
-        self.norms = nn.ModuleDict(
-            {} if config.normalize else {name: nn.LayerNorm(config.embedding) for name in self.kinds}
-        )
+        normed = () if config.normalize else self.kinds
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(config.embedding) for name in normed})
 
     @property
     def whole_tuples(self) -> bool:

@@ -16,12 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.encoders.maps import feature_map
+from counterpoint.encoders.maps import feature_map, map_shape
 from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
@@ -73,8 +72,7 @@ class FinetuneSeg(DenseLearner):
                 layers += [nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(True)]
             dim = width
         self.head = nn.Sequential(*layers, nn.Dropout2d(config.dropout), nn.Conv2d(dim, classes, 1))
-        with torch.no_grad():
-            feature_map(self.encoder.eval(), torch.zeros(1, 3, self.size, self.size))  # an error if it has no map
+        map_shape(self.encoder, self.size)  # an error if it has no map
         self.train()
         if config.frozen:
             self.encoder.requires_grad_(False)

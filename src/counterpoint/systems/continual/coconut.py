@@ -226,11 +226,9 @@ class CoconutConfig(ClassStreamConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.temperature < float("inf"):
-            raise CounterpointError(f"temperature must be positive and finite, got {self.temperature}")
+        self.need_positive("temperature")
         self.need_weight("nspt_weight", "mm_weight")
-        if min(self.text_width, self.decoder_width, self.decoder_depth, self.decoder_heads) < 1:
-            raise CounterpointError("text_width, decoder_width, decoder_depth and decoder_heads must be at least 1")
+        self.need_count("text_width", "decoder_width", "decoder_depth", "decoder_heads")
         if self.decoder_width % self.decoder_heads:
             raise CounterpointError(
                 f"decoder_width must be a multiple of decoder_heads, got {self.decoder_width} and {self.decoder_heads}"
@@ -260,15 +258,9 @@ class CoconutLearner(ClassStreamLearner):
             raise CounterpointError(
                 f"the decoder writes texts, and {words} is a {self.kinds[words]}; use --head classifier"
             )
-        self.task_head = IntentWriter(
-            Tokenizer.from_json(data.tokenizers[words]),
-            classes,
-            dim,
-            config.context,
-            config.decoder_width,
-            config.decoder_depth,
-            config.decoder_heads,
-        )
+        tokenizer = Tokenizer.from_json(data.tokenizers[words])
+        sizes = config.decoder_width, config.decoder_depth, config.decoder_heads
+        self.task_head = IntentWriter(tokenizer, classes, dim, config.context, *sizes)
 
     def build_encoder(self, spec: Any, tokenizer: str | None) -> nn.Module:
         if spec["kind"] == "text" and tokenizer is not None:

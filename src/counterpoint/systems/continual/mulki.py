@@ -247,9 +247,8 @@ class MulKILearner(TaskStreamLearner):
         for name in ("banks", "teacher_texts"):
             self.register_buffer(name, torch.zeros(2, *shape))
         self.register_buffer("averaged", torch.zeros(2, dtype=torch.int64))
-        self.running = (
-            copy.deepcopy(self.encoder).requires_grad_(False) if config.connect in ("average", "both") else None
-        )
+        averages = config.connect in ("average", "both")
+        self.running = copy.deepcopy(self.encoder).requires_grad_(False) if averages else None
         self.seen: tuple[Tensor, Tensor] | None = None  # embeddings and classes of the step
 
     def enter_phase(self, phase: int, survey: Survey) -> None:
@@ -267,9 +266,9 @@ class MulKILearner(TaskStreamLearner):
             self.teacher_texts[number] = network.class_rows(self.texts)
             if number == 0 or self.config.prototypes == "per_teacher":
                 rows = survey.rows[chosen]
-                embedded = survey.over("train", partial(_unit_rows, teacher), rows)
+                embedded = survey.over("train", partial(_rows, teacher), rows)
                 assert survey.labels is not None
-                means, classes = class_means(embedded, survey.labels[rows])
+                means, classes = class_means(unit(embedded.float()), survey.labels[rows])
                 self.banks[number, classes.to(self.device)] = means.to(self.banks)
         self.bank.copy_(self.banks[0])
         self.averaged.zero_()
@@ -288,18 +287,13 @@ class MulKILearner(TaskStreamLearner):
         rows, text = self.embed(images), self.encoder.class_rows(self.texts_of_phase())
         used = self.teachers() if config.l2 else []
         numbers = [number for number, _ in used]
-        taught = (
-            torch.stack([teacher(images.float()).to(rows.dtype) for _, teacher in used])
-            if used
-            else rows.new_zeros(0, *rows.shape)
-        )
+        taught = rows.new_zeros(len(used), *rows.shape)
+        for n, (_, teacher) in enumerate(used):
+            taught[n] = teacher(images.float())
         apart = self.banks[numbers][:, own] if config.prototypes == "per_teacher" else None
         found = mulki_loss(
             *(rows, text, labels, taught, self.teacher_texts[numbers][:, own], self.bank[own], self.scale),
-            l1=config.l1,
-            l2=config.l2,
-            feature_weight=config.feature_weight,
-            temperature=config.temperature,
+            *(config.l1, config.l2, config.feature_weight, config.temperature),
             weights="equal" if config.weights == "equal" else "adaptive",
             weight_temperature=config.weight_temperature,
             label_smoothing=config.label_smoothing,
@@ -340,9 +334,8 @@ class MulKILearner(TaskStreamLearner):
         return parameters(self.encoder), parameters(self.origin.module)
 
 
-def _unit_rows(teacher: Frozen, batch: dict[str, Any]) -> Float[Tensor, "n dim"]:
-    rows: Tensor = teacher(batch["image"])
-    return unit(rows.float())
+def _rows(teacher: Frozen, batch: dict[str, Any]) -> Tensor:
+    return teacher(batch["image"])
 
 
 TEACHER = (

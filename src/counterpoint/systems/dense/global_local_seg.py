@@ -51,13 +51,12 @@ from counterpoint.errors import CounterpointError, DataError
 from counterpoint.systems.base import System
 from counterpoint.tasks.dense import DenseConfig, DenseLearner, pixel_cross_entropy
 from counterpoint.tasks.partitions import PartitionBatches, partition_figure, partition_retrieval
-from counterpoint.views.images import Recipe, ViewPipeline
+from counterpoint.views.images import Recipe, ViewPipeline, normalise
 from counterpoint.views.images.masks import cropped_masks
 
 INTENSITY = Recipe(scale=None, flip=0.0, jitter=1.0, brightness=0.3, contrast=0.3, saturation=0.0, hue=0.0)
 CROPPED = replace(INTENSITY, scale=(0.27, 0.27), ratio=(1.0, 1.0))  # 100 of 192 pixels a side
 FINE = Recipe(scale=(0.7, 1.0), ratio=(0.9, 1.1), jitter=1.0, brightness=0.1, contrast=0.2, saturation=0.0, hue=0.0)
-UNCHANGED = Recipe(scale=None, flip=0.0)
 LEVELS = {"random": 0, "not-same": 1, "same": 2}  # names of the global strategies
 
 
@@ -259,11 +258,7 @@ class GlobalLocal(DenseLearner):
         found = batch | {"views": views.apply(images, drawn)}
         if self.stage_name == "segment":
             return found | {"masks": [cropped_masks(batch["mask"], view) for view in drawn]}
-        if self.stage_name == "local":
-            return found
-        plain = ViewPipeline(self.size, 1, UNCHANGED)
-        still = plain.draw(images.shape, torch.Generator().manual_seed(0))
-        return found | {"plain": plain.apply(images, still)[0]}
+        return found if self.stage_name == "local" else found | {"plain": normalise(images)}
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"global": self.of_slices, "local": self.of_regions, "segment": self.of_masks}[self.stage_name](batch)

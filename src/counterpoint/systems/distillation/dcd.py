@@ -178,7 +178,9 @@ def dynamic_distillation_loss(
     weights, total = uncertainty_weights(t), place(len(s), s.device).total
     gap = (t - t.mean(1, keepdim=True)) - (s - s.mean(1, keepdim=True)) if centre else t - s
     squared = temperature**2 * (gap / temperature).square().mean(1)
-    entropy = F.binary_cross_entropy_with_logits(s, _own(s), reduction="none").mean(1)
+    own = torch.zeros_like(s)
+    own[:, 0] = 1
+    entropy = F.binary_cross_entropy_with_logits(s, own, reduction="none").mean(1)
     distill = global_mean(squared if imitation_weighting == "uniform" else total * weights.imitation * squared)
     task = global_mean(entropy if task_weighting == "uniform" else total * weights.task * entropy)
     return Distilled(alpha * distill + (1 - alpha) * task, distill, task)
@@ -244,11 +246,6 @@ def _need_scores(**scores: Tensor) -> None:
     for name, values in scores.items():
         if holds(~values.isfinite().all()):
             raise ValueError(f"{name} hold NaN or infinite values")
-
-
-def _own(scores: Tensor) -> Tensor:
-    """Return the labels of the pairs: 1 in column 0, else 0."""
-    return torch.zeros_like(scores).index_fill(1, torch.zeros(1, dtype=torch.long, device=scores.device), 1.0)
 
 
 # ------------------------------------------------------------------------------------------------------------- settings

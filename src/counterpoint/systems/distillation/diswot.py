@@ -48,9 +48,10 @@ from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.grams import gram_distance, relation_distance
 from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision, wide
+from counterpoint.core.seeds import seeded
 from counterpoint.core.world import alone, over_group
-from counterpoint.encoders.maps import map_networks, vector_and_map
-from counterpoint.encoders.spaces import Member
+from counterpoint.encoders.maps import map_networks, map_shape, vector_and_map
+from counterpoint.encoders.spaces import Member, gaussian
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.searched import RECIPE, SearchedConfig, SearchedLearner
@@ -225,19 +226,6 @@ class DisWOTConfig(SearchedConfig):
 # ------------------------------------------------------------------------------------------------------------- the learner
 
 
-def gaussian(network: nn.Module) -> nn.Module:
-    """Draw weights of convolutions and linear layers from N(0, 1), in place; biases are 0, normalisation is the identity."""
-    for module in network.modules():
-        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.normal_(module.weight)
-        elif isinstance(weight, nn.Parameter):
-            nn.init.ones_(weight)
-        if isinstance(bias, nn.Parameter):
-            nn.init.zeros_(bias)
-    return network
-
-
 class DisWOT(SearchedLearner):
     """A search that trains nothing, then the teacher, then the student that was found."""
 
@@ -297,7 +285,7 @@ class DisWOT(SearchedLearner):
     def _random(self, name: str, draw: Sequence[int], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the last map and the classifier's gradient of a network whose random weights depend on seed and `draw`."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence([self.seed, *draw]).generate_state(1)[0]))
+            torch.manual_seed(seeded(self.seed, *draw))
             network = Classifier(name, self.facts)
             if self.config.initialisation == "normal":
                 gaussian(network)
@@ -321,17 +309,9 @@ class DisWOT(SearchedLearner):
         """Add a 1 x 1 convolution from the student's channels to the teacher's, where channels are compared and differ."""
         if not self.config.channel_weight:
             return
-        own, its = self.map_width(self), self.map_width(self.instructing)
+        encoders: list[Any] = [self.encoder, self.instructing.encoder]
+        own, its = (map_shape(encoder, self.size, self.channels)[0] for encoder in encoders)
         self.regressor = (nn.Identity() if own == its else nn.Conv2d(own, its, 1, bias=False)).to(self.device)
-
-    @torch.no_grad()
-    def map_width(self, network: Any) -> int:
-        """Return the channels of the last map of a network."""
-        encoder, training = network.encoder, network.encoder.training
-        black = torch.zeros(1, self.channels, self.size, self.size, device=self.device)
-        last = vector_and_map(encoder.eval(), black)[1]
-        encoder.train(training)
-        return last.shape[1]
 
     def both(self, images: Tensor) -> tuple[Seen, Seen]:
         if not self.by_maps:

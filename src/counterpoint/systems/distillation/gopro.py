@@ -50,7 +50,7 @@ from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
-from counterpoint.tasks.class_teachers import ClassTextConfig, NetworkLearner, open_network
+from counterpoint.tasks.class_teachers import SHAPES_TEACHER, ClassTextConfig, NetworkLearner, open_network
 from counterpoint.tasks.class_texts import texts_of
 from counterpoint.tasks.kept_classes import stabilities, views_figure
 from counterpoint.tasks.open_classes import class_shots
@@ -187,9 +187,7 @@ class GOProConfig(ClassTextConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_positive("temperature", "warmup_lr")
-        for name in ("shots", "shots_seed", "consistency", "contrastive"):
-            if not getattr(self, name) >= 0:
-                raise CounterpointError(f"{name} must be at least 0, got {getattr(self, name)}")
+        self.need_weight("shots", "shots_seed", "consistency", "contrastive")
         if self.batch_size < 2:
             raise CounterpointError(
                 f"batch_size must be at least 2 for the projector's batch normalisation, got {self.batch_size}"
@@ -336,10 +334,6 @@ class GOPro(NetworkLearner):
         return {"Views of a picture": views_figure(survey, self.base, self.views_of, self.of_views, said)}
 
 
-TEACHER = (
-    "fit:clip?data=styled-shapes%3Ftrain=8192%26seed=900&image_encoder=conv-s&embedding=64&recipe=none&epochs=20"
-    "&batch_size=128&lr=0.003&evaluate_every=20"
-)
 SYSTEM = System(
     slug="gopro",
     task="labelled",
@@ -347,7 +341,7 @@ SYSTEM = System(
     learner=GOPro,
     data="styled-shapes?label=shape&unseen=outline",
     recipe={
-        "teacher": TEACHER,
+        "teacher": SHAPES_TEACHER,
         "recipe": "digits-moved",
         "view_recipe": "shapes",
         "ending": "",

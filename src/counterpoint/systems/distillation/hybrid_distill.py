@@ -31,7 +31,6 @@ paper, and therefore settings: layers of relations and of dropping, keep_ratio, 
 Choices: AdamW's beta2 of 0.95; layer l of L_S follows layer l L_T / L_S of the teacher, rounded; the class token is compared
 where both networks have one; other prefix tokens (registers) are not; no drop path unless asked for. Nothing of a teacher
 is cached, because each step has new crops. Not built: fine-tuning, detection and segmentation on ImageNet, COCO and ADE20K.
-A student larger than a teacher is allowed, with a note.
 """
 
 from __future__ import annotations
@@ -206,18 +205,11 @@ class HybridDistill(ViewsLearner):
         # Held in a list: its weights are the encoder's, which is a part of this learner already.
         self.students = [student]
         self.teachers: dict[str, Frozen] = {}
-        self.relation_layers = self._layers("relation_layers", config.relation_layers)
+        self.relation_layers = student.numbered("relation_layers", config.relation_layers)
         thirds = tuple(dict.fromkeys(n * student.depth // 3 for n in range(3)))
-        self.drop_layers = self._layers("drop_layers", config.drop_layers or thirds) if config.keep_ratio < 1 else []
-
-    def _layers(self, setting: str, given: Sequence[int]) -> list[int]:
-        depth = self.student.depth
-        found = [n + depth if n < 0 else n for n in given]
-        if any(not 0 <= n < depth for n in found) or len(set(found)) < len(found):
-            raise CounterpointError(
-                f"{setting} must name layers 0 to {depth - 1} of {self.config.encoder}, each once, got {list(given)}"
-            )
-        return sorted(found)
+        self.drop_layers = (
+            student.numbered("drop_layers", config.drop_layers or thirds) if config.keep_ratio < 1 else []
+        )
 
     @property
     def student(self) -> TokenNetwork:
@@ -295,8 +287,8 @@ class HybridDistill(ViewsLearner):
         if config.feature_weight:
             both = self.student.classes and self.network_of("feature").classes
             target = self.teachers["feature"](images).tokens
-            target = gathered(target, _places(self.network_of("feature"), inside.alive, both, target))
-            own = gathered(inside.tokens, _places(self.student, None, both, inside.tokens))
+            target = gathered(target, self.network_of("feature").places(target, inside.alive, both))
+            own = gathered(inside.tokens, self.student.places(inside.tokens, None, both))
             found["feature"] = feature_distillation_loss(own, target, self.projector, config.transition)
         if config.relation_weight:
             both = self.student.classes and self.network_of("relation").classes
@@ -314,7 +306,7 @@ class HybridDistill(ViewsLearner):
     def _regrouped(self, network: TokenNetwork, qkv: QKV, alive: Tensor | None, both: bool) -> list[Tensor]:
         """Select the compared tokens of q, k and v, and split their joined heads into the heads of the relations."""
         joined = [x.transpose(1, 2).flatten(2) for x in qkv]
-        places = _places(network, alive, both, joined[0])
+        places = network.places(joined[0], alive, both)
         return [gathered(x, places).unflatten(2, (self.heads(), -1)).transpose(1, 2) for x in joined]
 
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
@@ -345,17 +337,6 @@ class HybridDistill(ViewsLearner):
         return drawn | (survivors(self.look, self.drop_layers, self.student.grid, survey) if self.drop_layers else {})
 
 
-def _places(network: TokenNetwork, alive: Tensor | None, both: bool, tokens: Tensor) -> Tensor:
-    """Return the positions, among a network's tokens, of the class token (if both networks have one) and of these patches.
-
-    `alive` None: all patches that `tokens` holds.
-    """
-    if alive is None:
-        alive = torch.arange(tokens.shape[1] - network.prefix, device=tokens.device).expand(len(tokens), -1)
-    patches = alive + network.prefix
-    return torch.cat([patches.new_zeros(len(patches), 1), patches], dim=1) if both else patches
-
-
 # Teachers for the digits, trained once in a minute or two and kept. For other data, name teachers of your own.
 _FIT = "data=digits%3Fseed=900&encoder=vit-xs&epochs=40&batch_size=128&warmup_epochs=2&evaluate_every=40&lr=0.006"
 FEATURES = f"fit:kd?{_FIT}&kd_weight=0.0&teacher_epochs=0&optimizer=adamw&weight_decay=0.05&recipe=digits-easy"
@@ -367,7 +348,6 @@ LAPTOP: dict[str, Any] = {
     "encoder": "vit-s",
     "lr": 2e-3,
     "warmup_epochs": 2,
-    "evaluate_every": 10,
 }
 
 SYSTEM = System(

@@ -37,7 +37,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Complex, Float, Int
@@ -50,13 +49,13 @@ from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.rules import Diagonal
 from counterpoint.core.world import over_group
-from counterpoint.data.shown import png
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition
 from counterpoint.systems.parts import Losses, Part, Step
 from counterpoint.systems.settings import PartConfig, claim_settings
+from counterpoint.tasks.view_figures import columns_figure, some_images
 from counterpoint.views.images import ViewParameters, ViewPipeline, denormalise, zero_to_one
 
 Images = Float[Tensor, "n channels height width"]
@@ -337,27 +336,17 @@ class Standardised(Part):
         return {"loss": column_infonce(z, compared.temperature)}
 
     def figures(self, survey: Survey) -> dict[str, Any]:
-        split = survey.split()
-        rows = np.arange(len(split))[:: max(1, len(split) // SHOWN)][:SHOWN]
-        images = torch.from_numpy(split.images(rows)).permute(0, 3, 1, 2)
+        images = some_images(survey, SHOWN)
         drawn = self.styled.draw(images.shape, torch.Generator().manual_seed(0))
-        size = drawn[0].view.size
-        drawn = [one for one in drawn if one.view.size == size]
+        drawn = [one for one in drawn if one.view.size == drawn[0].view.size]
         source = zero_to_one(images)
-        before = [self.styled.pipeline.moved(source, one.view) for one in drawn]
-        columns = [source, *before, *map(denormalise, self.styled.apply(images, drawn, alone=True))]
-        names = ["picture", *(f"view {n + 1}, cropped" for n in range(len(drawn)))]
-        names += [f"view {n + 1}, as the network sees it" for n in range(len(drawn))]
-        pixels = [(column.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy() for column in columns]
+        columns = {"picture": source}
+        columns |= {f"view {n}, cropped": self.styled.pipeline.moved(source, v.view) for n, v in enumerate(drawn, 1)}
+        views = enumerate(self.styled.apply(images, drawn, alone=True), 1)
+        columns |= {f"view {n}, as the network sees it": denormalise(view) for n, view in views}
         said = {"batch": "one image's, for the whole view", "image": "another for each image", "none": "unchanged"}
-        return {
-            "Contents and styles": {
-                "kind": "pictures",
-                "columns": names,
-                "rows": [[png(column[row], least=48) for column in pixels] for row in range(len(rows))],
-                "caption": f"Rows: contents. Columns: views. The style of a view is {said[self.config.transfer]}.",
-            }
-        }
+        caption = f"Rows: contents. Columns: views. The style of a view is {said[self.config.transfer]}."
+        return {"Contents and styles": columns_figure(columns, caption)}
 
 
 SYSTEM = Addition(

@@ -68,7 +68,7 @@ from counterpoint.core.region_bags import (
     need_crop_rows,
 )
 from counterpoint.core.world import over_group
-from counterpoint.encoders.maps import feature_map, map_networks, vector_and_map
+from counterpoint.encoders.maps import feature_map, map_networks, map_shape
 from counterpoint.engine.survey import Survey
 from counterpoint.systems.base import System
 from counterpoint.tasks.region_figures import region_figures
@@ -277,11 +277,8 @@ class CMD(SelfDistilledLearner):
 
     def build_projector(self, dim: int) -> DINOHead:
         """Build both heads; the width of regions is measured on a black picture."""
-        with torch.no_grad():
-            _, found = vector_and_map(self.encoder.eval(), torch.zeros(1, 3, self.size, self.size))
-        self.encoder.train()
         projector = super().build_projector(dim)
-        self.region_projector = self.head(found.shape[1])
+        self.region_projector = self.head(map_shape(self.encoder, self.size)[0])
         return projector
 
     @property
@@ -337,11 +334,7 @@ class CMD(SelfDistilledLearner):
         def features(images: Tensor) -> Tensor:
             return feature_map(cast(TwoLevels, self.teacher.module).encoder, images.to(self.device))
 
-        training = self.training
-        self.eval()
-        found = region_figures(survey.split("valid"), features, self.views, self.config.attention_temperature)
-        self.train(training)
-        return found
+        return region_figures(survey.split("valid"), features, self.views, self.config.attention_temperature)
 
 
 SYSTEM = System(

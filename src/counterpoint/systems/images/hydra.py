@@ -171,12 +171,8 @@ def gated_pair_infonce(
             positive pairs.
         alpha: weight of the ungated similarity that form B subtracts; default 0.
 
-    Returns:
-        The loss, a scalar: 0 without positives. Across processes, keys and means are those of all processes.
-
-    Raises:
-        ValueError: shapes that do not fit, an empty batch, or a temperature that is not positive.
-
+    Returns a scalar: 0 without positives. Across processes, keys and means are those of all processes. Raises ValueError for
+    shapes that do not fit, an empty batch, and a temperature that is not positive.
     Source: vitookit, evaluation/simlap.py (form A); FastSSL, model/simlap.py (form B).
 
     >>> z, y = torch.eye(3), torch.tensor([0, 1, 2])
@@ -228,10 +224,6 @@ def draw_partners(y: Int[Tensor, " b"], classes: int, pairs: str, generator: tor
 
 # ------------------------------------------------------------------------------------------------------------- the learner
 
-Pairs = Literal["arbitrary", "distinct", "identical"]
-Gate = Literal["pair", "product", "none"]
-Form = Literal["renormalised", "plain"]
-
 
 @dataclass
 class HydraConfig(EmbeddingConfig):
@@ -249,12 +241,12 @@ class HydraConfig(EmbeddingConfig):
     """Temperature of the loss; with learn_temperature its start."""
     learn_temperature: bool = False
     """Learn the logarithm of 1 / temperature."""
-    pairs: Pairs = "arbitrary"
+    pairs: Literal["arbitrary", "distinct", "identical"] = "arbitrary"
     """Partner class of an anchor: arbitrary (a permutation of the batch's), distinct (another class), identical (its own)."""
-    gate: Gate = "pair"
+    gate: Literal["pair", "product", "none"] = "pair"
     """pair: the filter sees both classes together. product: it sees each class alone, and both gates are multiplied. none: no
     filter."""
-    form: Form = "renormalised"
+    form: Literal["renormalised", "plain"] = "renormalised"
     """renormalised: cosine of the gated rows (form A); plain: gated product of unit rows (form B)."""
     row_mean: bool = False
     """Average over anchors, each with the mean of its positives, in place of all positive pairs."""
@@ -273,10 +265,8 @@ class HydraConfig(EmbeddingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.temperature < math.inf or self.gate_penalty < 0:
-            raise CounterpointError(
-                f"temperature must be positive and gate_penalty not negative, got {self.temperature}, {self.gate_penalty}"
-            )
+        self.need_positive("temperature")
+        self.need_weight("gate_penalty")
         if self.residual and self.form != "plain":
             raise CounterpointError("residual belongs to form B: add --form plain")
 

@@ -257,17 +257,12 @@ class ISogCLRConfig(PartConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.gamma <= 1 or not 0 < self.beta_u <= 1 or self.eta < 0:
-            raise CounterpointError(
-                "gamma and beta_u must lie in 0..1, 0 not included; eta must not be negative; got "
-                f"{self.gamma}, {self.beta_u} and {self.eta}"
-            )
-        if self.tau_min is not None and not 0 < self.tau_min <= self.tau_max:
-            raise CounterpointError(
-                f"tau_min must be positive and at most tau_max ({self.tau_max}), got {self.tau_min}"
-            )
-        if self.tau_init is not None and not 0 < self.tau_init < math.inf:
-            raise CounterpointError(f"tau_init must be positive, got {self.tau_init}")
+        given = [name for name in ("tau_min", "tau_init") if getattr(self, name) is not None]
+        self.need_positive("gamma", "beta_u", "tau_max", *given)
+        self.need_share("gamma", "beta_u")
+        self.need_weight("eta")
+        if self.tau_min is not None and self.tau_min > self.tau_max:
+            raise CounterpointError(f"tau_min must be at most tau_max ({self.tau_max}), got {self.tau_min}")
         if self.rho is not None and not math.isfinite(self.rho):
             raise CounterpointError(f"rho must be a number, got {self.rho}")
 

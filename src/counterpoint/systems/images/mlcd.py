@@ -211,17 +211,13 @@ class MLCDConfig(ImagesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.need_positive("center_rate")
+        self.need_positive("center_rate", "temperature")
         self.need_share("sample_rate", "filter_threshold")
+        self.need_weight("margin", "cosine_margin")
         if self.labels >= self.clusters:
             raise CounterpointError(f"labels must lie below clusters ({self.clusters}), got {self.labels}")
-        if not 0 < self.temperature < math.inf:
-            raise CounterpointError(f"temperature must be > 0 and finite, got {self.temperature}")
-        if not 0 <= self.margin < math.pi or not 0 <= self.cosine_margin < math.inf:
-            raise CounterpointError(
-                "margin must lie in 0..pi, pi not included, and cosine_margin must not be negative, got "
-                f"{self.margin} and {self.cosine_margin}"
-            )
+        if self.margin >= math.pi:
+            raise CounterpointError(f"margin must lie in 0..pi, pi not included, got {self.margin}")
         check_teacher(self.teacher)
 
     def check(self) -> None:

@@ -278,18 +278,9 @@ class SepCLR(ViewsLearner):
         s1, s2 = self.salient_projector(self.salient(self.salient_encoder(images))).chunk(2)
         if not config.membership:
             s1, s2 = unit(s1), unit(s2)
-        return sepclr_loss(
-            c1,
-            c2,
-            s1,
-            s2,
-            target.to(images.device),
-            config.salient_weight,
-            config.background_weight,
-            config.jem_weight,
-            config.bandwidth,
-            uniform_weight=config.uniform_weight,
-        )
+        weights = config.salient_weight, config.background_weight, config.jem_weight, config.bandwidth
+        target = target.to(images.device)
+        return sepclr_loss(c1, c2, s1, s2, target, *weights, uniform_weight=config.uniform_weight)
 
     def turns(self) -> list[Turn]:
         return [self.turn_of([self], curve=constant_rate)]
