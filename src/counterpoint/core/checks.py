@@ -85,6 +85,13 @@ def need_numbers(count: int, **numbers: Tensor) -> None:
             raise ValueError(f"{name} must lie in 0..{count - 1}, got {int(found.min())}..{int(found.max())}")
 
 
+def need_finite_values(**tensors: Tensor) -> None:
+    """Raise ValueError for a tensor with NaN or an infinite value. On a GPU the values are not read."""
+    for name, tensor in tensors.items():
+        if holds(~tensor.isfinite().all()):
+            raise ValueError(f"{name} holds NaN or infinite values")
+
+
 def need_word(words: Sequence[str], **given: object) -> None:
     """Raise ValueError for an argument that is none of these words."""
     for name, word in given.items():

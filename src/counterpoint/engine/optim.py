@@ -277,6 +277,19 @@ def _of_timm(config: OptimConfig, groups: list[dict[str, Any]], lr: float) -> to
         raise unknown("optimizer", config.optimizer, [str(name) for name in list_optimizers()]) from error
 
 
+def clip_values(optimizers: Iterable[torch.optim.Optimizer], most: float) -> None:
+    """Make each optimiser limit the absolute value of each entry of its gradients before each step; 0: do nothing."""
+
+    def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            if parameter.grad is not None:
+                parameter.grad.clamp_(-most, most)
+
+    if most:
+        for optimizer in optimizers:
+            optimizer.register_step_pre_hook(hook)
+
+
 def clip(optimizers: Iterable[torch.optim.Optimizer], norm: float | None) -> None:
     """Make each optimiser clip the norm of its gradients, over all its parameters, before each step; None: do nothing."""
 

@@ -182,10 +182,9 @@ class Harmonization(AlignedLearner):
             )
         second, third = (name for name in names if name != first)
         self.names = (first, second, third)
-        width = config.embedding
-        layers = nn.Linear(config.tokens, config.hidden), nn.GELU(), nn.Linear(config.hidden, width)
+        layers = nn.Linear(config.tokens, config.hidden), nn.GELU(), nn.Linear(config.hidden, config.embedding)
         self.backbone = nn.Sequential(*layers)
-        self.two_spaces = TwoSpaces(self.names, width) if config.heads == "vatt" else None
+        self.two_spaces = TwoSpaces(self.names, config.embedding) if config.heads == "vatt" else None
         self.misaligned: Tensor | None = None
         self.roc = RocCounts()  # of this epoch's cosines; mismatched units are positive
         self.skip = False

@@ -52,7 +52,7 @@ from counterpoint.core.map_similarity import Maps, map_similarity, need_maps, pa
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
 from counterpoint.encoders.critics import BLOCKS, VGG19, HaarCritic, fixed
-from counterpoint.engine.optim import constant_rate, restarts
+from counterpoint.engine.optim import clip_values, constant_rate, restarts
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, snapshot
@@ -251,17 +251,11 @@ class PCLSR(RestoredLearner):
         floor = config.least_lr / (config.lr * config.batch_size / 256)
         curve = restarts(self.epochs, config.cycles, config.restart_weight, floor)
         network = self.turn_of([self.network], curve=curve)
-        if config.clip_value:
-            network.optimizers[0].register_step_pre_hook(self._clip)
+        clip_values(network.optimizers, config.clip_value)
         if self.critic is None:
             return [network]
         critic = self.turn_of([self.critic], curve=constant_rate)
         return [Turn(critic.optimizers, critic.schedules, self.critic_loss, "critic_loss"), network]
-
-    def _clip(self, *_: Any) -> None:
-        for parameter in self.network.parameters():
-            if parameter.grad is not None:
-                parameter.grad.clamp_(-self.config.clip_value, self.config.clip_value)
 
     # --- a step
 

@@ -41,10 +41,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_alike, need_positive, need_within, need_word, shapes
+from counterpoint.core.checks import need_alike, need_finite_values, need_positive, need_within, need_word, shapes
 from counterpoint.core.distributed import gather_rows, global_mean, place
 from counterpoint.core.precision import full_precision, wide
-from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP
@@ -243,9 +242,7 @@ def _need_scores(**scores: Tensor) -> None:
     first = next(iter(scores.values()))
     if first.shape[1] < 2:
         raise ValueError(f"a picture needs a caption that is not its own, got {shapes(**scores)}")
-    for name, values in scores.items():
-        if holds(~values.isfinite().all()):
-            raise ValueError(f"{name} hold NaN or infinite values")
+    need_finite_values(**scores)
 
 
 # ------------------------------------------------------------------------------------------------------------- settings

@@ -29,7 +29,6 @@ Not built: the pooling of words by PIE attention, and fine-tuning for visual que
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,7 +40,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_numbers, need_positive, need_rows, shapes
-from counterpoint.core.class_logits import class_margin_loss
 from counterpoint.core.contrast import pair_logsumexp
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.matches import soft_contrastive
@@ -53,7 +51,7 @@ from counterpoint.data.federations import Party
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import AlignedLearner, first_two
 from counterpoint.tasks.federations import FederationConfig, FederationTask
-from counterpoint.tasks.public_sets import PublicParty, PublicServer, facts_of, federate_here, number_of
+from counterpoint.tasks.public_sets import ClassLearner, PublicParty, PublicServer, facts_of, federate_here, number_of
 
 
 class Cream(NamedTuple):
@@ -281,20 +279,6 @@ class CreamFLLearner(AlignedLearner):
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         ((image, text, _),) = self.paired_rows(self.embed(batch), batch)
         return {"loss": soft_contrastive(image, text, self.negative_scale, self.shift)}
-
-
-class ClassLearner(AlignedLearner):
-    """One encoder with a classifier: a party of one modality."""
-
-    def __init__(self, config: CreamFLConfig, data: Any, seed: int = 0) -> None:
-        super().__init__(config, data, seed)
-        (self.modality,) = data.modalities
-        self.scale = config.class_scale if self.kinds[self.modality] == "image" else 1.0
-        self.classes = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(data.classes, config.embedding), math.sqrt(5)))
-
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        z = self.embed(batch)[self.modality]
-        return {"loss": class_margin_loss(z, self.classes, batch["label"], self.scale, self.config.class_margin)}
 
 
 # ------------------------------------------------------------------------------------------------------- server and parties

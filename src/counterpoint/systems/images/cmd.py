@@ -188,9 +188,8 @@ def cmd_loss(
             if inter == "within" and log_bag is not None:
                 inter_rows = inter_rows + divergence(log_bag.exp(), log_bag, log_q[v])
             elif inter == "across" and log_bag is not None:
-                inter_rows = (
-                    inter_rows + divergence(beta[q], log_beta[q], log_q[v]) + divergence(p[q], log_p[q], log_bag)
-                )
+                inter_rows = inter_rows + divergence(beta[q], log_beta[q], log_q[v])
+                inter_rows = inter_rows + divergence(p[q], log_p[q], log_bag)
             elif inter == "literal":
                 x = beta[q]
                 inter_rows = inter_rows + (torch.xlogy(x, x) - x * p[q] + torch.xlogy(y, y) - y * s[v]).mean(1)

@@ -55,7 +55,7 @@ from counterpoint.systems.base import System
 from counterpoint.tasks.cluster_figures import cluster_figures
 from counterpoint.tasks.image_teachers import check_teacher, teacher_features
 from counterpoint.tasks.images import BATCH, ImagesConfig
-from counterpoint.tasks.views import LAPTOP, ViewsLearner
+from counterpoint.tasks.views import BARE, ViewsLearner
 
 COMPARED = 512  # images whose cosines are drawn
 
@@ -328,7 +328,7 @@ class MLCD(ViewsLearner):
 
 
 # Settings for a small set of small pictures on a few cores.
-SMALL: dict[str, Any] = LAPTOP | {
+SMALL: dict[str, Any] = BARE | {
     "optimizer": "adamw",
     "lr": 2e-3,
     "weight_decay": 0.05,
@@ -341,7 +341,6 @@ SMALL: dict[str, Any] = LAPTOP | {
     "temperature": 1 / 16,
     "margin": 0.0,
 }
-SMALL.pop("hidden")
 
 SYSTEM = System(
     slug="mlcd",

@@ -57,7 +57,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.images import ImagesConfig
 from counterpoint.tasks.labelled import cross_entropy
-from counterpoint.tasks.views import LAPTOP, ViewsLearner
+from counterpoint.tasks.views import BARE, ViewsLearner
 from counterpoint.tasks.words import word_gallery
 from counterpoint.views.images.patches import CropGroups
 
@@ -344,7 +344,7 @@ SYSTEM = System(
     config=OBoWConfig,
     learner=OBoW,
     data="cifar10",
-    recipe={name: value for name, value in LAPTOP.items() if name != "hidden"}
+    recipe=BARE
     | {
         "recipe": "obow-cifar",
         "levels": ("layer2", "layer3"),
