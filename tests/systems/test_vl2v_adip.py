@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from counterpoint import functional as fn
-from counterpoint.core.loss_valley import LossValley
+from counterpoint.core.loss_valley import LossValley, as_vector
 from counterpoint.engine.fit import fit
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run
@@ -143,7 +143,7 @@ def test_the_backbone_becomes_the_mean_of_the_steps_in_the_valley(monkeypatch: p
     fit(learner, task, evaluate_every=9)
     assert len(seen) == 6  # three epochs of two steps
     # The first segment only begins the valley, as in SWAD.
-    torch.testing.assert_close(learner.vector(), torch.stack(seen[2:]).mean(0))
+    torch.testing.assert_close(as_vector(learner.averaged()), torch.stack(seen[2:]).mean(0))
 
 
 def test_the_best_projector_of_the_first_stage_begins_the_second(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ Attention in fused kernels gives no queries, keys and values. So they are record
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -215,3 +216,14 @@ class TokenNetwork(nn.Module):
 def gathered(tokens: Float[Tensor, "n tokens dim"], index: Int[Tensor, "n kept"]) -> Float[Tensor, "n kept dim"]:
     """Select tokens by their positions."""
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
+
+
+def need_common_heads(setting: str, count: int, student: TokenNetwork, teacher: TokenNetwork) -> None:
+    """Raise CounterpointError, which names the setting, for a number of heads that does not divide the widths of both networks."""
+    if student.width % count or teacher.width % count:
+        common = math.gcd(student.width, teacher.width)
+        fit = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
+        raise CounterpointError(
+            f"{setting}: {count} heads do not divide both the student's width of {student.width} and the teacher's of "
+            f"{teacher.width}; choose one of {fit}"
+        )

@@ -51,7 +51,7 @@ from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.tokens import drop_redundant_tokens, relation_distillation_loss
 from counterpoint.core.world import over_group, world
-from counterpoint.encoders.inside import QKV, Inside, TokenNetwork, gathered
+from counterpoint.encoders.inside import QKV, Inside, TokenNetwork, gathered, need_common_heads
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, parameters
 from counterpoint.errors import CounterpointError
@@ -258,15 +258,8 @@ class HybridDistill(ViewsLearner):
 
     def heads(self) -> int:
         """Return the number of heads of the relations. CounterpointError where it does not divide both widths."""
-        student, teacher = self.student, self.network_of("relation")
-        count = self.config.relation_heads or student.heads
-        if student.width % count or teacher.width % count:
-            common = math.gcd(student.width, teacher.width)
-            fit = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
-            raise CounterpointError(
-                f"relation_heads: {count} heads do not divide both the student's width of {student.width} and the teacher's of "
-                f"{teacher.width}; choose one of {fit}"
-            )
+        count = self.config.relation_heads or self.student.heads
+        need_common_heads("relation_heads", count, self.student, self.network_of("relation"))
         return count
 
     def layer_of_teacher(self, layer: int) -> int:

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from counterpoint.core.checks import need_alike, need_numbers, need_rows, need_within, shapes
 from counterpoint.core.distil import kd
 from counterpoint.core.distributed import global_mean
-from counterpoint.core.loss_valley import LossValley
+from counterpoint.core.loss_valley import LossValley, as_vector, from_vector
 from counterpoint.core.mixing import draw_cutmix
 from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision
@@ -203,7 +203,8 @@ class VL2V(ClassTextLearner):
             network = with_foreign_statistics(self.network.module)
             self.network = Frozen(network, config.teacher, network.images)
         if config.swad:
-            self.valley = LossValley(self.vector(), config.n_converge, config.n_tolerance, config.tolerance_ratio)
+            settings = config.n_converge, config.n_tolerance, config.tolerance_ratio
+            self.valley = LossValley(as_vector(self.averaged()), *settings)
 
     @property
     def joint(self) -> bool:
@@ -218,10 +219,6 @@ class VL2V(ClassTextLearner):
         """Return the parameters that the last stage trains."""
         trained = adapter_parameters(self.encoder).values() if self.config.lora else self.encoder.parameters()
         return [*trained, *(self.projector.parameters() if self.joint else ())]
-
-    def vector(self) -> Float[Tensor, " n"]:
-        """Return these parameters as one vector."""
-        return torch.cat([one.detach().reshape(-1) for one in self.averaged()])
 
     def exported(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.state_dict().items() if not name.startswith("valley.")}
@@ -296,7 +293,7 @@ class VL2V(ClassTextLearner):
 
     def end_step(self) -> None:
         if self.valley is not None and not self.aligning:
-            self.valley.update(self.vector())
+            self.valley.update(as_vector(self.averaged()))
 
     def end_epoch(self, epoch: int) -> None:
         assert self.survey is not None
@@ -308,10 +305,7 @@ class VL2V(ClassTextLearner):
         elif self.valley is not None:
             self.valley.evaluate(loss)
             if epoch + 1 == self.epochs:
-                found = self.valley.finish()[0].split([one.numel() for one in self.averaged()])
-                with torch.no_grad():
-                    for one, values in zip(self.averaged(), found, strict=True):
-                        one.copy_(values.view(one.shape))
+                from_vector(self.valley.finish()[0], self.averaged())
 
     def _on_valid(self, survey: Survey) -> tuple[float, float]:
         """Measure cross-entropy and accuracy on the labelled base classes of `valid`."""
