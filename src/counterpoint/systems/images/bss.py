@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_positive, shapes
+from counterpoint.core.checks import need_positive, need_within, shapes
 from counterpoint.core.compared import Compared, by_view, views
 from counterpoint.core.distributed import batch_logsumexp, batch_order, gather_rows, global_mean, world
 from counterpoint.core.operands import positive_similarity, scaled, unit
@@ -76,8 +76,7 @@ def half_window(ratio: float, height: int, width: int) -> int:
     >>> [half_window(ratio, 16, 16) for ratio in (0, 0.01, 0.03, 1)]
     [-1, 0, 1, 8]
     """
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"ratio is a share of the area, 0 to 1; got {ratio}")
+    need_within(0, 1, ratio=ratio)
     need_positive(height=height, width=width)
     return max(0, round((math.sqrt(ratio * height * width) - 1) / 2)) if ratio else -1
 
