@@ -29,7 +29,7 @@ class CheckedSettings:
         kind: Any = type(self)
         for name, known in _words(kind).items():
             value = getattr(self, name)
-            for word in value if isinstance(value, tuple) else (value,):
+            for word in value if isinstance(value, tuple | list) else (value,):
                 if word not in known:
                     raise unknown(name, str(word), map(str, known))
 
