@@ -14,9 +14,10 @@ import torch
 import torch.multiprocessing as mp
 
 from counterpoint import cli
+from counterpoint.core.divided import is_sharded
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run
-from counterpoint.engine.sharded import check_shardable, is_sharded
+from counterpoint.engine.sharded import check_shardable
 from counterpoint.errors import CounterpointError
 from counterpoint.search import Encoder
 from launch import command_over_processes, free_port

@@ -18,11 +18,16 @@ from counterpoint.systems.images.mcl import MCLConfig
 class Some(CheckedSettings):
     way: Literal["on", "off"] = "on"
     level: Literal[1, 2] = 1
+    several: tuple[Literal["a", "b"], ...] = ()
+    rate: float = 1.0
+    share: float = 0.5
     free: str = "any"
     numbers: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.need_known_words()
+        self.need_positive("rate")
+        self.need_below_one("share")
 
 
 def test_a_word_outside_the_annotation_is_named_with_the_known_ones():
@@ -31,6 +36,25 @@ def test_a_word_outside_the_annotation_is_named_with_the_known_ones():
         Some(way="of")  # type: ignore[arg-type]
     with pytest.raises(CounterpointError, match="unknown level '3'"):
         Some(level=3)  # type: ignore[arg-type]
+    assert Some(several=("a", "b", "a")).several
+    with pytest.raises(CounterpointError, match="unknown several 'c'"):
+        Some(several=("a", "c"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"rate": 0.0}, "rate must be > 0, got 0.0"),
+        ({"rate": float("nan")}, "rate must be > 0, got nan"),
+        ({"rate": float("inf")}, "rate must be finite, got inf"),
+        ({"share": 1.0}, r"share must lie in 0\.\.1, 1 not included, got 1.0"),
+        ({"share": -0.1}, r"share must lie in 0\.\.1, 1 not included"),
+    ],
+)
+def test_a_number_outside_its_range_is_named(changed, said):
+    assert Some(rate=1e9, share=0.0)
+    with pytest.raises(CounterpointError, match=said):
+        Some(**changed)
 
 
 @pytest.mark.parametrize(

@@ -677,8 +677,8 @@ def test_settings_that_do_not_fit_raise_an_error():
         ({"batch_size": 3}, "CCA needs batches larger than the embedding's 3 dimensions"),
         ({"audio_batch": 1}, "audio_batch must be at least 2, or 0"),
         ({"margin": 0}, "margin must lie in 0..2"),
-        ({"sheet_temperature": 0}, "sheet_temperature must be positive"),
-        ({"pretrain_epochs": 0}, "pretrain_epochs and filters"),
+        ({"sheet_temperature": 0}, "sheet_temperature must be > 0"),
+        ({"pretrain_epochs": 0}, "pretrain_epochs must be at least 1, got 0"),
         ({"pretrain": "sheets"}, "unknown pretrain 'sheets'; did you mean sheet"),
     ):
         with pytest.raises(CounterpointError, match=message):

@@ -481,7 +481,7 @@ def test_supcon_and_triplet_lose_what_their_functions_say():
 @pytest.mark.parametrize(
     ("config", "settings", "match"),
     [
-        (CRDConfig, {"negatives": 0}, "negatives and dim must be at least 1"),
+        (CRDConfig, {"negatives": 0}, "negatives must be at least 1"),
         (KDConfig, {"kd_temperature": 0.0}, "kd_temperature must be > 0"),
         (KDConfig, {"teacher_epochs": -1}, "teacher_epochs must not be negative"),
         (RKDConfig, {"angle_weight": -1.0}, "angle_weight -1.0"),

@@ -435,7 +435,7 @@ def test_the_command_line_trains_and_the_page_shows_accuracies_order_and_memory(
         (DATA, {"head": "tree"}, CounterpointError, "unknown head 'tree'"),
         (DATA, {"roles": "sp"}, CounterpointError, "unknown roles 'sp'"),
         (DATA, {"positives": "all"}, CounterpointError, "unknown positives 'all'"),
-        (DATA, {"temperature": 0.0}, CounterpointError, "temperature must be positive"),
+        (DATA, {"temperature": 0.0}, CounterpointError, "temperature must be > 0"),
         (DATA, {"mm_weight": -0.1}, CounterpointError, "mm_weight must be at least 0"),
         (DATA, {"decoder_depth": 0}, CounterpointError, "must be at least 1"),
         (DATA, {"decoder_width": 9}, CounterpointError, "a multiple of decoder_heads"),

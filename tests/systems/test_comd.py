@@ -393,7 +393,7 @@ def test_the_student_of_a_finished_run_goes_on(tmp_path):
         ({"rounds": 0}, "rounds must be at least 1"),
         ({"replay": 1.5}, "replay"),
         ({"threshold": float("nan")}, "threshold must be a number"),
-        ({"probe": -1}, "must not be negative"),
+        ({"probe": -1}, "probe must be at least 0"),
     ],
 )
 def test_settings_that_do_not_fit_raise_an_error(changed, wrong):

@@ -14,13 +14,14 @@ from torch import Tensor
 
 import counterpoint
 from counterpoint import cli, search, training
+from counterpoint.core.class_logits import class_margin_loss
 from counterpoint.data import federations as federation_data
 from counterpoint.data.pairs import AlignedColumns
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError, Interrupted, RunError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.federated import creamfl
-from counterpoint.tasks import federations
+from counterpoint.tasks import federations, public_sets
 from counterpoint.tasks.public_sets import federate
 from launch import exit_code
 
@@ -139,7 +140,7 @@ def test_the_class_loss_lowers_the_true_logit_and_spreads_the_weights():
     wanted = torch.nn.functional.cross_entropy(scores, labels) + 0.5 * torch.nn.functional.cross_entropy(
         held @ held.T, torch.arange(5)
     )
-    torch.testing.assert_close(creamfl.class_margin_loss(z, weights, labels, 2.0), wanted)
+    torch.testing.assert_close(class_margin_loss(z, weights, labels, 2.0), wanted)
 
 
 def test_weighted_fusion_beats_the_mean_where_parties_know_different_items():
@@ -238,8 +239,8 @@ def test_parties_have_networks_of_their_own():
     assert [layer.out_features for layer in made["texts-1"].learner.encoders["text"].layers[::2]] == [6]
 
 
-def counted(called, name):
-    real = getattr(creamfl, name)
+def counted(called, name, module=creamfl):
+    real = getattr(module, name)
 
     def spy(*arguments, **more):
         called.append(name)
@@ -250,8 +251,9 @@ def counted(called, name):
 
 def test_a_round_calls_the_functions_that_equal_the_authors(monkeypatch):
     called: list[str] = []
-    for name in ("soft_contrastive", "cream_uni", "cream_multi", "contrastive_ensemble", "class_margin_loss"):
+    for name in ("soft_contrastive", "cream_uni", "cream_multi", "contrastive_ensemble"):
         monkeypatch.setattr(creamfl, name, counted(called, name))
+    monkeypatch.setattr(public_sets, "class_margin_loss", counted(called, "class_margin_loss", public_sets))
     built(rounds=1)[0].run(0)
     assert set(called) == {"soft_contrastive", "cream_uni", "cream_multi", "contrastive_ensemble", "class_margin_loss"}
 

@@ -168,7 +168,7 @@ def test_more_hard_negatives_than_captions_means_all() -> None:
         (lambda: fn.dynamic_distillation_loss(scores(0, 0), scores(1, 0)), "student_scores is an empty batch"),
         (lambda: fn.dynamic_distillation_loss(scores(0), scores(1), alpha=1.5), "alpha"),
         (lambda: fn.dynamic_distillation_loss(scores(0), scores(1), 0.0), "temperature"),
-        (lambda: fn.dynamic_distillation_loss(scores(0), scores(1) * math.nan), "teacher_scores hold NaN"),
+        (lambda: fn.dynamic_distillation_loss(scores(0), scores(1) * math.nan), "teacher_scores holds NaN"),
         (lambda: fn.dynamic_distillation_loss(scores(0), scores(1), 1.0, 0.2, "other"), "imitation_weighting"),
         (lambda: fn.dynamic_distillation_loss(scores(0), scores(1), task_weighting="other"), "task_weighting"),
         (lambda: fn.mined_distillation_loss(scores(0), scores(1), 2, 0.2, "other"), "teacher_order"),

@@ -477,7 +477,7 @@ def test_domains_of_own_masks_that_are_not_there_are_refused(tmp_path, domain):
         ({"encoder": "conv-s"}, "unknown encoder of esp-medsam"),
         ({"dim": 24}, "dim must be a multiple"),
         ({"decay": 0.0}, "decay"),
-        ({"controller_epochs": -1}, "must not be negative"),
+        ({"controller_epochs": -1}, "controller_epochs must be at least 0"),
         ({"only": "blobs"}, "--from RUN"),
         ({"only": "blobs", "start": "x", "joint": True}, "--joint"),
         ({"only": "word", "start": "x"}, "unknown modality"),

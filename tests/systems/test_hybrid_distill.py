@@ -491,13 +491,13 @@ def test_trains_from_the_command_line_on_a_folder_with_runs_as_teachers_and_expo
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"keep_ratio": 0.0}, "keep_ratio must be above 0"),
+        ({"keep_ratio": 0.0}, "keep_ratio must be > 0"),
         ({"feature_weight": 0.0, "relation_weight": 0.0}, "no teacher"),
         ({"relation_weight": -1.0}, "relation_weight must be at least 0"),
         ({"transition": math.nan}, "transition"),
-        ({"drop_path": 1.0}, "drop_path must be"),
+        ({"drop_path": 1.0}, "drop_path must lie in"),
         ({"relation_layers": ()}, "relation_layers must name"),
-        ({"relation_layers": (4,)}, "relation_layers must name layers 0 to 3 of vit-xs"),
+        ({"relation_layers": (4,)}, "relation_layers must name layers 0 to 3 of --encoder vit-xs"),
         ({"relation_layers": (2, -2)}, "relation_layers must name .* each once"),
         ({"drop_layers": (-5,)}, "drop_layers must name layers 0 to 3"),
         ({"relation_heads": 5}, "relation_heads: 5 heads do not divide"),

@@ -114,7 +114,7 @@ def test_bad_input_is_named() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"tau_init": 0.0}, "tau_init must be positive"),
+        ({"tau_init": 0.0}, "tau_init must be > 0"),
         ({"tau_init": 0.01}, "between tau_min 0.05"),
         ({"rho": math.nan}, "rho must be a number"),
         ({"tau_max": 0.02}, "tau_max 0.02 lies below tau_min"),

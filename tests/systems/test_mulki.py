@@ -440,7 +440,7 @@ def test_a_run_starts_another_stream_and_is_measured_again(tmp_path, undrawn):
     ("settings", "said"),
     [
         ({"l1": -1.0}, "l1 must be at least 0"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"temperature": 0.0}, "temperature must be > 0"),
         ({"prototype_momentum": 1.5}, "prototype_momentum must lie in 0..1"),
         ({"label_smoothing": 1.0}, r"label_smoothing must lie in 0\.\.1, 1 not included"),
         ({"weights": "third"}, "unknown weights 'third'"),

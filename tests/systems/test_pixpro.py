@@ -304,7 +304,7 @@ def test_trains_from_the_command_line_on_a_folder_of_pictures(tmp_path):
     [
         ({"encoder": "mlp-s"}, "no feature map"),
         ({"value_layers": 3}, "value_layers"),
-        ({"pixel_weight": 0.0}, "one of them positive"),
+        ({"pixel_weight": 0.0}, "both 0: nothing trains"),
         ({"gamma": 0.0}, "gamma"),
         ({"gamma": 1.5, "clamp": -0.1}, "clamp"),
         ({"momentum_teacher": 1.5}, "momentum_teacher"),

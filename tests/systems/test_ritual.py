@@ -287,7 +287,7 @@ def test_a_run_of_another_task_is_refused_as_a_model(tmp_path):
         ({"model": "llava-15-2-2"}, "even multiple"),
         ({"model": "gpt5-s"}, "unknown model"),
         ({"method": "opera"}, "unknown method"),
-        ({"transforms": ("flip",)}, "unknown transformation"),
+        ({"transforms": ("flip",)}, "unknown transforms"),
         ({"new_tokens": 64}, "must be fewer than context"),
         ({"context": 10}, "every training chat has more than 10 tokens|must be fewer"),
     ],

@@ -78,6 +78,27 @@ def need_within(low: float, high: float, **numbers: float) -> None:
             raise ValueError(f"{name} must lie in {low}..{high}, got {number}")
 
 
+def need_numbers(count: int, **numbers: Tensor) -> None:
+    """Raise ValueError for a class or a position outside 0..count - 1. On a GPU the values are not read."""
+    for name, found in numbers.items():
+        if holds(((found < 0) | (found >= count)).any()):
+            raise ValueError(f"{name} must lie in 0..{count - 1}, got {int(found.min())}..{int(found.max())}")
+
+
+def need_finite_values(**tensors: Tensor) -> None:
+    """Raise ValueError for a tensor with NaN or an infinite value. On a GPU the values are not read."""
+    for name, tensor in tensors.items():
+        if holds(~tensor.isfinite().all()):
+            raise ValueError(f"{name} holds NaN or infinite values")
+
+
+def need_word(words: Sequence[str], **given: object) -> None:
+    """Raise ValueError for an argument that is none of these words."""
+    for name, word in given.items():
+        if word not in words:
+            raise ValueError(f"{name} must be one of {', '.join(words)}, got {word!r}")
+
+
 def stacked(views: Sequence[Tensor] | Tensor, least: int, name: str, why: str) -> Tensor:
     """Stack views to [views, n, dim] in float32 at least.
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.core.checks import need_rows, shapes
+from counterpoint.core.checks import need_finite_values, need_rows, need_word, shapes
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.precision import exact, full_precision
 from counterpoint.core.transforms import holds
@@ -168,11 +168,8 @@ def bow_targets(
         raise ValueError(
             f"dictionary must be [words, {feature_map.shape[1]}], got {shapes(dictionary=dictionary, feature_map=feature_map)}"
         )
-    for name, tensor in (("feature_map", feature_map), ("dictionary", dictionary)):
-        if holds(~tensor.isfinite().all()):
-            raise ValueError(f"{name} holds NaN or infinite values")
-    if pool not in ("max", "average"):
-        raise ValueError(f"pool must be 'max' or 'average', got {pool!r}")
+    need_finite_values(feature_map=feature_map, dictionary=dictionary)
+    need_word(("max", "average"), pool=pool)
     hard = inv_delta is None or inv_delta == -1
     if inv_delta is not None and not hard and not 0 < inv_delta < float("inf"):
         raise ValueError(f"inv_delta must be positive and finite, or None for hard codes, got {inv_delta}")

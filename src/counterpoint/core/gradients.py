@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from counterpoint.core.checks import shapes
+from counterpoint.core.checks import need_word, shapes
 from counterpoint.core.precision import wide
 from counterpoint.core.world import process_group, world
 
@@ -128,8 +128,7 @@ def realign(
     >>> realign(torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 1.0]))
     tensor([0.2500, 0.7500])
     """
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+    need_word(("mean", "sum"), reduction=reduction)
     h1, h2 = realigned(g1, g2)
     merged = h1 + h2
     if reduction == "sum":

@@ -9,13 +9,25 @@ the threshold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.checks import need_positive
+
+
+def as_vector(parameters: Iterable[Tensor]) -> Float[Tensor, " n"]:
+    """Copy parameters into one vector, without gradient."""
+    return torch.cat([one.detach().reshape(-1) for one in parameters])
+
+
+@torch.no_grad()
+def from_vector(vector: Float[Tensor, " n"], parameters: Sequence[Tensor]) -> None:
+    """Write a vector of `as_vector` back into parameters of the same shapes."""
+    for one, values in zip(parameters, vector.split([one.numel() for one in parameters]), strict=True):
+        one.copy_(values.view(one.shape))
 
 
 class LossValley(nn.Module):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_positive, need_rows, need_within, shapes
+from counterpoint.core.checks import need_numbers, need_positive, need_rows, need_within, shapes
 from counterpoint.core.distributed import gather_rows
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
@@ -63,8 +63,7 @@ def need_positions(index: Tensor, length: int, **values: Tensor) -> None:
         if value.shape[:1] != index.shape:
             raise ValueError(f"{name} must have a row for each index, got {shapes(index=index, **{name: value})}")
     # A negative index would be read from the end without an error.
-    if holds(((index < 0) | (index >= length)).any()):
-        raise ValueError(f"index must lie in 0..{length - 1}, got {int(index.min())}..{int(index.max())}")
+    need_numbers(length, index=index)
 
 
 class Queue(nn.Module):

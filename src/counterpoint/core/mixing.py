@@ -183,6 +183,32 @@ class Boxes(NamedTuple):
     lam: Float[Tensor, " n"]
 
 
+class Pasted(NamedTuple):
+    """Images with boxes of their partners, the partners, and the share of each image that remains."""
+
+    images: Float[Tensor, "n channels height width"]
+    permutation: Int[Tensor, " n"]
+    lam: Float[Tensor, " n"]
+
+
+def draw_cutmix(
+    images: Float[Tensor, "n channels height width"], beta: float, generator: torch.Generator, probability: float = 1.0
+) -> Pasted:
+    """Draw partners and boxes for a whole batch, and paste them (CutMix, arXiv 1905.04899).
+
+    Args:
+        images: the images of all processes.
+        beta: both parameters of the Beta distribution of the pasted share, > 0.
+        generator: source of the random numbers, on the CPU.
+        probability: probability of pasting, one draw for the batch; by default 1.
+    """
+    mix = draw_mix(len(images), beta, generator, probability=probability)
+    boxes = cutmix_boxes(images.shape[2], images.shape[3], mix.lam, generator)
+    boxes = Boxes(*(part.to(images.device) for part in boxes))
+    permutation = mix.permutation.to(images.device)
+    return Pasted(cutmix(images, permutation, boxes), permutation, boxes.lam)
+
+
 def cutmix_boxes(height: int, width: int, lam: Float[Tensor, " n"], generator: torch.Generator) -> Boxes:
     """Draw boxes of (1 - lam) of an image's area around a uniform centre, cut at its edges (CutMix, Eq. 2).
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_positive, need_rows, need_within, shapes
+from counterpoint.core.checks import need_numbers, need_positive, need_rows, need_within, shapes
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds
@@ -191,8 +191,7 @@ def graph_smooth(
         )
     if not self_weight >= 0:
         raise ValueError(f"self_weight must be at least 0, got {self_weight}")
-    if holds(((neighbours < 0) | (neighbours >= n)).any()):
-        raise ValueError(f"neighbours must lie in 0..{n - 1}, got {int(neighbours.min())}..{int(neighbours.max())}")
+    need_numbers(n, neighbours=neighbours)
     to = neighbours[:, 1:].flatten()
     at = torch.arange(n, device=to.device).repeat_interleave(neighbours.shape[1] - 1)
     weight = similarity[:, 1:].clamp(0, 1).to(text.dtype).flatten()

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_alike, need_rows, need_within, shapes
+from counterpoint.core.checks import need_alike, need_numbers, need_rows, need_within, shapes
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds
 
@@ -60,8 +60,7 @@ def judged_labels(
         given = {"score": score, "label": label} | ({} if trusted is None else {"trusted": trusted})
         raise ValueError(f"score must be [n, classes], label and trusted [n], got {shapes(**given)}")
     classes = score.shape[1]
-    if holds(((label < 0) | (label >= classes)).any()):
-        raise ValueError(f"label must lie in 0..{classes - 1}, got {int(label.min())}..{int(label.max())}")
+    need_numbers(classes, label=label)
     best, guess = score.max(1)
     clean, correct = score.gather(1, label[:, None])[:, 0] >= 1 / classes, best >= threshold
     if trusted is not None:

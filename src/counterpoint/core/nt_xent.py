@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.core.checks import need_alike, need_positive
+from counterpoint.core.checks import need_alike, need_positive, need_word
 from counterpoint.core.distributed import batch_logsumexp, global_mean
 from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
@@ -43,8 +43,7 @@ def nt_xent(
     """
     need_alike("n dim", z1=z1, z2=z2)
     need_positive(temperature=temperature)
-    if similarity not in ("cos", "dot"):
-        raise ValueError(f"similarity must be 'cos' or 'dot', got {similarity!r}")
+    need_word(("cos", "dot"), similarity=similarity)
     both = torch.cat([z1, z2])
     x = scaled(unit(both) if similarity == "cos" else both, temperature**0.5)
     positive = positive_similarity(*x.chunk(2))

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.core.answers import answer_log_probability
-from counterpoint.core.checks import need_alike, need_positive, need_rows, need_within, shapes
+from counterpoint.core.checks import need_alike, need_positive, need_rows, need_within, need_word, shapes
 from counterpoint.core.distributed import gather_rows
 from counterpoint.core.masking import IGNORED
 from counterpoint.core.precision import full_precision
@@ -122,8 +122,7 @@ def preference_loss(
     >>> preference_loss(x, x, x, x), preference_loss(x, x, x, x, kind="kto_pair")
     (tensor([0.6931]), tensor([0.5000, 0.5000]))
     """
-    if kind not in PREFERENCES:
-        raise ValueError(f"kind must be one of {', '.join(PREFERENCES)}, got {kind!r}")
+    need_word(PREFERENCES, kind=kind)
     need_positive(beta=beta)
     need_within(0, 0.5, label_smoothing=label_smoothing)
     if label_smoothing and kind != "sigmoid":

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_alike, need_positive, need_rows, need_within, shapes
+from counterpoint.core.checks import need_alike, need_numbers, need_positive, need_rows, need_within, shapes
 from counterpoint.core.distil import kd
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.operands import EPS
@@ -54,8 +54,7 @@ def prompt_tuning_loss(
             f"text must be [classes, {image.shape[1]}] and labels [n], got {shapes(text=text, labels=labels)}"
         )
     need_within(0, math.inf, text_weight=text_weight, image_weight=image_weight)
-    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(text)):
-        raise ValueError(f"labels must lie in 0 to {len(text) - 1}, got {int(labels.min())} to {int(labels.max())}")
+    need_numbers(len(text), labels=labels)
     u, w, v, t = (F.normalize(x, dim=1, eps=EPS) for x in (image, text, frozen_image.detach(), frozen_text.detach()))
     logits = logit_scale * u @ w.T
     fitted = global_mean(F.cross_entropy(logits, labels, reduction="none"))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_within
+from counterpoint.core.checks import need_within, need_word
 
 
 def cosine_momentum(step: int, total: int, base: float) -> float:
@@ -99,10 +99,8 @@ class EMATeacher(nn.Module):
         mode: Literal["train", "eval"] = "train",
     ) -> None:
         super().__init__()
-        if buffers not in ("own", "copy"):
-            raise ValueError(f"buffers must be 'own' or 'copy', got {buffers!r}")
-        if mode not in ("train", "eval"):
-            raise ValueError(f"mode must be 'train' or 'eval', got {mode!r}")
+        need_word(("own", "copy"), buffers=buffers)
+        need_word(("train", "eval"), mode=mode)
         self.buffer_policy = buffers
         self.mode = mode
         self.module = copy.deepcopy(student).requires_grad_(False)

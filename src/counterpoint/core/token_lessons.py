@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
+from counterpoint.core.checks import need_alike, need_positive, need_rows, need_word, shapes
 from counterpoint.core.contrast import pair_softplus, softplus
 from counterpoint.core.distributed import gather_rows, global_mean, mean_of_total, place
 from counterpoint.core.nt_xent import nt_xent
@@ -70,8 +70,7 @@ def nst_loss(
     tensor(-0.2500)
     """
     need_tokens(student_tokens, teacher_tokens)
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+    need_word(("sum", "mean"), reduction=reduction)
     real = real_tokens(mask, student_tokens)
     s = _neurons(wide(student_tokens), real)
     r = _neurons(wide(teacher_tokens.detach()), real).to(s.dtype)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_rows, shapes
+from counterpoint.core.checks import need_rows, need_word, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds
@@ -76,8 +76,7 @@ def drop_redundant_tokens(
         )
     if not 0 < keep_ratio <= 1:
         raise ValueError(f"keep_ratio must be above 0 and at most 1, got {keep_ratio}")
-    if redundancy not in ("mean", "max"):
-        raise ValueError(f"redundancy must be 'mean' or 'max', got {redundancy!r}")
+    need_word(("mean", "max"), redundancy=redundancy)
     z = F.normalize(wide(tokens[:, num_prefix:].detach()), dim=2, eps=1e-12)
     count = z.shape[1]
     if redundancy == "mean":

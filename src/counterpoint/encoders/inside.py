@@ -6,6 +6,7 @@ Attention in fused kernels gives no queries, keys and values. So they are record
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -73,6 +74,7 @@ class TokenNetwork(nn.Module):
     def __init__(self, encoder: nn.Module, name: str, size: int) -> None:
         super().__init__()
         self.encoder: Any = encoder
+        self.name = name
         self.size, self._options = size, {}
         self._found = _attentions(encoder)
         plain = isinstance(encoder, VisionTokens) or (isinstance(encoder, Wrapped) and hasattr(encoder.model, "config"))
@@ -154,6 +156,33 @@ class TokenNetwork(nn.Module):
                 x = block(x)
         return Inside(model.norm(x), self._read(seen, layers), alive, alive_at)
 
+    def numbered(self, setting: str, given: Sequence[int]) -> list[int]:
+        """Return the numbers of layers, sorted; negative ones count from the end.
+
+        Raises CounterpointError, which names the setting, for a layer that the network lacks, and for one that is named twice.
+        """
+        found = [n + self.depth if n < 0 else n for n in given]
+        if any(not 0 <= n < self.depth for n in found) or len(set(found)) < len(found):
+            raise CounterpointError(
+                f"{setting} must name layers 0 to {self.depth - 1} of {self.name}, each once, got {list(given)}"
+            )
+        return sorted(found)
+
+    def places(
+        self, tokens: Float[Tensor, "n tokens _"], alive: Int[Tensor, "n alive"] | None, prefixed: bool
+    ) -> Int[Tensor, "n places"]:
+        """Return the positions of patches among tokens, after that of the class token where `prefixed`.
+
+        Args:
+            tokens: all tokens of this network, or those that it kept.
+            alive: numbers of the patches; None: all patches that `tokens` holds.
+            prefixed: whether the class token comes first.
+        """
+        if alive is None:
+            alive = torch.arange(tokens.shape[1] - self.prefix, device=tokens.device).expand(len(tokens), -1)
+        patches = alive + self.prefix
+        return torch.cat([patches.new_zeros(len(patches), 1), patches], dim=1) if prefixed else patches
+
     def _tokens(self, images: Tensor) -> Tensor:
         if isinstance(self.encoder, VisionTokens):
             return self.encoder.tokens(images)
@@ -187,3 +216,14 @@ class TokenNetwork(nn.Module):
 def gathered(tokens: Float[Tensor, "n tokens dim"], index: Int[Tensor, "n kept"]) -> Float[Tensor, "n kept dim"]:
     """Select tokens by their positions."""
     return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
+
+
+def need_common_heads(setting: str, count: int, student: TokenNetwork, teacher: TokenNetwork) -> None:
+    """Raise CounterpointError, which names the setting, for a number of heads that does not divide the widths of both networks."""
+    if student.width % count or teacher.width % count:
+        common = math.gcd(student.width, teacher.width)
+        fit = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
+        raise CounterpointError(
+            f"{setting}: {count} heads do not divide both the student's width of {student.width} and the teacher's of "
+            f"{teacher.width}; choose one of {fit}"
+        )

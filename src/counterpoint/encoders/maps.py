@@ -170,6 +170,35 @@ class MapDecoder(nn.Module):
         return self.join(torch.cat(scaled, 1))
 
 
+class MapProjector(nn.Sequential):
+    """SimKD's projector of maps (arXiv 2203.14001): 1 x 1, 3 x 3 and 1 x 1 convolutions without biases.
+
+    Batch normalisation and ReLU follow each.
+
+    Args:
+        student, teacher: channels of the maps; between the convolutions half of the teacher's.
+    """
+
+    def __init__(self, student: int, teacher: int) -> None:
+        half = max(1, teacher // 2)
+        layers: list[nn.Module] = []
+        for a, b, side in ((student, half, 1), (half, half, 3), (half, teacher, 1)):
+            layers += [nn.Conv2d(a, b, side, padding=side // 2, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
+        super().__init__(*layers)
+
+
+@torch.no_grad()
+def map_shape(encoder: nn.Module, size: int, channels: int = 3) -> tuple[int, int, int]:
+    """Return channels, rows and columns of an encoder's `feature_map` of pictures of `size` pixels, measured on a black one.
+
+    Raises CounterpointError for an encoder without a map.
+    """
+    training, device = encoder.training, next((p.device for p in encoder.parameters()), None)
+    found = feature_map(encoder.eval(), torch.zeros(1, channels, size, size, device=device)).shape
+    encoder.train(training)
+    return found[1], found[2], found[3]
+
+
 def map_channels(encoder: ImageEncoder, size: int, channels: int = 3) -> list[int]:
     """Return the channels of an encoder's `feature_maps` of pictures of `size` pixels, the finest first."""
     training = encoder.training

@@ -79,6 +79,13 @@ def mlp(*widths: int, bias: bool = True, last: nn.Module | None = None) -> nn.Se
     return nn.Sequential(*layers, *([] if last is None else [last]))
 
 
+def conv_mlp(dim: int, hidden: int, out: int) -> nn.Sequential:
+    """Build a head that treats cells alike: 1 x 1 convolution, batch normalisation, ReLU, 1 x 1 convolution."""
+    return nn.Sequential(
+        nn.Conv2d(dim, hidden, 1), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True), nn.Conv2d(hidden, out, 1)
+    )
+
+
 def _xavier(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.xavier_normal_(module.weight)

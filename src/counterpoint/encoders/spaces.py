@@ -266,3 +266,16 @@ def cost(name: str, size: int, channels: int = 3) -> tuple[int, int]:
         with FlopCounterMode(display=False) as counter:
             network(torch.zeros(1, channels, size, size))
     return counter.get_total_flops() // 2, sum(p.numel() for p in network.parameters())
+
+
+def gaussian(network: nn.Module) -> nn.Module:
+    """Draw weights of convolutions and linear layers from N(0, 1), in place; biases are 0, normalisation is the identity."""
+    for module in network.modules():
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.normal_(module.weight)
+        elif isinstance(weight, nn.Parameter):
+            nn.init.ones_(weight)
+        if isinstance(bias, nn.Parameter):
+            nn.init.zeros_(bias)
+    return network

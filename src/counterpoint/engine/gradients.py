@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from counterpoint.core.distributed import gather_rows, over, row_counts
+from counterpoint.core.divided import is_sharded
 from counterpoint.core.world import processes
-from counterpoint.engine.sharded import is_sharded
 
 BUCKET = 25 << 20  # bytes reduced in one call
 

@@ -5,7 +5,7 @@ It is a plain torch module, so that a trained system can be used without the eng
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from counterpoint.core.distributed import gather_rows, place, row_counts, world
 from counterpoint.engine.loading import Position
+from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
@@ -71,6 +72,27 @@ class Learner(nn.Module):
     def turns(self) -> list[Turn]:
         """Return the turns of a step, with new optimisers. The fit calls it when a stage begins."""
         raise CounterpointError(f"{type(self).__name__} has no optimiser; write its method `turns`")
+
+    def turn_of(
+        self,
+        modules: Sequence[nn.Module],
+        config: Any = None,
+        *,
+        constant: Iterable[nn.Parameter] = (),
+        rate: float = 1.0,
+        curve: Callable[[float], float] | None = None,
+    ) -> Turn:
+        """Return a turn of one optimiser, whose schedule lasts the epochs of the current stage.
+
+        Args:
+            modules: The modules to train.
+            config: Settings of the optimiser, with `batch_size`. Default: the learner's.
+            constant, rate, curve: See `counterpoint.engine.optim.optimisers`.
+        """
+        config, steps = self.config if config is None else config, self.steps_per_epoch
+        return optimisers(
+            config, modules, self.epochs, config.batch_size, constant, steps_per_epoch=steps, rate=rate, curve=curve
+        )
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return named scalars of a batch. The fit minimises `loss` and records all."""

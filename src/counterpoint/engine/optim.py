@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
+from counterpoint.core.divided import clip_norm, is_sharded
 from counterpoint.engine.settings import CheckedSettings
-from counterpoint.engine.sharded import clip_norm, is_sharded
 from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError, unknown
 
@@ -73,6 +73,11 @@ def factor(epoch: float, epochs: int, warmup: int) -> float:
     if epoch < warmup:
         return (epoch + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (epoch - warmup) / max(1, epochs - warmup))))
+
+
+def constant_rate(epoch: float) -> float:
+    """Return the factor 1 of the learning rate, in every epoch. A `curve` of `optimisers`."""
+    return 1.0
 
 
 def restarts(epochs: int, cycles: int, weight: float = 1.0, floor: float = 0.0) -> Callable[[float], float]:
@@ -270,6 +275,19 @@ def _of_timm(config: OptimConfig, groups: list[dict[str, Any]], lr: float) -> to
         return create_optimizer_v2(groups, opt=config.optimizer, lr=lr, **options)
     except (ValueError, AssertionError, KeyError) as error:
         raise unknown("optimizer", config.optimizer, [str(name) for name in list_optimizers()]) from error
+
+
+def clip_values(optimizers: Iterable[torch.optim.Optimizer], most: float) -> None:
+    """Make each optimiser limit the absolute value of each entry of its gradients before each step; 0: do nothing."""
+
+    def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            if parameter.grad is not None:
+                parameter.grad.clamp_(-most, most)
+
+    if most:
+        for optimizer in optimizers:
+            optimizer.register_step_pre_hook(hook)
 
 
 def clip(optimizers: Iterable[torch.optim.Optimizer], norm: float | None) -> None:

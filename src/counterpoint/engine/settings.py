@@ -25,17 +25,21 @@ class CheckedSettings:
     late: ClassVar[Mapping[str, tuple[str, int]]] = {}
 
     def need_known_words(self) -> None:
-        """Raise CounterpointError for the first setting annotated as `Literal` with a value that is not in the annotation."""
+        """Raise CounterpointError for the first value that its setting's annotation lacks, a `Literal` or a tuple of such words."""
         kind: Any = type(self)
         for name, known in _words(kind).items():
-            if getattr(self, name) not in known:
-                raise unknown(name, str(getattr(self, name)), map(str, known))
+            value = getattr(self, name)
+            for word in value if isinstance(value, tuple | list) else (value,):
+                if word not in known:
+                    raise unknown(name, str(word), map(str, known))
 
     def need_positive(self, *names: str) -> None:
-        """Raise CounterpointError for the first of these settings that is not > 0."""
+        """Raise CounterpointError for the first of these settings that is not > 0, or not finite."""
         for name in names:
             if not getattr(self, name) > 0:
                 raise CounterpointError(f"{name} must be > 0, got {getattr(self, name)}")
+            if getattr(self, name) == math.inf:
+                raise CounterpointError(f"{name} must be finite, got {getattr(self, name)}")
 
     def need_count(self, *names: str) -> None:
         """Raise CounterpointError for the first of these settings that is below 1."""
@@ -48,6 +52,12 @@ class CheckedSettings:
         for name in names:
             if not 0 <= getattr(self, name) <= 1:
                 raise CounterpointError(f"{name} must lie in 0..1, got {getattr(self, name)}")
+
+    def need_below_one(self, *names: str) -> None:
+        """Raise CounterpointError for the first of these settings outside 0..1, 1 not included."""
+        for name in names:
+            if not 0 <= getattr(self, name) < 1:
+                raise CounterpointError(f"{name} must lie in 0..1, 1 not included, got {getattr(self, name)}")
 
     def need_weight(self, *names: str) -> None:
         """Raise CounterpointError for the first of these settings that is negative or not finite."""
@@ -117,8 +127,8 @@ def _types(config: Any) -> dict[str, Any]:
 
 @cache
 def _words(config: Any) -> dict[str, tuple[Any, ...]]:
-    """Return the values of each setting that is annotated as `Literal`."""
+    """Return the values of each setting that is annotated as `Literal`, or as a tuple of such words."""
     types = _types(config)
-    return {
-        field.name: get_args(types[field.name]) for field in fields(config) if get_origin(types[field.name]) is Literal
-    }
+    kinds = {field.name: types[field.name] for field in fields(config)}
+    kinds = {name: get_args(kind)[0] if get_origin(kind) is tuple else kind for name, kind in kinds.items()}
+    return {name: get_args(kind) for name, kind in kinds.items() if get_origin(kind) is Literal}

@@ -10,13 +10,14 @@ show how it was trained.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from counterpoint.core.divided import is_sharded, whole
 from counterpoint.core.world import processes
 from counterpoint.errors import CounterpointError
 
@@ -24,20 +25,6 @@ if TYPE_CHECKING:
     from counterpoint.engine.learner import Learner
     from counterpoint.engine.options import Loop
     from counterpoint.engine.stages import Stage
-
-
-def is_sharded(tensor: Any) -> bool:
-    """Return whether a tensor is divided among processes."""
-    return isinstance(tensor, Tensor) and hasattr(tensor, "device_mesh")
-
-
-def whole(value: Any) -> Any:
-    """Return a tensor, or nested dictionaries and lists of them, with all divided tensors gathered. All processes call it."""
-    if isinstance(value, Mapping):
-        return {key: whole(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(whole, value))
-    return value.full_tensor() if is_sharded(value) else value
 
 
 def check_shardable(learner: Learner, loop: Loop, stages: Sequence[Stage]) -> None:
@@ -142,17 +129,6 @@ def _blocks(network: nn.Module) -> Iterator[nn.Module]:
             yield from members
         else:
             yield from _blocks(child)
-
-
-def clip_norm(parameters: Sequence[nn.Parameter], norm: float) -> None:
-    """Scale gradients down to a maximum norm over all parameters, divided or whole. All processes call it."""
-    gradients: list[Any] = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        return
-    squares = torch.stack([whole(torch.linalg.vector_norm(gradient)).square() for gradient in gradients]).sum()
-    factor = (norm / (squares.sqrt() + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        (gradient.to_local() if is_sharded(gradient) else gradient).mul_(factor)
 
 
 def need_processes() -> None:

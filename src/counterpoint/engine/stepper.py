@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from counterpoint.core.divided import whole
 from counterpoint.core.seeds import seed_torch
 from counterpoint.core.world import processes
 from counterpoint.engine.batchnorm import synchronise
@@ -21,7 +22,7 @@ from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run
 from counterpoint.engine.services import Average, Callback
-from counterpoint.engine.sharded import Shards, check_shardable, need_processes, whole
+from counterpoint.engine.sharded import Shards, check_shardable, need_processes
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import teachers_of

@@ -8,7 +8,7 @@ from typing import Literal
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_positive, need_within
+from counterpoint.core.checks import need_positive, need_within, need_word
 from counterpoint.core.world import Group, over
 from counterpoint.losses.base import BOUNDS, Loss, ScaledLoss
 
@@ -54,8 +54,7 @@ class CoconutNSPT(Loss):
     ) -> None:
         super().__init__(group)
         need_positive(temperature=temperature)
-        if roles not in ("nspt", "ntpt", "scl"):
-            raise ValueError(f"roles must be one of nspt, ntpt, scl, got {roles!r}")
+        need_word(("nspt", "ntpt", "scl"), roles=roles)
         self.temperature, self.roles, self.own_positive = temperature, roles, own_positive
 
     def forward(

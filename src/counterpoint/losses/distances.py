@@ -7,6 +7,7 @@ from typing import Literal
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from counterpoint.core.checks import need_word
 from counterpoint.core.distributed import gather_rows
 from counterpoint.core.world import Group, over
 from counterpoint.losses.base import Loss, function_of
@@ -114,8 +115,7 @@ class SemanticDistance(Loss):
 
     def __init__(self, compare: Literal["channels", "classes"] = "channels", *, group: Group = None) -> None:
         super().__init__(group)
-        if compare not in ("channels", "classes"):
-            raise ValueError(f"compare must be 'channels' or 'classes', got {compare!r}")
+        need_word(("channels", "classes"), compare=compare)
         self.compare = compare
 
     def forward(

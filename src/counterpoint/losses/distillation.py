@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_positive, need_within
+from counterpoint.core.checks import need_positive, need_within, need_word
 from counterpoint.core.world import Group, over
 from counterpoint.losses.base import Loss, function_of
 
@@ -363,8 +363,7 @@ class MeanTeacher(Loss):
 
     def __init__(self, kind: Literal["mse", "kl"] = "mse", *, group: Group = None) -> None:
         super().__init__(group)
-        if kind not in ("mse", "kl"):
-            raise ValueError(f"kind must be 'mse' or 'kl', got {kind!r}")
+        need_word(("mse", "kl"), kind=kind)
         self.kind = kind
 
     def forward(self, student: Float[Tensor, "n classes"], teacher: Float[Tensor, "n classes"]) -> Float[Tensor, ""]:

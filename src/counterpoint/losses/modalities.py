@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_positive, need_within
+from counterpoint.core.checks import need_positive, need_within, need_word
 from counterpoint.core.operands import scaled
 from counterpoint.core.world import Group, over
 from counterpoint.losses.base import BOUNDS, Loss, ScaledLoss, Views, unit_rows
@@ -210,8 +210,7 @@ class Symile(ScaledLoss):
         group: Group = None,
     ) -> None:
         super().__init__(temperature, learnable, group)
-        if negatives not in ("n", "n_squared"):
-            raise ValueError(f"negatives must be 'n' or 'n_squared', got {negatives!r}")
+        need_word(("n", "n_squared"), negatives=negatives)
         self.negatives: Literal["n", "n_squared"] = negatives
         self.normalize = normalize
 

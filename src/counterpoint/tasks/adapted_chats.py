@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.functional import linear
 
 from counterpoint.encoders.chat_models import ChatModel
 from counterpoint.encoders.flags import tables
+from counterpoint.engine.stages import Stage
 from counterpoint.tasks.chats import ChatLearner
 
 
@@ -128,6 +130,22 @@ class AdaptedChatLearner(ChatLearner):
     def weights(self) -> nn.ParameterList:
         """The model's own parameters."""
         return nn.ParameterList([p for name, p in self.model.model.named_parameters() if not of_adapter(name)])
+
+    def model_stages(self) -> list[Stage]:
+        """Return the stage that trains the model itself; none where it has no epochs."""
+        epochs, turns = self.config.epochs, lambda: [self.turn([self.weights], self.config)]
+        return [Stage("model", epochs, lambda: [self.weights], turns)] if epochs else []
+
+    def adapter_stage(self, name: str, epochs: int, lr: float, **more: Any) -> Stage:
+        """Return a stage that trains the adapter alone.
+
+        Args:
+            name, epochs: see `Stage`.
+            lr: learning rate at a batch of 256.
+            more: further arguments of `Stage`.
+        """
+        config = replace(self.config, lr=lr)
+        return Stage(name, epochs, lambda: [self.adapters], lambda: [self.turn([self.adapters], config)], **more)
 
     @torch.no_grad()
     def unadapted(self, batch: dict[str, Any]) -> Tensor:

@@ -26,7 +26,7 @@ from counterpoint.encoders.critics import fixed
 from counterpoint.encoders.generators import PictureEncoder, WordEncoder, build_critics, build_generator, check_backbone
 from counterpoint.encoders.images import check_image_encoder
 from counterpoint.engine.loading import Batches
-from counterpoint.engine.optim import optimisers
+from counterpoint.engine.optim import constant_rate, optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
@@ -87,9 +87,7 @@ class AdversarialConfig(GenerationConfig):
         super().__post_init__()
         self.need_positive("pretrain_lr", "critic_rate", "text_clip")
         self.need_weight("match_weight", "pretrain_epochs")
-        for name in ("decay", "beta1"):
-            if not 0 <= getattr(self, name) < 1:
-                raise CounterpointError(f"{name} must lie in 0..1, 1 not included, got {getattr(self, name)}")
+        self.need_below_one("decay", "beta1")
         for name, size in (("batch_size", self.batch_size), ("pretrain_batch_size", self.pretrain_batch_size)):
             if size < 4 or size % 2:
                 raise CounterpointError(f"{name} must be even and at least 4, for two branches, got {size}")
@@ -171,7 +169,7 @@ class AdversarialLearner(GenerationLearner):
     def turns(self) -> list[Turn]:
         """Return the turns of a step of the second phase: first D, then G."""
         size = self.config.batch_size
-        critics, generator = (self._turn([one], size, lambda _: 1.0) for one in (self.critics, self.generator))
+        critics, generator = (self._turn([one], size, constant_rate) for one in (self.critics, self.generator))
         for turn in (critics, generator):
             for group in turn.optimizers[0].param_groups:
                 if "betas" in group:

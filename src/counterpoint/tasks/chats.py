@@ -21,7 +21,7 @@ Its measures are those of `tasks/measures/answers.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from counterpoint.core.answers import answer_log_probability, masked_lm_loss
 from counterpoint.core.masking import IGNORED
-from counterpoint.core.seeds import seed_torch
+from counterpoint.core.seeds import generator_of, seed_torch
 from counterpoint.core.world import processes
 from counterpoint.data.chats import Chat, ChatData, ChatSplit
 from counterpoint.data.images import Indices
@@ -93,14 +93,13 @@ class ChatsConfig(OptimConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.need_share("dropout", "warmup", "top_p")
+        self.need_below_one("dropout", "warmup")
+        self.need_share("top_p")
         self.need_count(*self.counts)
         if self.epochs < 0 or self.sampling < 0 or not self.top_p:
             raise CounterpointError(
                 f"epochs and sampling must be at least 0 and top_p above 0, got {self.epochs}, {self.sampling} and {self.top_p}"
             )
-        if 1.0 in (self.dropout, self.warmup):
-            raise CounterpointError(f"dropout and warmup must be below 1, got {self.dropout} and {self.warmup}")
         if self.new_tokens >= self.context:
             raise CounterpointError(
                 f"new_tokens ({self.new_tokens}) must be fewer than context ({self.context}), which also holds the prompt"
@@ -240,7 +239,7 @@ class ChatLearner(Learner):
         """
         config = self.config
         usual = {"new_tokens": config.new_tokens, "temperature": config.sampling, "top_p": config.top_p}
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, draw]).generate_state(1)[0]))
+        generator = generator_of(self.seed, draw)
         found: list[Answer] = answers(
             self.model, prompts, decoder or self.decoder(), generator=generator, **usual | changed
         )
@@ -261,6 +260,23 @@ class ChatLearner(Learner):
         """Compute the mean log-probability of the tokens of each answer in a batch."""
         many = (batch["labels"][:, 1:] != IGNORED).sum(1).clamp(min=1)
         return answer_log_probability(*self.answer_logits(batch)) / many
+
+
+def answer_measures(
+    survey: Survey, split: str, answer: Callable[[Sequence[Prompt], int], list[Answer]]
+) -> dict[str, float]:
+    """Measure answers to all chats of a split.
+
+    Args:
+        survey: access to chats.
+        split: name of the split.
+        answer: answers the prompts of a batch, with the number of the draws (see `ChatLearner.answers`).
+    """
+    evaluator = survey.evaluator(split)
+    for rows in survey.in_batches(split):
+        evaluator.take(rows, answer(survey.batch(split, rows)["prompts"], int(rows[0])))
+    found: dict[str, float] = evaluator.compute()
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------- the task

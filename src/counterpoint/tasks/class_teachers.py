@@ -18,6 +18,7 @@ Arrays of a file:
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -235,6 +236,21 @@ def open_network(name: str) -> DualEncoder:
     if not isinstance(learner, AlignedLearner) or not learner.embeds:
         raise CounterpointError(f"the teacher {name} does not embed pictures and texts; name a run of clip or siglip")
     return AlignedDual(learner, name).eval()
+
+
+# A CLIP of styled shapes, which is trained once in a few minutes and kept.
+SHAPES_TEACHER = (
+    "fit:clip?data=styled-shapes%3Ftrain=8192%26seed=900&image_encoder=conv-s&embedding=64&recipe=none&epochs=20"
+    "&batch_size=128&lr=0.003&evaluate_every=20"
+)
+
+
+def with_foreign_statistics(network: Any) -> Any:
+    """Return a copy of a teacher's network that takes pictures as the student's are normalised, by ImageNet's statistics."""
+    found = copy.deepcopy(network)  # the library's module may be in use elsewhere
+    found.factor.fill_(1.0)
+    found.shift.zero_()
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- the students

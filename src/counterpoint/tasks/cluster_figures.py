@@ -67,7 +67,5 @@ def _gallery(
         rows.append({"query": query, "found": sorted(found, key=lambda cell: -cell["similarity"])})
     wanted = sorted({row["query"] for row in rows} | {cell["item"] for row in rows for cell in row["found"]})
     pictures = survey.split("train").images(np.array(wanted))
-    larger = -(-SIDE // pictures.shape[1])
-    pictures = pictures.repeat(larger, axis=1).repeat(larger, axis=2)
-    items = {f"image/{n}": {"png": png(p)} for n, p in zip(wanted, pictures, strict=True)}
+    items = {f"image/{n}": {"png": png(p, least=SIDE)} for n, p in zip(wanted, pictures, strict=True)}
     return {"kind": "gallery", "parts": [{"query": "image", "key": "image", "rows": rows}], "items": items}

@@ -137,9 +137,7 @@ class DenseLearner(ImageLearner):
         self.regions, self.modalities = tuple(data.regions), tuple(data.modalities)
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        images = batch["image"]
-        total, mine = self.share(len(images))
-        drawn = [view.take(mine) for view in self.views.draw((total, *images.shape[1:]), generator)]
+        images, drawn = batch["image"], self.drawn(batch["image"], generator)
         if "modalities" in batch:
             each = [self.views.apply(part, drawn) for part in batch["modalities"].unbind(1)]
             views = [torch.stack(parts, 1) for parts in zip(*each, strict=True)]

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.distributed import global_mean
+from counterpoint.core.seeds import generator_of
 from counterpoint.data.generation import PLACEHOLDER, Condition, GenerationData
 from counterpoint.encoders.images import check_image_encoder
 from counterpoint.encoders.injection import (
@@ -37,12 +38,11 @@ from counterpoint.encoders.injection import (
     time_embedding,
 )  # fmt: skip
 from counterpoint.encoders.text import train_words
-from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.branches import Partners
-from counterpoint.tasks.generation import GenerationConfig, GenerationLearner, eight_bit, enlarged, seeded, signed
+from counterpoint.tasks.generation import GenerationConfig, GenerationLearner, eight_bit, enlarged, signed
 from counterpoint.views.images import normalise
 from counterpoint.views.subjects import on_white
 
@@ -177,15 +177,11 @@ class DiffusionLearner(GenerationLearner):
         """Whether the current stage is the first one."""
         return bool(self.config.pretrain_epochs) and self.position.stage == 0
 
-    def _turn(self, modules: list[nn.Module], rate: float) -> Turn:
-        config, steps = self.config, self.steps_per_epoch
-        return optimisers(config, modules, self.epochs, config.batch_size, steps_per_epoch=steps, rate=rate)
-
     def _pretraining_turns(self) -> list[Turn]:
-        return [self._turn([self.unet, self.captions], self.config.pretrain_lr / self.config.lr)]
+        return [self.turn_of([self.unet, self.captions], rate=self.config.pretrain_lr / self.config.lr)]
 
     def turns(self) -> list[Turn]:
-        return [self._turn([self], 1.0)]
+        return [self.turn_of([self])]
 
     def train(self, mode: bool = True) -> DiffusionLearner:
         super().train(mode)
@@ -361,7 +357,7 @@ class DiffusionLearner(GenerationLearner):
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         subject = [[one] for one in batch["reference"].permute(0, 2, 3, 1).cpu().numpy()]
-        found = self.made(batch | {"subject": subject}, seeded(self.seed, *batch["index"][:1].tolist()))
+        found = self.made(batch | {"subject": subject}, generator_of(self.seed, *batch["index"][:1].tolist()))
         pictures = None if found is None else eight_bit(found)
         return {"pictures": pictures, "words": self.words_of(batch["image"]), "real": self.real(batch["image"])}
 

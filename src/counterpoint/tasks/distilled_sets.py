@@ -372,10 +372,9 @@ class DistilledSetLearner(ViewsLearner):
         first = self.origin.cpu().numpy()[chosen]
         if (first >= 0).all():
             rows.insert(0, ("at the start", split.images(first)))
-        larger = -(-48 // self.size)  # pictures of a few pixels are shown larger
 
         def cells(text: str, pictures: Any) -> dict[str, Any]:
-            return {"cells": [{"png": png(p.repeat(larger, 0).repeat(larger, 1)), "text": text} for p in pictures]}
+            return {"cells": [{"png": png(p, least=48), "text": text} for p in pictures]}
 
         caption = (
             f"{len(chosen)} of {len(self.origin)} synthetic images, their first state, and the training image whose "

@@ -185,11 +185,6 @@ def answer_of(message: bytes, *, round: int, sender: str, shapes: Mapping[str, S
 # ------------------------------------------------------------------------------------------------------------- the learners
 
 
-def seeded(*numbers: int) -> int:
-    """Return a seed that depends on these numbers alone."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
 def passes(count: int, batch_size: int, *numbers: int) -> list[NDArray[np.int64]]:
     """Return the positions of each batch of a pass, in an order of these numbers; the last, smaller batch is dropped."""
     order = np.random.default_rng(numbers).permutation(count)

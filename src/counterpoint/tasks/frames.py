@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from counterpoint.core.seeds import seed_torch
@@ -40,7 +40,7 @@ from counterpoint.data.shown import png
 from counterpoint.encoders.images import build_image_encoder, check_image_encoder
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
-from counterpoint.engine.optim import OptimConfig, optimisers
+from counterpoint.engine.optim import OptimConfig
 from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.splits import check_watched, named_split
@@ -168,9 +168,7 @@ class FramesLearner(Learner):
         return {"embedding": self.queries(batch)}
 
     def turns(self) -> list[Turn]:
-        config = self.config
-        modules: list[nn.Module] = [self]
-        return [optimisers(config, modules, self.epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch)]
+        return [self.turn_of([self])]
 
 
 # ------------------------------------------------------------------------------------------------------------- measures

@@ -53,8 +53,7 @@ class FusedConfig(AlignedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.dropout < 1:
-            raise CounterpointError(f"dropout must lie in 0..1, 1 not included, got {self.dropout}")
+        self.need_below_one("dropout")
         if self.rerank < 0:
             raise CounterpointError(f"rerank must not be negative, got {self.rerank}")
         if self.heads < 1 or self.width < 1 or self.width % self.heads:

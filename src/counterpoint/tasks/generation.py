@@ -33,7 +33,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from counterpoint.core.seeds import seed_torch
+from counterpoint.core.seeds import generator_of, seed_torch
 from counterpoint.core.world import processes
 from counterpoint.data.generation import Condition, GenerationData, GenerationSplit
 from counterpoint.data.images import Indices
@@ -150,7 +150,7 @@ class GenerationLearner(Learner):
                     "change the prompt"
                 )
             self.check_condition(condition)
-        generator = seeded(seed)
+        generator = generator_of(seed)
         training = self.training
         self.eval()
         try:
@@ -188,13 +188,8 @@ class GenerationLearner(Learner):
         return {"Generated pictures by class": {"kind": "pictures", "columns": columns, "rows": rows, "caption": said}}
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
-        found = self.made(batch | {"subject": None}, seeded(self.seed, *batch["index"][:1].tolist()))
+        found = self.made(batch | {"subject": None}, generator_of(self.seed, *batch["index"][:1].tolist()))
         return {"pictures": None if found is None else eight_bit(found), "codes": self.codes(batch)}
-
-
-def seeded(*numbers: int) -> torch.Generator:
-    """Return a generator of random numbers that depends on these numbers alone."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
 def eight_bit(pictures: Float[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:

@@ -29,7 +29,7 @@ from counterpoint.encoders.image_encoder import ImageEncoder
 from counterpoint.encoders.images import build_image_encoder, check_image_encoder
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
-from counterpoint.engine.optim import OptimConfig, optimisers
+from counterpoint.engine.optim import OptimConfig
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
@@ -158,11 +158,19 @@ class ImageLearner(Learner):
         """Build the pipeline that makes views of the images."""
         return ViewPipeline(self.size, crops=self.crops, recipe=self.config.recipe)
 
+    def drawn(self, images: Tensor, generator: torch.Generator, views: Any = None) -> list[Any]:
+        """Draw the parameters of views for the whole batch; return those of this process's images.
+
+        Args:
+            images: This process's images, [B, 3, H, W].
+            generator: Source of the random numbers, equal on all processes.
+            views: The pipeline. Default: `self.views`.
+        """
+        total, mine = self.share(len(images))
+        return [view.take(mine) for view in (views or self.views).draw((total, *images.shape[1:]), generator)]
+
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        shape = batch["image"].shape
-        total, mine = self.share(len(batch["image"]))
-        parameters = [view.take(mine) for view in self.views.draw((total, *shape[1:]), generator)]
-        return batch | {"views": self.views.apply(batch["image"], parameters)}
+        return batch | {"views": self.views.apply(batch["image"], self.drawn(batch["image"], generator))}
 
     def embed(self, images: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n dim"]:
         """Compute the features of normalised images, for evaluation and export."""
@@ -172,8 +180,7 @@ class ImageLearner(Learner):
         return {"feature": self.embed(batch["image"])}
 
     def turns(self) -> list[Turn]:
-        config = self.config
-        return [optimisers(config, [self], self.epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch)]
+        return [self.turn_of([self])]
 
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
         tokens = [(self.encoder, "tokens")] if hasattr(self.encoder, "tokens") else []

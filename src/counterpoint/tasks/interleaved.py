@@ -33,7 +33,7 @@ from counterpoint.core.media_attention import media_times
 from counterpoint.core.world import processes
 from counterpoint.data.chats import Chat, ChatData, ChatSplit
 from counterpoint.data.images import Indices
-from counterpoint.data.shown import png
+from counterpoint.data.shown import captioned, png
 from counterpoint.encoders.chat_models import Prompt, padded
 from counterpoint.encoders.chat_names import check_chat_model, takes_pictures
 from counterpoint.encoders.chat_tokenizers import ChatTokenizer
@@ -382,13 +382,10 @@ class InterleavedLearner(ChatLearner):
             text_of = f"reference: {split.chats[n].answer} · caption: {answer.text} · nearest texts: {listed}"
             assert split.images is not None
             cells.append({"png": png(split.images.images(np.array(split.chats[n].pictures))[0]), "text": text_of})
-        rows = [{"cells": cells[start : start + 3]} for start in range(0, len(cells), 3)]
         caption = (
             "Test pictures, the captions that the upper half writes, and the nearest texts by the lower half (cosine)."
         )
-        return super().figures(survey) | {
-            "Captions and retrieval": {"kind": "captioned", "rows": rows, "caption": caption}
-        }
+        return super().figures(survey) | {"Captions and retrieval": captioned(cells, 3, caption)}
 
 
 TASK = InterleavedTask

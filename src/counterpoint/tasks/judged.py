@@ -21,7 +21,6 @@ from counterpoint.core.mixing import draw_mix, mix
 from counterpoint.data.images import ImageData
 from counterpoint.encoders.text import check_text_encoder
 from counterpoint.engine.loading import Batches, ChosenBatches
-from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
@@ -180,9 +179,7 @@ class JudgedLearner(LabelledLearner):
 
     def fine_turns(self) -> list[Turn]:
         """Return the optimiser of the last stage."""
-        config, trained = self.config, [self.encoder, self.classifier]
-        given = trained, self.epochs, config.batch_size
-        return [optimisers(config, *given, steps_per_epoch=self.steps_per_epoch, rate=config.finetune_lr / config.lr)]
+        return [self.turn_of([self.encoder, self.classifier], rate=self.config.finetune_lr / self.config.lr)]
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         found = super().prepare(batch, generator)

@@ -82,10 +82,10 @@ def class_curves(
     }
 
 
-def labelled_rows(survey: Survey, split: str) -> tuple[Indices, Int[Tensor, " n"]]:
-    """Return the positions of a split's pictures of known class, and their class numbers."""
+def labelled_rows(survey: Survey, split: str, base: int | None = None) -> tuple[Indices, Int[Tensor, " n"]]:
+    """Return the positions of a split's pictures of known class, and their class numbers; with `base` of classes below it."""
     labels = np.asarray(survey.split(split).labels)
-    rows = np.flatnonzero(labels >= 0)
+    rows = np.flatnonzero((labels >= 0) & (labels < (labels.max(initial=0) + 1 if base is None else base)))
     return rows, torch.from_numpy(labels[rows])
 
 

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -79,14 +80,11 @@ class ModalityLearner(DenseLearner):
                 each.append(right.sum((1, 2)) / (truth != IGNORE).sum((1, 2)).clamp(min=1))
             return torch.stack([part.double() for part in each], 1)
 
-        rows = labelled_rows(survey.split(split))
-        values = survey.over(split, row, rows)
-        domains = torch.from_numpy(survey.split(split).domains[rows])
-        names = ["dice", "iou", "patch_accuracy"][: values.shape[1]]
-        present = [number for number in range(len(self.names)) if bool((domains == number).any())]
-        by = torch.stack([values[domains == number].mean(0) for number in present])
-        found = {f"modality_{name}": float(value) for name, value in zip(names, by.mean(0), strict=True)}
-        return found | {f"dice_{self.names[number]}": float(by[n, 0]) for n, number in enumerate(present)}
+        by = by_modality(survey, split, row)
+        means = torch.stack(list(by.values())).mean(0)
+        names = ["dice", "iou", "patch_accuracy"][: len(means)]
+        found = {f"modality_{name}": float(value) for name, value in zip(names, means, strict=True)}
+        return found | {f"dice_{self.names[number]}": float(values[0]) for number, values in by.items()}
 
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Draw two pictures of each modality with predicted patches, truth and prediction."""
@@ -118,6 +116,19 @@ class ModalityLearner(DenseLearner):
                 "caption": f"Two test pictures of each modality, in the order {', '.join(self.names)}.",
             }
         }
+
+
+def by_modality(survey: Survey, split: str, row: Callable[[dict[str, Any]], Tensor]) -> dict[int, Tensor]:
+    """Return the mean of a function of pictures over those of each modality, by its number.
+
+    Args:
+        survey: access to the data.
+        split: its pictures with a mask count.
+        row: computes a number, or a row of numbers, for each picture of a batch.
+    """
+    rows = labelled_rows(survey.split(split))
+    values, domains = survey.over(split, row, rows), survey.split(split).domains[rows]
+    return {int(n): values[torch.from_numpy(domains == n)].mean(0) for n in np.unique(domains)}
 
 
 def start_modalities(learner: ModalityLearner, start: str, key: Callable[[str], str]) -> None:

@@ -65,8 +65,7 @@ class PairConfig(AlignedConfig):
         super().__post_init__()
         if self.fusion not in FUSIONS:
             raise unknown("fusion", self.fusion, FUSIONS)
-        if not 0 <= self.dropout < 1:
-            raise CounterpointError(f"dropout must lie in 0..1, 1 not included, got {self.dropout}")
+        self.need_below_one("dropout")
         for name, least in (("candidates", 2), ("pairs", 1), ("retrieved", 0), ("fusion_layers", 1), ("heads", 1)):
             if getattr(self, name) < least:
                 raise CounterpointError(f"{name} must be at least {least}, got {getattr(self, name)}")

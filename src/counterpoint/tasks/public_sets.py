@@ -21,9 +21,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from counterpoint.core.seeds import seed_torch
+from counterpoint.core.class_logits import class_margin_loss
+from counterpoint.core.seeds import seed_torch, seeded
 from counterpoint.data.federations import Party
 from counterpoint.engine.evaluation import measure
 from counterpoint.engine.optim import factor, optimisers
@@ -39,7 +40,6 @@ from counterpoint.tasks.federations import (
     finish,
     pack,
     passes,
-    seeded,
     unpack,
 )
 
@@ -86,6 +86,27 @@ class Trained:
         """Continue from a `state`."""
         self.learner.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+class ClassLearner(AlignedLearner):
+    """One encoder with a classifier and a margin: the network of a party of one modality.
+
+    Args:
+        config: settings, with `class_scale`, the factor of images' embeddings, and `class_margin`.
+        data: facts of the party's items, with one modality and `classes`.
+        seed: seed of the initial weights.
+    """
+
+    def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
+        super().__init__(config, data, seed)
+        (self.modality,) = data.modalities
+        self.scale = config.class_scale if self.kinds[self.modality] == "image" else 1.0
+        weights = nn.init.kaiming_uniform_(torch.empty(data.classes, config.embedding), math.sqrt(5))
+        self.classes = nn.Parameter(weights)
+
+    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        z = self.embed(batch)[self.modality]
+        return {"loss": class_margin_loss(z, self.classes, batch["label"], self.scale, self.config.class_margin)}
 
 
 class PublicServer(Trained):
@@ -260,7 +281,13 @@ Joins = Callable[[FederationTask, str, int], PublicParty]
 
 
 def federate_here(
-    experiment: Any, server: Serves, party: Joins, seed: int, *, run: Run | None, say: Callable[[str], None]
+    experiment: Any,
+    seed: int,
+    *,
+    server: Serves,
+    party: Joins,
+    run: Run | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[dict[str, float]]:
     """Run the federation with all parties in this process, and return a row for each round (see `federate`).
 

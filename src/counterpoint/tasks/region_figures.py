@@ -57,10 +57,11 @@ def region_figures(
             right = bool(((here[at, region] - there[at, match]).abs() <= reach[at]).all())
             ends = [_place(region, own), _place(match, other)]
             lines.append([*ends[0], *ends[1], right])
-        pair = [_shown((denormalise(view[at]) * 255).byte().permute(1, 2, 0).numpy()) for view in views[1::-1]]
+        crops = [(denormalise(view[at]) * 255).byte().permute(1, 2, 0).numpy() for view in views[1::-1]]
+        pair = [png(crop, least=SIDE) for crop in crops]
         name = f"picture {rows[at]}"
         joined.append({"left": pair[0], "right": pair[1], "lines": lines, "text": name})
-        maps.append({"png": _shown(pixels[at]), "maps": [{"text": name, "map": weight[at].tolist()}]})
+        maps.append({"png": png(pixels[at], least=SIDE), "maps": [{"text": name, "map": weight[at].tolist()}]})
     return {
         "Which region of the teacher's crop each region matched": {
             "kind": "joined",
@@ -76,11 +77,6 @@ def region_figures(
             "pooling weighs all regions alike.",
         },
     }
-
-
-def _shown(pixels: np.ndarray) -> str:
-    larger = -(-SIDE // min(pixels.shape[:2]))
-    return png(pixels.repeat(larger, 0).repeat(larger, 1))
 
 
 def _place(region: int, found: Tensor) -> list[float]:

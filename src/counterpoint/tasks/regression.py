@@ -39,7 +39,6 @@ from counterpoint.encoders.images import build_image_encoder
 from counterpoint.encoders.series import build_series_encoder, build_table_encoder, check_series_encoder
 from counterpoint.encoders.vectors import build_vector_encoder
 from counterpoint.engine.loading import Batches, Position
-from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
@@ -215,8 +214,7 @@ class RegressionLearner(ImageLearner):
         config, tuning = self.config, self.in_tuning()
         networks = [self.encoder, self.regressor] if tuning else self.networks()
         rate, curve = ((config.finetune_lr or config.lr) / config.lr, None) if tuning else (1.0, self.curve())
-        size, steps = config.batch_size, self.steps_per_epoch
-        return [optimisers(config, networks, self.epochs, size, steps_per_epoch=steps, rate=rate, curve=curve)]
+        return [self.turn_of(networks, rate=rate, curve=curve)]
 
     def curve(self) -> Callable[[float], float] | None:
         """Return the factor of the first stage's learning rate by epoch; None: half a cosine."""

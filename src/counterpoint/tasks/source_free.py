@@ -19,7 +19,7 @@ from counterpoint.core.teacher import EMATeacher
 from counterpoint.data.regions import SOURCE, TARGET, UNKNOWN
 from counterpoint.encoders.regions import RegionEncoder, RegionNetwork
 from counterpoint.engine.loading import Batches, RowBatches
-from counterpoint.engine.optim import optimisers
+from counterpoint.engine.optim import constant_rate, optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.tasks.regions import RegionsConfig, RegionsLearner, regions_figure
@@ -100,8 +100,7 @@ class SourceFreeLearner(RegionsLearner):
 
     def turns(self) -> list[Turn]:
         """Return an optimiser of the student with a constant learning rate."""
-        config = self.config
-        return [optimisers(config, [self.student], self.epochs, config.batch_size, curve=lambda epoch: 1.0)]
+        return [self.turn_of([self.student], curve=constant_rate)]
 
     def enter(self, survey: Survey) -> None:
         """Begin the adaptation: the teacher is the source network; keep its predictions for the page."""

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from counterpoint.data.images import Indices
+from counterpoint.engine.survey import Survey
 from counterpoint.tasks.measures import linear_probe
 
 LEARNED = 800  # training rows of a kernel ridge regression
@@ -24,6 +26,37 @@ class Cause(NamedTuple):
 
     train: Tensor
     asked: Tensor
+
+    @property
+    def chance(self) -> float | None:
+        """The share of the most frequent class of measured pictures; None for numbers, and where no class is known."""
+        known = self.asked[self.asked >= 0]
+        return None if self.asked.is_floating_point() or not len(known) else float(known.bincount().max() / len(known))
+
+
+def known_causes(
+    survey: Survey, at: Mapping[str, Indices], member: Mapping[str, Bool[Tensor, " n"]]
+) -> dict[str, Cause]:
+    """Return what the data know of pictures of one set: their class, where there is one, and their causes.
+
+    Args:
+        survey: access to the data.
+        at: positions of the training and of the measured pictures, by the split; in this order.
+        member: whether each of these pictures is of the set; of others nothing is known.
+    """
+    known: dict[str, Mapping[str, Tensor]] = {part: survey.known(part) for part in at}
+    labels = {part: survey.split(part).labels for part in at}
+    if all(label is not None for label in labels.values()):
+        known = {part: {"class": torch.from_numpy(labels[part])} | dict(known[part]) for part in at}
+    causes = {}
+    for name in list(known.values())[-1]:
+        pair = []
+        for part, rows in at.items():
+            values = known[part][name][torch.from_numpy(rows)]
+            absent = float("nan") if values.is_floating_point() else -1
+            pair.append(torch.where(member[part].view(-1, *(1,) * (values.ndim - 1)), values, absent))
+        causes[name] = Cause(*pair)
+    return causes
 
 
 def ridge_r2(

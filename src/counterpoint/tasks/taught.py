@@ -25,7 +25,6 @@ from counterpoint.data.images import ImageData
 from counterpoint.encoders.adapters import merged_state
 from counterpoint.encoders.images import build_image_encoder
 from counterpoint.encoders.taps import recorded
-from counterpoint.engine.optim import optimisers
 from counterpoint.engine.run import Run
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
@@ -285,12 +284,8 @@ class TaughtLearner(LabelledLearner):
         return found
 
     def turns(self) -> list[Turn]:
-        return [self._turn(self.student_parts())]
+        return [self.turn_of(self.student_parts())]
 
     def teacher_turns(self) -> list[Turn]:
         """Return the turns of the teacher's stage."""
-        return [self._turn([self.instructing])]
-
-    def _turn(self, modules: list[nn.Module]) -> Turn:
-        config = self.config
-        return optimisers(config, modules, self.epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch)
+        return [self.turn_of([self.instructing])]

@@ -14,7 +14,7 @@ The teacher runs in evaluation mode and without gradient. A run keeps the studen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from counterpoint.core.answers import masked_lm_loss
 from counterpoint.data.chats import ChatData
 from counterpoint.data.images import Indices
-from counterpoint.encoders.chat_models import ChatModel
+from counterpoint.encoders.chat_models import ChatModel, Prompt
 from counterpoint.encoders.chat_names import check_chat_model, takes_pictures
 from counterpoint.encoders.chat_tokenizers import ChatTokenizer, chat_tokenizer
 from counterpoint.encoders.decoding import Answer, answers
@@ -35,7 +35,7 @@ from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, frozen, parameters
 from counterpoint.errors import CounterpointError, DataError
-from counterpoint.tasks.chats import ChatLearner, ChatsConfig, finished_chat
+from counterpoint.tasks.chats import ChatLearner, ChatsConfig, answer_measures, finished_chat
 
 FINISHED = ("run:", "fit:", "hf:")
 
@@ -181,13 +181,13 @@ class TaughtChatLearner(ChatLearner):
         if self.survey is None:  # a finished run has no teacher any more
             return {}
         if split not in self.of_teacher:
-            evaluator, config = survey.evaluator(split), self.config
-            for rows in survey.in_batches(split):
-                prompts = survey.batch(split, rows)["prompts"]
-                generator = torch.Generator().manual_seed(int(rows[0]))
-                usual = {"new_tokens": config.new_tokens, "temperature": config.sampling, "top_p": config.top_p}
-                evaluator.take(rows, answers(self._answering().eval(), prompts, generator=generator, **usual))
-            self.of_teacher[split] = evaluator.compute()
+            config, teacher = self.config, self._answering().eval()
+            usual = {"new_tokens": config.new_tokens, "temperature": config.sampling, "top_p": config.top_p}
+
+            def answer(prompts: Sequence[Prompt], draw: int) -> list[Answer]:
+                return answers(teacher, prompts, generator=torch.Generator().manual_seed(draw), **usual)
+
+            self.of_teacher[split] = answer_measures(survey, split, answer)
         its = self.of_teacher[split]
         found = {f"teacher_{name}": value for name, value in its.items() if name != "cut"}
         if "object_recall" in its:

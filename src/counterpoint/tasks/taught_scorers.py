@@ -62,8 +62,7 @@ class TaughtScorerConfig(PairConfig):
         super().__post_init__()
         self.student_layers = tuple(self.student_layers)
         self.need_positive("fusion_lr", "teacher_lr")
-        if not 0 <= self.warmup < 1:
-            raise CounterpointError(f"warmup must lie in 0..1, 1 not included, got {self.warmup}")
+        self.need_below_one("warmup")
         for name, least in (("teacher_epochs", 0), ("teacher_candidates", 2)):
             if getattr(self, name) < least:
                 raise CounterpointError(f"{name} must be at least {least}, got {getattr(self, name)}")

@@ -35,7 +35,6 @@ from counterpoint.encoders.classifiers import published_classifier
 from counterpoint.encoders.images import build_image_encoder, check_image_encoder
 from counterpoint.encoders.maps import has_map, map_networks, vector_and_map
 from counterpoint.engine.loading import Batches, ChosenBatches, RenewedBatches
-from counterpoint.engine.optim import optimisers
 from counterpoint.engine.run import Run
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
@@ -409,14 +408,11 @@ class WebLearner(ImageLearner):
         steps = (
             None if config.decay == "cosine" else lambda epoch: 0.1 ** sum(epoch >= n * epochs / 8 for n in (5, 6, 7))
         )
-        parts, size = self.student_parts(), config.batch_size
-        return [optimisers(config, parts, epochs, size, steps_per_epoch=self.steps_per_epoch, curve=steps)]
+        return [self.turn_of(self.student_parts(), curve=steps)]
 
     def teacher_turns(self) -> list[Turn]:
         """Return the turns of the teacher's stage."""
-        config, modules, rate = self.config, [self.instructing], self.config.teacher_lr / self.config.lr
-        size, steps = config.batch_size, self.steps_per_epoch
-        return [optimisers(config, modules, self.epochs, size, steps_per_epoch=steps, rate=rate)]
+        return [self.turn_of([self.instructing], rate=self.config.teacher_lr / self.config.lr)]
 
     def teacher_loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Return the loss of the teacher's stage, cross-entropy."""

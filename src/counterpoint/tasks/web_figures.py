@@ -44,10 +44,10 @@ def selection_figures(learner: Any, survey: Survey) -> dict[str, Any]:
             continue
         some = members[np.linspace(0, len(members) - 1, min(SHOWN, len(members))).astype(np.int64)]
         pictures = survey.split("train").images(learner.positions[some])
-        larger = -(-48 // pictures.shape[1])  # pictures of a few pixels are shown larger
-        pictures = pictures.repeat(larger, axis=1).repeat(larger, axis=2)
         said = [f"{word}: {names[predicted[n]]} {float(confidence[n]):.2f}" for n in some.tolist()]
-        rows.append({"cells": [{"png": png(p), "text": text} for p, text in zip(pictures, said, strict=True)]})
+        rows.append(
+            {"cells": [{"png": png(p, least=48), "text": text} for p, text in zip(pictures, said, strict=True)]}
+        )
     return {
         "Web pictures of the last epoch": {
             "kind": "captioned",
@@ -129,11 +129,10 @@ def label_figures(
         some = (chosen.flatten(1).any(1) if chosen.ndim == 2 else chosen).nonzero()[:, 0][:SHOWN].numpy()
         cells = []
         for n, picture in zip(some.tolist(), survey.split("train").images(some), strict=True):
-            larger = -(-48 // len(picture))
             text = f"{named(labels[n], 'none')}: {named(judged[n], 'removed')}"
             if truth is not None:
                 text += f"; true: {named(truth[n], 'none')}"
-            cells.append({"png": png(picture.repeat(larger, 0).repeat(larger, 1)), "text": text})
+            cells.append({"png": png(picture, least=48), "text": text})
         if cells:
             rows.append({"cells": cells})
     if not rows:

@@ -69,9 +69,8 @@ def word_gallery(
                 for place, extent in ((row, high), (column, wide))
             ]
             patch = pixels[picture, corner[0] : corner[0] + side, corner[1] : corner[1] + side]
-            larger = -(-2 * LEAST // side)
             name = f"{picture}-{word}"
-            items[f"patch/{name}"] = {"png": png(patch.repeat(larger, 0).repeat(larger, 1))}
+            items[f"patch/{name}"] = {"png": png(patch, least=2 * LEAST)}
             found.append({"item": name, "similarity": float(best[picture, word]), "right": False})
         listed.append({"query": word, "found": found})
     return {

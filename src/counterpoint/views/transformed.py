@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from counterpoint.errors import unknown
 
 Pixels = NDArray[np.uint8]  # [height, width, 3] RGB
 
-TRANSFORMS = ("horizontal", "vertical", "rotation", "colours", "blur", "crop")
+Transform = Literal["horizontal", "vertical", "rotation", "colours", "blur", "crop"]
+TRANSFORMS = get_args(Transform)
 SHORT = 20  # largest side of a picture that is scaled down, in pixels
 
 

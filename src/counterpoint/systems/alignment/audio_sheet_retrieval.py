@@ -44,7 +44,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.cca import CCALayer
-from counterpoint.core.checks import need_alike, need_positive, shapes
+from counterpoint.core.checks import need_alike, need_one_type, need_positive, shapes
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
 from counterpoint.core.hinge import hinge_sum
 from counterpoint.core.operands import positive_similarity, scaled, unit
@@ -56,7 +56,7 @@ from counterpoint.encoders.snippets import SnippetEncoder, output_layer, project
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
-from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, UnpairedLearner, need_finite, one_each, taken
+from counterpoint.tasks.aligned import AlignedConfig, UnpairedLearner, need_finite, one_each, taken
 from counterpoint.views.images import denormalise
 from counterpoint.views.music import AUDIO_PAIRED, SHEET_PAIRED, AudioViews, SheetItems, SheetViews, SoundItems
 
@@ -71,9 +71,8 @@ def nt_xent(
     r"""Compute stage 1's mean over the 2n views i of -log( exp(z_i . z_pos(i) / t) / sum_{k != i} exp(z_i . z_k / t) ).
 
     Args:
-        z1, z2: unit embeddings of the two views, row by row; not normalised here. SimCLR's function of this name
-            (`counterpoint.functional.of("simclr").nt_xent`) normalises them, so its gradients differ. This function is
-            `counterpoint.functional.of("audio-sheet-retrieval").nt_xent`.
+        z1, z2: unit embeddings of the two views, row by row; not normalised here. SimCLR's function of this name normalises
+            them, so its gradients differ.
         temperature: > 0; the paper has 0.6 for audio, 0.5 for sheet music.
 
     Across processes the negatives are those of all processes. Raises ValueError for shapes that differ, and for a single
@@ -143,8 +142,7 @@ def batch_hinge(query: Float[Tensor, "n dim"], key: Float[Tensor, "n dim"], marg
     tensor(1.5000)
     """
     need_alike("n dim", query=query, key=key)
-    if query.dtype != key.dtype or not query.is_floating_point():
-        raise ValueError(f"query and key must be of one floating type, got {query.dtype} and {key.dtype}")
+    need_one_type(query=[query], key=[key])
     if not math.isfinite(margin):
         raise ValueError(f"margin must be a number, got {margin}")
     query, key = wide(query), wide(key)
@@ -163,9 +161,6 @@ def batch_hinge(query: Float[Tensor, "n dim"], key: Float[Tensor, "n dim"], marg
 # ---------------------------------------------------------------------------------------------------------- the learner
 
 
-Pretrain = Literal["none", "audio", "sheet", "both", "mixed"]
-
-
 @dataclass
 class AudioSheetConfig(AlignedConfig):
     """Settings of audio-sheet retrieval. Defaults are the paper's, learning rates at a batch of 256."""
@@ -177,7 +172,7 @@ class AudioSheetConfig(AlignedConfig):
     optimizer: str = "adam"
     lr: float = 8e-4
     weight_decay: float = 1e-5
-    pretrain: Pretrain = "both"
+    pretrain: Literal["none", "audio", "sheet", "both", "mixed"] = "both"
     """Pathways that stage 1 trains; mixed contrasts the views of both with each other."""
     pretrain_epochs: int = 300
     """Epochs of stage 1; each has as many steps as an epoch over the aligned pairs."""
@@ -214,14 +209,13 @@ class AudioSheetConfig(AlignedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pretrain_epochs < 1 or self.filters < 1 or self.refine_pairs < 2:
-            raise CounterpointError("pretrain_epochs and filters must be at least 1, refine_pairs at least 2")
+        self.need_count("pretrain_epochs", "filters")
+        if self.refine_pairs < 2:
+            raise CounterpointError(f"refine_pairs must be at least 2, got {self.refine_pairs}")
         for name in ("audio_batch", "sheet_batch"):
             if getattr(self, name) < 0 or getattr(self, name) == 1:
                 raise CounterpointError(f"{name} must be at least 2, or 0 for batch_size; got {getattr(self, name)}")
-        for name in ("audio_lr", "sheet_lr", "audio_temperature", "sheet_temperature", "regulariser"):
-            if not getattr(self, name) > 0:
-                raise CounterpointError(f"{name} must be positive, got {getattr(self, name)}")
+        self.need_positive("audio_lr", "sheet_lr", "audio_temperature", "sheet_temperature", "regulariser")
         if not 0 < self.margin <= 2:
             raise CounterpointError(f"margin must lie in 0..2, 0 not included, got {self.margin}")
         if self.cca and self.batch_size <= self.embedding:
@@ -305,8 +299,7 @@ class AudioSheet(UnpairedLearner):
         rows = None if bool(both.all()) else both.nonzero().flatten()
         h = [self.output(name, taken(batch["inputs"][name], rows)) for name in (self.sheet, self.audio)]
         x, y = h if self.cca is None else self.cca(*h)
-        loss = batch_hinge(unit(x), unit(y), self.config.margin)
-        return {"loss": loss}
+        return {"loss": batch_hinge(unit(x), unit(y), self.config.margin)}
 
     def output(self, name: str, values: Tensor) -> Float[Tensor, "n embedding"]:
         """Return a pathway's output before CCA and normalisation."""
@@ -366,21 +359,8 @@ SYSTEM = System(
             "audio_lr": RATE,
             "sheet_lr": RATE,
             "audio_temperature": 0.5,
-            "sheet_temperature": 0.5,
             "cca": False,
-            "evaluate_every": 5,
         }
     },
-    recipe=LAPTOP
-    | {
-        "epochs": 30,
-        "pretrain_epochs": 30,
-        "batch_size": 128,
-        "embedding": 32,
-        "optimizer": "adam",
-        "lr": 8e-4,
-        "weight_decay": 1e-5,
-        "filters": 8,
-        "margins": False,
-    },
+    recipe={"epochs": 30, "pretrain_epochs": 30, "warmup_epochs": 1, "filters": 8, "margins": False},
 )

@@ -50,7 +50,7 @@ from counterpoint.core.world import over_group, world
 from counterpoint.encoders.chat_models import ChatModel
 from counterpoint.encoders.chat_tokenizers import ChatTokenizer
 from counterpoint.encoders.interleaved import InterleavedModel, Interleaving, check_vision
-from counterpoint.engine.optim import optimisers, rise_and_fall
+from counterpoint.engine.optim import rise_and_fall
 from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
@@ -250,9 +250,8 @@ class Cosmo(InterleavedLearner):
 
     def turns(self) -> list[Turn]:
         """Train everything, at a rate that rises on a line and falls on half a cosine."""
-        config, epochs, steps = self.config, self.epochs, self.steps_per_epoch
-        curve = rise_and_fall(epochs, steps, config.warmup, cosine=True)
-        return [optimisers(config, [self], epochs, config.batch_size, steps_per_epoch=steps, curve=curve)]
+        curve = rise_and_fall(self.epochs, self.steps_per_epoch, self.config.warmup, cosine=True)
+        return [self.turn_of([self], curve=curve)]
 
     def end_step(self) -> None:
         with torch.no_grad():

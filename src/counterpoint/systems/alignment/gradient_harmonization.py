@@ -182,11 +182,9 @@ class Harmonization(AlignedLearner):
             )
         second, third = (name for name in names if name != first)
         self.names = (first, second, third)
-        width = config.embedding
-        self.backbone = nn.Sequential(
-            nn.Linear(config.tokens, config.hidden), nn.GELU(), nn.Linear(config.hidden, width)
-        )
-        self.two_spaces = TwoSpaces(self.names, width) if config.heads == "vatt" else None
+        layers = nn.Linear(config.tokens, config.hidden), nn.GELU(), nn.Linear(config.hidden, config.embedding)
+        self.backbone = nn.Sequential(*layers)
+        self.two_spaces = TwoSpaces(self.names, config.embedding) if config.heads == "vatt" else None
         self.misaligned: Tensor | None = None
         self.roc = RocCounts()  # of this epoch's cosines; mismatched units are positive
         self.skip = False
@@ -248,9 +246,8 @@ class Harmonization(AlignedLearner):
             self.watch(batch, cosine)
             self.skip = not bool(compared.keep.any())
             size = size * compared.keep
-        parts = [
-            (w[unit] * losses).sum() / n.sum().clamp(min=1) for w, losses, n in zip(weight, each, size, strict=True)
-        ]
+        totals = size.sum(1).clamp(min=1)
+        parts = [(w[unit] * losses).sum() / n for w, losses, n in zip(weight, each, totals, strict=True)]
         loss = torch.stack(parts).mean()
         if correction is not None:
             # The loss alone has the plain sum of the gradients.
@@ -296,9 +293,7 @@ class Harmonization(AlignedLearner):
                 raise CounterpointError(
                     "gradients are NaN or infinite: training diverged, or the data holds NaN; lower --lr"
                 )
-            keep = torch.ones_like(found.nonzero)
-            if config.curriculum:
-                keep = ~found.nonzero | (found.cosine > self.threshold)
+            keep = ~found.nonzero | (found.cosine > (self.threshold if config.curriculum else -torch.inf))
             products.append(found)
             keeps.append(keep)
             if config.realign and config.gradients == "backbone":

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from counterpoint.core.alignment import barlow_cross, byol_cross
 from counterpoint.core.assignment import assigned_cross_entropy
-from counterpoint.core.checks import need_alike, need_positive, need_within
+from counterpoint.core.checks import need_alike, need_positive, need_within, need_word
 from counterpoint.core.distributed import gather_rows
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
@@ -123,8 +123,7 @@ def cl2l_loss(
     >>> cl2l_loss(torch.eye(2), torch.eye(2), logit_scale=1.0)
     tensor(0.3133)
     """
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+    need_word(("mean", "sum"), reduction=reduction)
     terms = cl2l_terms(
         z_img, z_txt, h_imgs, h_txts, logit_scale, local_logit_scale, label_smoothing, local_gradients=local_gradients
     )
@@ -266,12 +265,9 @@ class RocketConfig(MultiViewConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.augmentations < 0 or self.local_hidden < 1 or self.extra_hidden < 0 or self.extra_dim < 0:
-            raise CounterpointError(
-                "augmentations, extra_hidden and extra_dim must not be negative, local_hidden at least 1"
-            )
+        self.need_count("local_hidden")
         self.need_share("label_smoothing", "momentum_teacher", "mixture")
-        self.need_weight("swalip_weight")
+        self.need_weight("augmentations", "extra_hidden", "extra_dim", "swalip_weight")
         if self.extra == "swalip" and (self.augmentations != 2 or self.label_smoothing):
             raise CounterpointError(
                 "swalip needs two strong views and no label smoothing: --augmentations 2 --label-smoothing 0, got "

@@ -30,13 +30,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.affinities import pair_cross_entropy
-from counterpoint.core.checks import need_alike, need_positive, shapes
+from counterpoint.core.checks import need_alike, need_numbers, need_positive, shapes
 from counterpoint.core.distributed import batch_logsumexp_towards, batch_order, gather_rows, global_mean, place
 from counterpoint.core.mixing import Mix, draw_mix
 from counterpoint.core.operands import scaled, unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.rules import Targets
-from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.encoders.simple import Stack
 from counterpoint.errors import CounterpointError
@@ -89,10 +88,7 @@ def m3co_loss(
     u = unit(mixed, 1 / temperature)
     v = unit(fixed)
     here = place(len(u), u.device)
-    if holds(((perm < 0) | (perm >= here.total)).any()):
-        found = f"{int(perm.min())}..{int(perm.max())}"
-        raise ValueError(f"perm must lie in 0..{here.total - 1}, got {found}")
-
+    need_numbers(here.total, perm=perm)
     lam = lam.detach().to(u.dtype)
     itself = torch.arange(here.offset, here.offset + here.rows, device=perm.device)
     own = lam if accumulate_targets else lam.masked_fill(perm == itself, 0.0)

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_alike, need_one_type, need_scale
+from counterpoint.core.checks import need_alike, need_one_type, need_scale, need_word
 from counterpoint.core.contrast import pair_logsumexp, softplus
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
 from counterpoint.core.multilinear import combined_logsumexp, product
@@ -44,8 +44,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
 
-# Maximum number of similarities for "n_squared". A batch of 4,096 triples has as many.
-MOST = 2**36
+MOST = 2**36  # similarities for "n_squared" at most; a batch of 4,096 triples has as many
 
 # ---------------------------------------------------------------------------------------------------------------- the loss
 
@@ -101,8 +100,7 @@ def symile_per_anchor(
     """Compute the loss of each choice of the anchor; `symile` is their mean. Arguments and errors are those of `symile`."""
     reps = _checked(reps)
     need_scale(logit_scale=logit_scale)
-    if negatives not in ("n", "n_squared"):
-        raise ValueError(f"negatives must be 'n' or 'n_squared', got {negatives!r}")
+    need_word(("n", "n_squared"), negatives=negatives)
     if permutations is not None and negatives != "n":
         raise ValueError("permutations are for negatives='n'; 'n_squared' shuffles nothing")
     positive = product(reps).sum(1) * logit_scale
@@ -301,9 +299,8 @@ class Symile(AlignedLearner):
         self.log_scale = nn.Parameter(torch.tensor(float(config.log_scale)))
         widths = {name: cast(Any, self.encoders[name]).dim for name in self.kinds}
         self.missing = nn.ParameterDict({name: nn.Parameter(torch.randn(w) * 0.02) for name, w in widths.items()})
-        self.norms = nn.ModuleDict(
-            {} if config.normalize else {name: nn.LayerNorm(config.embedding) for name in self.kinds}
-        )
+        normed = () if config.normalize else self.kinds
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(config.embedding) for name in normed})
 
     @property
     def whole_tuples(self) -> bool:

@@ -51,7 +51,6 @@ from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.world import over_group
 from counterpoint.engine.loading import Batches
-from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
@@ -247,8 +246,7 @@ class TeminAL(EventLearner):
 
     def turns(self) -> list[Turn]:
         config, rate = self.config, 1.0 if self.stage_name == "base" else self.config.post_rate
-        constant, steps = self.parameters() if config.constant_lr else (), self.steps_per_epoch
-        return [optimisers(config, [self], self.epochs, config.batch_size, constant, steps_per_epoch=steps, rate=rate)]
+        return [self.turn_of([self], constant=self.parameters() if config.constant_lr else (), rate=rate)]
 
     # --- a step
 

@@ -26,7 +26,6 @@ from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds, once, traced
 from counterpoint.core.world import over_group
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.taught import LAPTOP, Seen, TaughtConfig, TaughtLearner
 
@@ -304,11 +303,9 @@ class CRDConfig(TaughtConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.negatives < 1 or self.dim < 1 or not self.temperature > 0 or not 0 <= self.memory_momentum <= 1:
-            raise CounterpointError(
-                "negatives and dim must be at least 1, temperature > 0 and memory_momentum in 0..1, got "
-                f"{self.negatives}, {self.dim}, {self.temperature} and {self.memory_momentum}"
-            )
+        self.need_count("negatives", "dim")
+        self.need_positive("temperature")
+        self.need_share("memory_momentum")
 
 
 class CRD(TaughtLearner):

@@ -20,7 +20,6 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from counterpoint.encoders.taps import block_names
-from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
@@ -95,9 +94,7 @@ class Finetune(LabelledLearner):
         return self
 
     def turns(self) -> list[Turn]:
-        config = self.config
-        modules: list[nn.Module] = [self.encoder, self.classifier] if config.tune != "head" else [self.classifier]
-        return [optimisers(config, modules, self.epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch)]
+        return [self.turn_of([self.classifier] if self.config.tune == "head" else [self.encoder, self.classifier])]
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         (view,), labels = batch["views"], batch["label"]

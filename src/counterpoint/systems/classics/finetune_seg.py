@@ -16,13 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.encoders.maps import feature_map
-from counterpoint.engine.optim import optimisers
+from counterpoint.encoders.maps import feature_map, map_shape
 from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
@@ -74,8 +72,7 @@ class FinetuneSeg(DenseLearner):
                 layers += [nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(True)]
             dim = width
         self.head = nn.Sequential(*layers, nn.Dropout2d(config.dropout), nn.Conv2d(dim, classes, 1))
-        with torch.no_grad():
-            feature_map(self.encoder.eval(), torch.zeros(1, 3, self.size, self.size))  # an error if it has no map
+        map_shape(self.encoder, self.size)  # an error if it has no map
         self.train()
         if config.frozen:
             self.encoder.requires_grad_(False)
@@ -87,9 +84,7 @@ class FinetuneSeg(DenseLearner):
         return self
 
     def turns(self) -> list[Turn]:
-        config = self.config
-        modules: list[nn.Module] = [self.head] if config.frozen else [self]
-        return [optimisers(config, modules, self.epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch)]
+        return [self.turn_of([self.head if self.config.frozen else self])]
 
     def segment(self, images: Tensor) -> Float[Tensor, "n classes h w"]:
         found = self.head(feature_map(self.encoder, images))

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from counterpoint.core.alignment import negative_cosine
 from counterpoint.core.compared import Compared, predicted
-from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Turn
 from counterpoint.systems.base import System
 from counterpoint.systems.parts import ContrastiveLearner
@@ -61,8 +60,7 @@ class SimSiam(ContrastiveLearner, ViewsLearner):
         return {"loss": one / 2 + two / 2}
 
     def turns(self) -> list[Turn]:
-        config, constant, steps = self.config, self.predictor.parameters(), self.steps_per_epoch
-        return [optimisers(config, [self], self.epochs, config.batch_size, constant, steps_per_epoch=steps)]
+        return [self.turn_of([self], constant=self.predictor.parameters())]
 
 
 SYSTEM = System(

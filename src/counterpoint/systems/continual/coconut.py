@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_alike, need_positive
+from counterpoint.core.checks import need_alike, need_positive, need_word
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place
 from counterpoint.core.operands import class_similarity, positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
@@ -61,7 +61,6 @@ from counterpoint.tasks.measures.transcripts import transcript_figures
 
 FEW = 2048  # rows up to which a whole matrix is faster
 FEWER = 128  # rows up to which that of all rows is faster than that of the anchors
-ROLES = ("nspt", "ntpt", "scl")
 
 
 @over_group
@@ -99,8 +98,7 @@ def coconut_nspt(
         if found.shape != student.shape[:1]:
             raise ValueError(f"{name} must be [n] with n = {len(student)}, got {list(found.shape)}")
     need_positive(temperature=temperature)
-    if roles not in ROLES:
-        raise ValueError(f"roles must be one of {', '.join(ROLES)}, got {roles!r}")
+    need_word(("nspt", "ntpt", "scl"), roles=roles)
     a = unit(student)
     b = a if roles == "scl" else unit(teacher.detach()).to(a.dtype)
     own, negative = own_positive and roles != "scl", b if roles == "ntpt" else a
@@ -228,11 +226,9 @@ class CoconutConfig(ClassStreamConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.temperature < float("inf"):
-            raise CounterpointError(f"temperature must be positive and finite, got {self.temperature}")
+        self.need_positive("temperature")
         self.need_weight("nspt_weight", "mm_weight")
-        if min(self.text_width, self.decoder_width, self.decoder_depth, self.decoder_heads) < 1:
-            raise CounterpointError("text_width, decoder_width, decoder_depth and decoder_heads must be at least 1")
+        self.need_count("text_width", "decoder_width", "decoder_depth", "decoder_heads")
         if self.decoder_width % self.decoder_heads:
             raise CounterpointError(
                 f"decoder_width must be a multiple of decoder_heads, got {self.decoder_width} and {self.decoder_heads}"
@@ -262,15 +258,9 @@ class CoconutLearner(ClassStreamLearner):
             raise CounterpointError(
                 f"the decoder writes texts, and {words} is a {self.kinds[words]}; use --head classifier"
             )
-        self.task_head = IntentWriter(
-            Tokenizer.from_json(data.tokenizers[words]),
-            classes,
-            dim,
-            config.context,
-            config.decoder_width,
-            config.decoder_depth,
-            config.decoder_heads,
-        )
+        tokenizer = Tokenizer.from_json(data.tokenizers[words])
+        sizes = config.decoder_width, config.decoder_depth, config.decoder_heads
+        self.task_head = IntentWriter(tokenizer, classes, dim, config.context, *sizes)
 
     def build_encoder(self, spec: Any, tokenizer: str | None) -> nn.Module:
         if spec["kind"] == "text" and tokenizer is not None:

@@ -39,7 +39,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from counterpoint.core.affinities import pair_cross_entropy
-from counterpoint.core.checks import need_alike, need_rows, shapes
+from counterpoint.core.checks import need_alike, need_rows, need_word, shapes
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, mean_of_total, place
 from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision, scalar, wide
@@ -113,8 +113,7 @@ def mod_x(
         raise ValueError(
             f"image_emb and image_emb_old must have equally many rows, got {len(image_emb)} and {len(image_emb_old)}"
         )
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+    need_word(("sum", "mean"), reduction=reduction)
     u, w = unit(wide(image_emb)), unit(wide(text_emb))
     old_u, old_w = (unit(wide(x.detach())).to(u.dtype) for x in (image_emb_old, text_emb_old))
     log_scale, at = scalar(logit_scale_log, u), place(len(u), u.device)

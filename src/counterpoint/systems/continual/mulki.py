@@ -35,7 +35,6 @@ Training lasts a number of epochs instead of 1,000 steps.
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -48,7 +47,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from counterpoint.core.averages import blended
-from counterpoint.core.checks import need_positive, need_rows, shapes
+from counterpoint.core.checks import need_positive, need_rows, need_word, shapes
 from counterpoint.core.distil import softened_divergences
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.operands import unit
@@ -57,12 +56,9 @@ from counterpoint.core.prototypes import prototype_alignment, prototypes_towards
 from counterpoint.core.world import over_group
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, parameters
-from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.measures import class_means
 from counterpoint.tasks.task_streams import TaskStreamConfig, TaskStreamLearner
-
-WEIGHTS = ("adaptive", "equal")
 
 
 class MulKI(NamedTuple):
@@ -145,8 +141,7 @@ def mulki_loss(
     if teacher_images.shape[1:] != image.shape or teacher_texts.shape != (teachers, *text.shape):
         said = shapes(teacher_images=teacher_images, teacher_texts=teacher_texts)
         raise ValueError(f"teacher_images and teacher_texts must be a list of such rows for each teacher, got {said}")
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights must be 'adaptive' or 'equal', got {weights!r}")
+    need_word(("adaptive", "equal"), weights=weights)
     z, w, bank = unit(wide(image)), unit(wide(text)), unit(wide(prototypes))
     s = scalar(logit_scale, z)
     classification = global_mean(
@@ -232,12 +227,9 @@ class MulKIConfig(TaskStreamConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_weight("l1", "l2", "feature_weight")
-        for name in ("temperature", "weight_temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise CounterpointError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        self.need_positive("temperature", "weight_temperature")
         self.need_share("prototype_momentum", "connect_share")
-        if not 0 <= self.label_smoothing < 1:
-            raise CounterpointError(f"label_smoothing must lie in 0..1, 1 not included, got {self.label_smoothing}")
+        self.need_below_one("label_smoothing")
 
 
 class MulKILearner(TaskStreamLearner):
@@ -255,9 +247,8 @@ class MulKILearner(TaskStreamLearner):
         for name in ("banks", "teacher_texts"):
             self.register_buffer(name, torch.zeros(2, *shape))
         self.register_buffer("averaged", torch.zeros(2, dtype=torch.int64))
-        self.running = (
-            copy.deepcopy(self.encoder).requires_grad_(False) if config.connect in ("average", "both") else None
-        )
+        averages = config.connect in ("average", "both")
+        self.running = copy.deepcopy(self.encoder).requires_grad_(False) if averages else None
         self.seen: tuple[Tensor, Tensor] | None = None  # embeddings and classes of the step
 
     def enter_phase(self, phase: int, survey: Survey) -> None:
@@ -275,9 +266,9 @@ class MulKILearner(TaskStreamLearner):
             self.teacher_texts[number] = network.class_rows(self.texts)
             if number == 0 or self.config.prototypes == "per_teacher":
                 rows = survey.rows[chosen]
-                embedded = survey.over("train", partial(_unit_rows, teacher), rows)
+                embedded = survey.over("train", partial(_rows, teacher), rows)
                 assert survey.labels is not None
-                means, classes = class_means(embedded, survey.labels[rows])
+                means, classes = class_means(unit(embedded.float()), survey.labels[rows])
                 self.banks[number, classes.to(self.device)] = means.to(self.banks)
         self.bank.copy_(self.banks[0])
         self.averaged.zero_()
@@ -296,18 +287,13 @@ class MulKILearner(TaskStreamLearner):
         rows, text = self.embed(images), self.encoder.class_rows(self.texts_of_phase())
         used = self.teachers() if config.l2 else []
         numbers = [number for number, _ in used]
-        taught = (
-            torch.stack([teacher(images.float()).to(rows.dtype) for _, teacher in used])
-            if used
-            else rows.new_zeros(0, *rows.shape)
-        )
+        taught = rows.new_zeros(len(used), *rows.shape)
+        for n, (_, teacher) in enumerate(used):
+            taught[n] = teacher(images.float())
         apart = self.banks[numbers][:, own] if config.prototypes == "per_teacher" else None
         found = mulki_loss(
             *(rows, text, labels, taught, self.teacher_texts[numbers][:, own], self.bank[own], self.scale),
-            l1=config.l1,
-            l2=config.l2,
-            feature_weight=config.feature_weight,
-            temperature=config.temperature,
+            *(config.l1, config.l2, config.feature_weight, config.temperature),
             weights="equal" if config.weights == "equal" else "adaptive",
             weight_temperature=config.weight_temperature,
             label_smoothing=config.label_smoothing,
@@ -348,9 +334,8 @@ class MulKILearner(TaskStreamLearner):
         return parameters(self.encoder), parameters(self.origin.module)
 
 
-def _unit_rows(teacher: Frozen, batch: dict[str, Any]) -> Float[Tensor, "n dim"]:
-    rows: Tensor = teacher(batch["image"])
-    return unit(rows.float())
+def _rows(teacher: Frozen, batch: dict[str, Any]) -> Tensor:
+    return teacher(batch["image"])
 
 
 TEACHER = (

@@ -36,7 +36,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from counterpoint.core.checks import need_positive, need_rows, shapes
+from counterpoint.core.checks import need_positive, need_rows, need_word, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.map_fusion import Output, chosen_modalities, modality_agnostic_fusion
 from counterpoint.core.map_sums import Map, Maps, class_means, mean_weights, weighted_sum
@@ -61,11 +61,6 @@ Distance = Literal["kl", "mse"]
 FAR = -1e9  # logit of an entry that does not take part
 
 # -------------------------------------------------------------------------------------------------------------- relations
-
-
-def _check_distance(distance: str) -> None:
-    if distance not in get_args(Distance):
-        raise ValueError(f"distance must be kl or mse, got {distance}")
 
 
 def _divergence(student: Tensor, teacher: Tensor, mask: Tensor, temperature: float) -> Tensor:
@@ -104,7 +99,7 @@ def inter_modal_loss(
         )
     need_rows(student_row=student_row)
     need_positive(temperature=temperature)
-    _check_distance(distance)
+    need_word(get_args(Distance), distance=distance)
     if student_row.ndim == 1:
         student_row, teacher_row, mask = student_row[None], teacher_row[None], mask[None]
     target = teacher_row.detach()
@@ -150,7 +145,7 @@ def intra_modal_loss(
         student_prototypes, present = student_prototypes[None], present[None]
     need_rows(student_prototypes=student_prototypes)
     need_positive(temperature=temperature)
-    _check_distance(distance)
+    need_word(get_args(Distance), distance=distance)
     present = present.bool()
     rows = unit(torch.where(present[..., None], student_prototypes, 0.0))
     own = rows @ rows.transpose(1, 2)

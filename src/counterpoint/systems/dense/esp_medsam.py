@@ -28,6 +28,7 @@ F_Med, which is any finished run here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
@@ -44,7 +45,6 @@ from counterpoint.data.dense import labelled_rows
 from counterpoint.encoders.modality_masks import masks_of_modalities
 from counterpoint.encoders.prefix_windows import SHAPES, PrefixWindows, check_modality
 from counterpoint.engine.loading import Batches, ChosenBatches
-from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Cached, Frozen, cached
@@ -54,7 +54,7 @@ from counterpoint.tasks.adapted import check_adapters
 from counterpoint.tasks.dense import DenseConfig
 from counterpoint.tasks.image_teachers import check_teacher
 from counterpoint.tasks.map_teachers import map_teacher
-from counterpoint.tasks.modalities import ModalityLearner, start_modalities
+from counterpoint.tasks.modalities import ModalityLearner, by_modality, start_modalities
 from counterpoint.views.images import check_recipe, normalise
 
 # Names of stages; that of a modality's controller follows "controller ".
@@ -128,10 +128,7 @@ class EspMedSamConfig(DenseConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_positive("decay", "adapter_ratio")
-        if min(self.common_epochs, self.controller_epochs) < 0:
-            raise CounterpointError(
-                f"common_epochs and controller_epochs must not be negative, got {self.common_epochs} and {self.controller_epochs}"
-            )
+        self.need_weight("common_epochs", "controller_epochs")
         if self.dim % 16:
             raise CounterpointError(f"dim must be a multiple of 16, got {self.dim}")
         if self.only and (not self.start or not self.controllers):
@@ -209,10 +206,8 @@ class EspMedSam(ModalityLearner):
         found: list[Stage] = []
 
         def stage(name: str, epochs: int, modules: list[nn.Module], evaluated: bool = False) -> None:
-            def batches(survey: Survey) -> Batches:
-                return self._batches(survey, name)
-
             if epochs:
+                batches = partial(self._batches, name)
                 found.append(Stage(name, epochs, lambda: modules, batches=batches, evaluated=evaluated))
 
         shared = self.encoder.shared
@@ -239,7 +234,7 @@ class EspMedSam(ModalityLearner):
             found += [self.mask_mlps[key]] if self.config.mask_mlps == "own" else []
         return found + ([self.queries] if self.config.queries == "alone" else [])
 
-    def _batches(self, survey: Survey, stage: str) -> Batches:
+    def _batches(self, stage: str, survey: Survey) -> Batches:
         domains = survey.split().domains
         numbers = [self.names.index(name) for name in self.chosen]
         if stage == COMMON:  # natural pictures; all, where there are none
@@ -256,13 +251,7 @@ class EspMedSam(ModalityLearner):
         return ChosenBatches(rows, min(self.config.batch_size, len(rows)), self.config.steps)
 
     def turns(self) -> list[Turn]:
-        config = self.config
-        return [
-            optimisers(
-                config, [self], self.epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch,
-                curve=lambda epoch: config.decay**epoch,
-            )
-        ]  # fmt: skip
+        return [self.turn_of([self], curve=lambda epoch: self.config.decay**epoch)]
 
     # --- the beginning
 
@@ -310,10 +299,7 @@ class EspMedSam(ModalityLearner):
             return (maps - self._targets(batch, kept=False)).square().flatten(1).mean(1)
 
         for number, split in enumerate(("valid", "test") if self.teachers else ()):
-            rows = labelled_rows(survey.split(split))
-            errors, domains = survey.over(split, row, rows), survey.split(split).domains[rows]
-            each = [errors[torch.from_numpy(domains == domain)].mean() for domain in np.unique(domains)]
-            self.distilled[number] = torch.stack(each).mean()
+            self.distilled[number] = torch.stack(list(by_modality(survey, split, row).values())).mean()
 
     def _targets(self, batch: dict[str, Any], kept: bool = True, natural: bool = False) -> Tensor:
         """Return the maps of each picture's teacher: F_Med, where there is one, for pictures of a modality, unless `natural`.

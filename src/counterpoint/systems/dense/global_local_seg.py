@@ -50,14 +50,13 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.systems.base import System
 from counterpoint.tasks.dense import DenseConfig, DenseLearner, pixel_cross_entropy
-from counterpoint.tasks.partitions import PartitionBatches
-from counterpoint.views.images import Recipe, ViewPipeline
+from counterpoint.tasks.partitions import PartitionBatches, partition_figure, partition_retrieval
+from counterpoint.views.images import Recipe, ViewPipeline, normalise
 from counterpoint.views.images.masks import cropped_masks
 
 INTENSITY = Recipe(scale=None, flip=0.0, jitter=1.0, brightness=0.3, contrast=0.3, saturation=0.0, hue=0.0)
 CROPPED = replace(INTENSITY, scale=(0.27, 0.27), ratio=(1.0, 1.0))  # 100 of 192 pixels a side
 FINE = Recipe(scale=(0.7, 1.0), ratio=(0.9, 1.1), jitter=1.0, brightness=0.1, contrast=0.2, saturation=0.0, hue=0.0)
-UNCHANGED = Recipe(scale=None, flip=0.0)
 LEVELS = {"random": 0, "not-same": 1, "same": 2}  # names of the global strategies
 
 
@@ -170,10 +169,10 @@ class GlobalLocalConfig(DenseConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_positive("temperature")
-        if self.partitions < 2 or min(self.global_epochs, self.local_epochs) < 0 or not 1 <= self.negatives <= 5:
+        self.need_weight("global_epochs", "local_epochs")
+        if self.partitions < 2 or not 1 <= self.negatives <= 5:
             raise CounterpointError(
-                "partitions must be at least 2, negatives lie in 1..5, global_epochs and local_epochs must not be negative; got "
-                f"{self.partitions}, {self.negatives}, {self.global_epochs} and {self.local_epochs}"
+                f"partitions must be at least 2 and negatives lie in 1..5, got {self.partitions} and {self.negatives}"
             )
         multiple = (
             self.partitions * (2 if self.strategy == "same" else 1) * (3 if self.local_strategy == "volumes" else 1)
@@ -254,17 +253,12 @@ class GlobalLocal(DenseLearner):
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Draw the views of the stage; originals of the first stage are not changed."""
         images = batch["image"]
-        total, mine = self.share(len(images))
         views = self.pipelines[self.stage_name]
-        drawn = [view.take(mine) for view in views.draw((total, *images.shape[1:]), generator)]
+        drawn = self.drawn(images, generator, views)
         found = batch | {"views": views.apply(images, drawn)}
         if self.stage_name == "segment":
             return found | {"masks": [cropped_masks(batch["mask"], view) for view in drawn]}
-        if self.stage_name == "local":
-            return found
-        plain = ViewPipeline(self.size, 1, UNCHANGED)
-        still = plain.draw(images.shape, torch.Generator().manual_seed(0))
-        return found | {"plain": plain.apply(images, still)[0]}
+        return found if self.stage_name == "local" else found | {"plain": normalise(images)}
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"global": self.of_slices, "local": self.of_regions, "segment": self.of_masks}[self.stage_name](batch)
@@ -316,47 +310,23 @@ class GlobalLocal(DenseLearner):
 
     # --- what it learned
 
-    def _rows(self, survey: Survey, split: str) -> tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]:
-        """Return the unit rows of g1 of all slices, their volumes and their partitions (-1 beyond the last)."""
+    def _rows(self, survey: Survey, split: str) -> tuple[Tensor, NDArray[np.int64]] | None:
+        """Return the unit rows of g1 of all slices, and their volumes; None for fewer than two volumes."""
+        groups = getattr(survey.split(split), "groups", None)
+        if groups is None or len(np.unique(groups)) < 2:
+            return None
         rows = survey.over(split, lambda batch: self.projector(self.encoder.features(batch["image"])))
-        groups = survey.split(split).groups
-        parts = np.full(len(groups), -1, np.int64)
-        for number in np.unique(groups):
-            mine = np.flatnonzero(groups == number)
-            length = len(mine) // self.config.partitions
-            parts[mine[: length * self.config.partitions]] = np.repeat(np.arange(self.config.partitions), length)
-        return unit(rows.float()), groups, parts
+        return unit(rows.float()), groups
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
         """Measure how often a slice's nearest slice of another volume, by the global head, is of the same partition."""
-        if getattr(survey.split(split), "groups", None) is None or len(np.unique(survey.split(split).groups)) < 2:
-            return {}
-        rows, groups, parts = self._rows(survey, split)
-        similarity = (rows @ rows.T).masked_fill(torch.from_numpy(groups[:, None] == groups), -torch.inf)
-        similarity[:, torch.from_numpy(parts < 0)] = -torch.inf
-        nearest, known = similarity.argmax(1).numpy(), parts >= 0
-        return {"partition_retrieval": float((parts[nearest] == parts)[known].mean())}
+        found = self._rows(survey, split)
+        return {"partition_retrieval": partition_retrieval(*found, self.config.partitions)} if found else {}
 
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Draw the mean similarity of partitions of different volumes, by the global head."""
-        if getattr(survey.split(), "groups", None) is None or len(np.unique(survey.split().groups)) < 2:
-            return {}
-        rows, groups, parts = self._rows(survey, "train")
-        number = self.config.partitions
-        other = groups[:, None] != groups
-        similarity = (rows @ rows.T).numpy()
-        table = [
-            [float(similarity[other & (parts[:, None] == a) & (parts == b)].mean()) for b in range(number)]
-            for a in range(number)
-        ]
-        return {
-            "Partitions of different volumes": {
-                "kind": "matrix",
-                "values": table,
-                "names": [f"part {n + 1}" for n in range(number)],
-                "caption": "Mean cosine of slices of different training volumes, by the global head; dark is similar.",
-            }
-        }
+        found = self._rows(survey, "train")
+        return {"Partitions of different volumes": partition_figure(*found, self.config.partitions)} if found else {}
 
 
 SYSTEM = System(

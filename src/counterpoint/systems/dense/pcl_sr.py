@@ -43,21 +43,23 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from counterpoint.core.adversarial import contrastive_discriminator
+from counterpoint.core.checks import need_word
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.map_similarity import Maps, map_similarity, need_maps, patch_nce, unit_maps
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
 from counterpoint.encoders.critics import BLOCKS, VGG19, HaarCritic, fixed
-from counterpoint.engine.optim import optimisers, restarts
+from counterpoint.engine.optim import clip_values, constant_rate, restarts
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, snapshot
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
-from counterpoint.tasks.restored import RestoredConfig, RestoredLearner, shown, worst_part
+from counterpoint.tasks.restored import RestoredConfig, RestoredLearner
+from counterpoint.tasks.sample_figures import samples_figure
 from counterpoint.views.images.sharpness import Samples
 
 TINY = 3e-7  # the floor of a ratio's denominator
@@ -102,8 +104,7 @@ def feature_ratio(
     """
     names: tuple[str, ...] = get_args(Ratio)
     chosen = kind if isinstance(kind, str) else dict(enumerate(names)).get(int(kind), str(kind))
-    if chosen not in names:
-        raise ValueError(f"kind must be one of {', '.join(names)}, got {kind!r}")
+    need_word(names, kind=chosen)
     if not len(anchors) or not len(anchors) == len(positives) == len(negatives):
         raise ValueError(
             f"anchors, positives and negatives need one entry for each layer, got {len(anchors)}, {len(positives)} and "
@@ -130,9 +131,6 @@ def feature_ratio(
 
 # ------------------------------------------------------------------------------------------------------------- the learner
 
-Contrast = Literal["infonce", "lmcl", "cosine", "l1", "l2", "none"]
-NAMED = "original", "low, enlarged"  # the first positive and the first negative
-
 
 @dataclass
 class PCLSRConfig(RestoredConfig):
@@ -156,7 +154,7 @@ class PCLSRConfig(RestoredConfig):
     """Learning rate of the pre-training at a batch of 256, > 0; half of it in the last third."""
     rgb_range: float = 255.0
     """R, the factor of L1 of pictures in 0..1, > 0: the range in which alpha was chosen (RCAN 255, NLSN 1)."""
-    contrast: Contrast = "infonce"
+    contrast: Literal["infonce", "lmcl", "cosine", "l1", "l2", "none"] = "infonce"
     """Term beside L1: infonce; lmcl, without the positive in the denominator; cosine, a difference; l1 or l2, a ratio; none."""
     alpha: float = 5.0
     """Weight of the contrast, at least 0; 5 for RCAN, 3 for NLSN."""
@@ -244,32 +242,20 @@ class PCLSR(RestoredLearner):
 
     def pretraining_turns(self) -> list[Turn]:
         """Return the turn of the first stage: L1, with half the learning rate in the last third."""
-
-        def halved(epoch: float) -> float:
-            return self.config.pretrain_lr / self.config.lr * (1.0 if epoch < 2 * self.epochs / 3 else 0.5)
-
-        return [self._turn(self.network, halved)]
+        last, rate = 2 * self.epochs / 3, self.config.pretrain_lr / self.config.lr
+        return [self.turn_of([self.network], curve=lambda epoch: rate * (1.0 if epoch < last else 0.5))]
 
     def turns(self) -> list[Turn]:
         """Return the turns of a step: first the critic, if it learns, then the network."""
         config = self.config
         floor = config.least_lr / (config.lr * config.batch_size / 256)
-        network = self._turn(self.network, restarts(self.epochs, config.cycles, config.restart_weight, floor))
-        if config.clip_value:
-            network.optimizers[0].register_step_pre_hook(self._clip)
+        curve = restarts(self.epochs, config.cycles, config.restart_weight, floor)
+        network = self.turn_of([self.network], curve=curve)
+        clip_values(network.optimizers, config.clip_value)
         if self.critic is None:
             return [network]
-        critic = self._turn(self.critic, lambda _: 1.0)
+        critic = self.turn_of([self.critic], curve=constant_rate)
         return [Turn(critic.optimizers, critic.schedules, self.critic_loss, "critic_loss"), network]
-
-    def _turn(self, network: nn.Module, curve: Any) -> Turn:
-        config, steps = self.config, self.steps_per_epoch
-        return optimisers(config, [network], self.epochs, config.batch_size, steps_per_epoch=steps, curve=curve)
-
-    def _clip(self, *_: Any) -> None:
-        for parameter in self.network.parameters():
-            if parameter.grad is not None:
-                parameter.grad.clamp_(-self.config.clip_value, self.config.clip_value)
 
     # --- a step
 
@@ -343,25 +329,8 @@ class PCLSR(RestoredLearner):
         if self.config.contrast == "none":
             return found
         batch, generator = survey.batch("test", [0]), torch.Generator().manual_seed(self.seed)
-        high, low = batch["high"], batch["low"]
-        drawn = self.samples.draw(tuple(high.shape), generator)
-        positives, negatives = self.samples.apply(high, low, drawn)
-        part = worst_part((negatives[0] - high).square().mean(1)[0], self.config.scale)
-        sharper = [f"sharpened, factor {float(factor):.2f}" for factor in drawn.factors[0]] + ["with noise"]
-        softer = [f"blurred, deviation {down:.1f} x {across:.1f}" for *_, down, across in drawn.blurs]
-        rows = [
-            {
-                "cells": [
-                    {"png": shown(one[0, :, *part]), "text": text} for one, text in zip(images, names, strict=False)
-                ]
-            }
-            for images, names in ((positives, [NAMED[0], *sharper]), (negatives, [NAMED[1], *softer]))
-        ]
-        caption = (
-            "The framed part of the first test picture. First row: its positives. Second row: its negatives. Factors and blurs "
-            "are drawn in every step."
-        )
-        return found | {"Positives and negatives": {"kind": "captioned", "rows": rows, "caption": caption}}
+        drawn = samples_figure(self.samples, batch["high"], batch["low"], self.config.scale, generator)
+        return found | {"Positives and negatives": drawn}
 
 
 LAPTOP: dict[str, Any] = {
@@ -376,7 +345,6 @@ LAPTOP: dict[str, Any] = {
     "pretrain_epochs": 50,
     "epochs": 32,
     "cycles": 1,
-    "evaluate_every": 10,
 }
 
 SYSTEM = System(

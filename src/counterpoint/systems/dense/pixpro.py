@@ -39,7 +39,8 @@ from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.teacher import EMATeacher, cosine_momentum
 from counterpoint.core.world import over_group
-from counterpoint.encoders.maps import feature_map
+from counterpoint.encoders.maps import feature_map, map_shape
+from counterpoint.encoders.simple import conv_mlp
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
@@ -215,17 +216,6 @@ def pix_contrast(
     return global_mean(total)
 
 
-def _four(rows: list[Tensor], keys: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return rows[0], rows[1], keys[0], keys[1]
-
-
-def conv_mlp(dim: int, hidden: int, out: int) -> nn.Sequential:
-    """Build a head that treats cells alike: 1 x 1 convolution, batch normalisation, ReLU, 1 x 1 convolution."""
-    return nn.Sequential(
-        nn.Conv2d(dim, hidden, 1), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True), nn.Conv2d(hidden, out, 1)
-    )
-
-
 @dataclass
 class PixProConfig(ViewsConfig):
     """Settings of PixPro. Defaults are those of the authors' scripts for ResNet-50 on ImageNet."""
@@ -268,11 +258,9 @@ class PixProConfig(ViewsConfig):
         self.need_share("momentum_teacher")
         if self.value_layers not in (0, 1, 2):
             raise CounterpointError(f"value_layers must be 0, 1 or 2, got {self.value_layers}")
-        if min(self.pixel_weight, self.instance_weight) < 0 or not self.pixel_weight + self.instance_weight > 0:
-            raise CounterpointError(
-                "pixel_weight and instance_weight must be at least 0, and one of them positive; got "
-                f"{self.pixel_weight} and {self.instance_weight}"
-            )
+        self.need_weight("pixel_weight", "instance_weight")
+        if not self.pixel_weight + self.instance_weight:
+            raise CounterpointError("pixel_weight and instance_weight are both 0: nothing trains; set one above 0")
         if self.clamp > 1 or (self.clamp < 0 and self.gamma != int(self.gamma)):
             raise CounterpointError(
                 f"clamp must be at most 1, and at least 0 where gamma is no whole number; got {self.clamp} and {self.gamma}"
@@ -288,9 +276,7 @@ class PixPro(ViewsLearner):
     def __init__(self, config: PixProConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
         dim, width, hidden = self.encoder.dim, config.projection, config.hidden
-        with torch.no_grad():
-            feature_map(self.encoder.eval(), torch.zeros(1, 3, self.size, self.size))  # an error if it has no map
-        self.encoder.train()
+        map_shape(self.encoder, self.size)  # an error if it has no map
         self.value: nn.Module = nn.Identity()
         if config.value_layers == 1:
             self.value = nn.Conv2d(width, width, 1)
@@ -315,8 +301,7 @@ class PixPro(ViewsLearner):
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Draw the two crops, and their places in the picture."""
-        total, mine = self.share(len(batch["image"]))
-        drawn = [view.take(mine) for view in self.views.draw((total, *batch["image"].shape[1:]), generator)]
+        drawn = self.drawn(batch["image"], generator)
         coords = [view.coordinates(*batch["image"].shape[2:]) for view in drawn]
         return batch | {"views": self.views.apply(batch["image"], drawn), "coords": coords}
 
@@ -345,15 +330,14 @@ class PixPro(ViewsLearner):
 
     def of_cells(self, rows: list[Tensor], keys: list[Tensor], coords: list[Tensor]) -> Tensor:
         """Compute the loss of the student's projections `rows` and the teacher's, `keys`, of both crops."""
-        config = self.config
-        near = (coords[0], coords[1])
-        if config.loss == "pixcontrast":
-            return pix_contrast(*_four(rows, keys), *near, config.temperature, config.pos_ratio)
-        if config.propagation == "attention":
-            settings = (config.gamma, config.clamp, config.pos_ratio)
-            return pixpro_loss(*_four(rows, keys), *near, self.value, *settings)
+        config, ratio = self.config, self.config.pos_ratio
         rows = [self.predictor(x) for x in rows] if self.predictor is not None else rows
-        return pixel_regression(*_four(rows, keys), *near, config.pos_ratio)
+        both = rows[0], rows[1], keys[0], keys[1], coords[0], coords[1]
+        if config.loss == "pixcontrast":
+            return pix_contrast(*both, config.temperature, ratio)
+        if config.propagation == "attention":
+            return pixpro_loss(*both, self.value, config.gamma, config.clamp, ratio)
+        return pixel_regression(*both, ratio)
 
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Draw for some cells of a crop the cells of the other crop that its features are nearest to."""

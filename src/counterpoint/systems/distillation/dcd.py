@@ -41,10 +41,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
+from counterpoint.core.checks import need_alike, need_finite_values, need_positive, need_within, need_word, shapes
 from counterpoint.core.distributed import gather_rows, global_mean, place
 from counterpoint.core.precision import full_precision, wide
-from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP
@@ -93,10 +92,9 @@ def matched_scores(
 
     Raises ValueError for another order.
     """
+    need_word(get_args(Order), teacher_order=teacher_order)
     if teacher_order == "aligned":
         return teacher_scores.gather(1, selected)
-    if teacher_order != "rank":
-        raise ValueError(f"teacher_order must be 'aligned' or 'rank', got {teacher_order!r}")
     return teacher_scores.sort(dim=1, descending=True, stable=True).values[:, : selected.shape[1]]
 
 
@@ -173,15 +171,15 @@ def dynamic_distillation_loss(
     _need_scores(student_scores=student_scores, teacher_scores=teacher_scores)
     need_positive(temperature=temperature)
     need_within(0, 1, alpha=alpha)
-    if imitation_weighting not in get_args(Weighting):
-        raise ValueError(f"imitation_weighting must be 'per_sample' or 'uniform', got {imitation_weighting!r}")
-    if task_weighting not in get_args(TaskWeighting):
-        raise ValueError(f"task_weighting must be 'entropy' or 'uniform', got {task_weighting!r}")
+    need_word(get_args(Weighting), imitation_weighting=imitation_weighting)
+    need_word(get_args(TaskWeighting), task_weighting=task_weighting)
     s, t = wide(student_scores), wide(teacher_scores.detach())
     weights, total = uncertainty_weights(t), place(len(s), s.device).total
     gap = (t - t.mean(1, keepdim=True)) - (s - s.mean(1, keepdim=True)) if centre else t - s
     squared = temperature**2 * (gap / temperature).square().mean(1)
-    entropy = F.binary_cross_entropy_with_logits(s, _own(s), reduction="none").mean(1)
+    own = torch.zeros_like(s)
+    own[:, 0] = 1
+    entropy = F.binary_cross_entropy_with_logits(s, own, reduction="none").mean(1)
     distill = global_mean(squared if imitation_weighting == "uniform" else total * weights.imitation * squared)
     task = global_mean(entropy if task_weighting == "uniform" else total * weights.task * entropy)
     return Distilled(alpha * distill + (1 - alpha) * task, distill, task)
@@ -244,14 +242,7 @@ def _need_scores(**scores: Tensor) -> None:
     first = next(iter(scores.values()))
     if first.shape[1] < 2:
         raise ValueError(f"a picture needs a caption that is not its own, got {shapes(**scores)}")
-    for name, values in scores.items():
-        if holds(~values.isfinite().all()):
-            raise ValueError(f"{name} hold NaN or infinite values")
-
-
-def _own(scores: Tensor) -> Tensor:
-    """Return the labels of the pairs: 1 in column 0, else 0."""
-    return torch.zeros_like(scores).index_fill(1, torch.zeros(1, dtype=torch.long, device=scores.device), 1.0)
+    need_finite_values(**scores)
 
 
 # ------------------------------------------------------------------------------------------------------------- settings

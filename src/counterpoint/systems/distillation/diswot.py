@@ -43,16 +43,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_alike, need_rows, shapes
+from counterpoint.core.checks import need_alike, need_numbers, need_rows, need_word, shapes
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.grams import gram_distance, relation_distance
 from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision, wide
-from counterpoint.core.seeds import seed_torch
-from counterpoint.core.transforms import holds
+from counterpoint.core.seeds import seed_torch, seeded
 from counterpoint.core.world import alone, over_group
-from counterpoint.encoders.maps import map_networks, vector_and_map
-from counterpoint.encoders.spaces import Member
+from counterpoint.encoders.maps import map_networks, map_shape, vector_and_map
+from counterpoint.encoders.spaces import Member, gaussian
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.searched import RECIPE, SearchedConfig, SearchedLearner
@@ -110,8 +109,7 @@ def classifier_gradient(
         said = shapes(feature=feature, logits=logits, labels=labels)
         raise ValueError(f"feature, logits and labels must be [n, channels], [n, classes] and [n], got {said}")
     need_rows(feature=feature)
-    if holds(((labels < 0) | (labels >= logits.shape[1])).any()):
-        raise ValueError(f"labels must lie in 0..{logits.shape[1] - 1}, got {labels.min()} to {labels.max()}")
+    need_numbers(logits.shape[1], labels=labels)
     error = wide(logits).softmax(1) - F.one_hot(labels.long(), logits.shape[1])
     return error.to(wide(feature).dtype).T @ wide(feature) / len(feature)
 
@@ -139,8 +137,7 @@ def semantic_distance(
     tensor(1.)
     """
     teacher, student = wide(grad_W_teacher.detach()), wide(grad_W_student)
-    if compare not in ("channels", "classes"):
-        raise ValueError(f"compare must be 'channels' or 'classes', got {compare!r}")
+    need_word(("channels", "classes"), compare=compare)
     need_rows(grad_W_student=student)
     if compare == "classes":
         if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
@@ -229,19 +226,6 @@ class DisWOTConfig(SearchedConfig):
 # ------------------------------------------------------------------------------------------------------------- the learner
 
 
-def gaussian(network: nn.Module) -> nn.Module:
-    """Draw weights of convolutions and linear layers from N(0, 1), in place; biases are 0, normalisation is the identity."""
-    for module in network.modules():
-        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.normal_(module.weight)
-        elif isinstance(weight, nn.Parameter):
-            nn.init.ones_(weight)
-        if isinstance(bias, nn.Parameter):
-            nn.init.zeros_(bias)
-    return network
-
-
 class DisWOT(SearchedLearner):
     """A search that trains nothing, then the teacher, then the student that was found."""
 
@@ -301,7 +285,7 @@ class DisWOT(SearchedLearner):
     def _random(self, name: str, draw: Sequence[int], images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the last map and the classifier's gradient of a network whose random weights depend on seed and `draw`."""
         with torch.random.fork_rng(devices=[]):
-            seed_torch(int(np.random.SeedSequence([self.seed, *draw]).generate_state(1)[0]))
+            seed_torch(seeded(self.seed, *draw))
             network = Classifier(name, self.facts)
             if self.config.initialisation == "normal":
                 gaussian(network)
@@ -325,17 +309,9 @@ class DisWOT(SearchedLearner):
         """Add a 1 x 1 convolution from the student's channels to the teacher's, where channels are compared and differ."""
         if not self.config.channel_weight:
             return
-        own, its = self.map_width(self), self.map_width(self.instructing)
+        encoders: list[Any] = [self.encoder, self.instructing.encoder]
+        own, its = (map_shape(encoder, self.size, self.channels)[0] for encoder in encoders)
         self.regressor = (nn.Identity() if own == its else nn.Conv2d(own, its, 1, bias=False)).to(self.device)
-
-    @torch.no_grad()
-    def map_width(self, network: Any) -> int:
-        """Return the channels of the last map of a network."""
-        encoder, training = network.encoder, network.encoder.training
-        black = torch.zeros(1, self.channels, self.size, self.size, device=self.device)
-        last = vector_and_map(encoder.eval(), black)[1]
-        encoder.train(training)
-        return last.shape[1]
 
     def both(self, images: Tensor) -> tuple[Seen, Seen]:
         if not self.by_maps:

@@ -37,7 +37,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tyro.conf import Suppress
 
-from counterpoint.core.checks import need_alike, need_rows, need_within, shapes
+from counterpoint.core.checks import need_alike, need_numbers, need_rows, need_within, shapes
 from counterpoint.core.distributed import global_mean, mean_of_total, place
 from counterpoint.core.nt_xent import nt_xent
 from counterpoint.core.operands import EPS
@@ -45,12 +45,12 @@ from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
 from counterpoint.data.images import ImageData, Indices
 from counterpoint.encoders.prompts import PromptGenerator
-from counterpoint.engine.optim import held_then_cosine, optimisers
+from counterpoint.engine.optim import held_then_cosine
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
-from counterpoint.tasks.class_teachers import ClassTextConfig, NetworkLearner, open_network
+from counterpoint.tasks.class_teachers import SHAPES_TEACHER, ClassTextConfig, NetworkLearner, open_network
 from counterpoint.tasks.class_texts import texts_of
 from counterpoint.tasks.kept_classes import stabilities, views_figure
 from counterpoint.tasks.open_classes import class_shots
@@ -116,9 +116,7 @@ def gopro_loss(
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or text0.ndim != 3 or text0.shape[:2] != logits.shape:
         found = shapes(logits=logits, labels=labels, text0=text0)
         raise ValueError(f"logits must be [n, classes], labels [n] and text0 [n, classes, dim], got {found}")
-    last = logits.shape[1] - 1
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= last:
-        raise ValueError(f"labels must lie in 0 to {last}, got {int(labels.min())} to {int(labels.max())}")
+    need_numbers(logits.shape[1], labels=labels)
     need_within(0, math.inf, contrastive_weight=contrastive_weight, consistency_weight=consistency_weight)
     if (proj0 is None) != (proj1 is None) or (proj0 is not None and len(proj0) != len(logits)):
         raise ValueError("proj0 and proj1 belong together; give both, a row for each picture, or neither")
@@ -189,9 +187,7 @@ class GOProConfig(ClassTextConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_positive("temperature", "warmup_lr")
-        for name in ("shots", "shots_seed", "consistency", "contrastive"):
-            if not getattr(self, name) >= 0:
-                raise CounterpointError(f"{name} must be at least 0, got {getattr(self, name)}")
+        self.need_weight("shots", "shots_seed", "consistency", "contrastive")
         if self.batch_size < 2:
             raise CounterpointError(
                 f"batch_size must be at least 2 for the projector's batch normalisation, got {self.batch_size}"
@@ -255,15 +251,13 @@ class GOPro(NetworkLearner):
     def turns(self) -> list[Turn]:
         config = self.config
         curve = held_then_cosine(self.epochs, config.warmup_epochs, config.warmup_lr / config.lr)
-        own, steps = replace(config, warmup_epochs=0), self.steps_per_epoch  # the curve warms up
-        return [optimisers(own, [self], self.epochs, config.batch_size, steps_per_epoch=steps, curve=curve)]
+        return [self.turn_of([self], replace(config, warmup_epochs=0), curve=curve)]  # the curve warms up
 
     # --- a step
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        shape = batch["image"].shape
+        drawn = self.drawn(batch["image"], generator)
         total, mine = self.share(len(batch["image"]))
-        drawn = [view.take(mine) for view in self.views.draw((total, *shape[1:]), generator)]
         mixture = self.mixer.draw(total, generator).take(mine)
         picture, view, plain = self.views.apply(batch["image"], drawn)
         return batch | {"views": [normalise(x) for x in (picture, view, self.mixer.apply(plain, mixture))]}
@@ -340,10 +334,6 @@ class GOPro(NetworkLearner):
         return {"Views of a picture": views_figure(survey, self.base, self.views_of, self.of_views, said)}
 
 
-TEACHER = (
-    "fit:clip?data=styled-shapes%3Ftrain=8192%26seed=900&image_encoder=conv-s&embedding=64&recipe=none&epochs=20"
-    "&batch_size=128&lr=0.003&evaluate_every=20"
-)
 SYSTEM = System(
     slug="gopro",
     task="labelled",
@@ -351,7 +341,7 @@ SYSTEM = System(
     learner=GOPro,
     data="styled-shapes?label=shape&unseen=outline",
     recipe={
-        "teacher": TEACHER,
+        "teacher": SHAPES_TEACHER,
         "recipe": "digits-moved",
         "view_recipe": "shapes",
         "ending": "",

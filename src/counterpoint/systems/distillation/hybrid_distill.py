@@ -31,7 +31,6 @@ paper, and therefore settings: layers of relations and of dropping, keep_ratio, 
 Choices: AdamW's beta2 of 0.95; layer l of L_S follows layer l L_T / L_S of the teacher, rounded; the class token is compared
 where both networks have one; other prefix tokens (registers) are not; no drop path unless asked for. Nothing of a teacher
 is cached, because each step has new crops. Not built: fine-tuning, detection and segmentation on ImageNet, COCO and ADE20K.
-A student larger than a teacher is allowed, with a note.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.seeds import seed_torch
 from counterpoint.core.tokens import drop_redundant_tokens, relation_distillation_loss
 from counterpoint.core.world import over_group, world
-from counterpoint.encoders.inside import QKV, Inside, TokenNetwork, gathered
+from counterpoint.encoders.inside import QKV, Inside, TokenNetwork, gathered, need_common_heads
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, parameters
 from counterpoint.errors import CounterpointError
@@ -168,10 +167,9 @@ class HybridDistillConfig(ImagesConfig):
             raise CounterpointError(
                 "feature_weight and relation_weight are both 0: the student has no teacher; set one above 0"
             )
-        if not 0 <= self.drop_path < 1:
-            raise CounterpointError(f"drop_path must be at least 0 and below 1, got {self.drop_path}")
-        if not 0 < self.keep_ratio <= 1:
-            raise CounterpointError(f"keep_ratio must be above 0 and at most 1, got {self.keep_ratio}")
+        self.need_below_one("drop_path")
+        self.need_positive("keep_ratio")
+        self.need_share("keep_ratio")
         if self.relation_weight and not self.relation_layers:
             raise CounterpointError("relation_layers must name at least one layer, or set --relation-weight 0")
 
@@ -208,18 +206,11 @@ class HybridDistill(ViewsLearner):
         # Held in a list: its weights are the encoder's, which is a part of this learner already.
         self.students = [student]
         self.teachers: dict[str, Frozen] = {}
-        self.relation_layers = self._layers("relation_layers", config.relation_layers)
+        self.relation_layers = student.numbered("relation_layers", config.relation_layers)
         thirds = tuple(dict.fromkeys(n * student.depth // 3 for n in range(3)))
-        self.drop_layers = self._layers("drop_layers", config.drop_layers or thirds) if config.keep_ratio < 1 else []
-
-    def _layers(self, setting: str, given: Sequence[int]) -> list[int]:
-        depth = self.student.depth
-        found = [n + depth if n < 0 else n for n in given]
-        if any(not 0 <= n < depth for n in found) or len(set(found)) < len(found):
-            raise CounterpointError(
-                f"{setting} must name layers 0 to {depth - 1} of {self.config.encoder}, each once, got {list(given)}"
-            )
-        return sorted(found)
+        self.drop_layers = (
+            student.numbered("drop_layers", config.drop_layers or thirds) if config.keep_ratio < 1 else []
+        )
 
     @property
     def student(self) -> TokenNetwork:
@@ -268,15 +259,8 @@ class HybridDistill(ViewsLearner):
 
     def heads(self) -> int:
         """Return the number of heads of the relations. CounterpointError where it does not divide both widths."""
-        student, teacher = self.student, self.network_of("relation")
-        count = self.config.relation_heads or student.heads
-        if student.width % count or teacher.width % count:
-            common = math.gcd(student.width, teacher.width)
-            fit = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
-            raise CounterpointError(
-                f"relation_heads: {count} heads do not divide both the student's width of {student.width} and the teacher's of "
-                f"{teacher.width}; choose one of {fit}"
-            )
+        count = self.config.relation_heads or self.student.heads
+        need_common_heads("relation_heads", count, self.student, self.network_of("relation"))
         return count
 
     def layer_of_teacher(self, layer: int) -> int:
@@ -297,8 +281,8 @@ class HybridDistill(ViewsLearner):
         if config.feature_weight:
             both = self.student.classes and self.network_of("feature").classes
             target = self.teachers["feature"](images).tokens
-            target = gathered(target, _places(self.network_of("feature"), inside.alive, both, target))
-            own = gathered(inside.tokens, _places(self.student, None, both, inside.tokens))
+            target = gathered(target, self.network_of("feature").places(target, inside.alive, both))
+            own = gathered(inside.tokens, self.student.places(inside.tokens, None, both))
             found["feature"] = feature_distillation_loss(own, target, self.projector, config.transition)
         if config.relation_weight:
             both = self.student.classes and self.network_of("relation").classes
@@ -316,7 +300,7 @@ class HybridDistill(ViewsLearner):
     def _regrouped(self, network: TokenNetwork, qkv: QKV, alive: Tensor | None, both: bool) -> list[Tensor]:
         """Select the compared tokens of q, k and v, and split their joined heads into the heads of the relations."""
         joined = [x.transpose(1, 2).flatten(2) for x in qkv]
-        places = _places(network, alive, both, joined[0])
+        places = network.places(joined[0], alive, both)
         return [gathered(x, places).unflatten(2, (self.heads(), -1)).transpose(1, 2) for x in joined]
 
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
@@ -347,17 +331,6 @@ class HybridDistill(ViewsLearner):
         return drawn | (survivors(self.look, self.drop_layers, self.student.grid, survey) if self.drop_layers else {})
 
 
-def _places(network: TokenNetwork, alive: Tensor | None, both: bool, tokens: Tensor) -> Tensor:
-    """Return the positions, among a network's tokens, of the class token (if both networks have one) and of these patches.
-
-    `alive` None: all patches that `tokens` holds.
-    """
-    if alive is None:
-        alive = torch.arange(tokens.shape[1] - network.prefix, device=tokens.device).expand(len(tokens), -1)
-    patches = alive + network.prefix
-    return torch.cat([patches.new_zeros(len(patches), 1), patches], dim=1) if both else patches
-
-
 # Teachers for the digits, trained once in a minute or two and kept. For other data, name teachers of your own.
 _FIT = "data=digits%3Fseed=900&encoder=vit-xs&epochs=40&batch_size=128&warmup_epochs=2&evaluate_every=40&lr=0.006"
 FEATURES = f"fit:kd?{_FIT}&kd_weight=0.0&teacher_epochs=0&optimizer=adamw&weight_decay=0.05&recipe=digits-easy"
@@ -369,7 +342,6 @@ LAPTOP: dict[str, Any] = {
     "encoder": "vit-s",
     "lr": 2e-3,
     "warmup_epochs": 2,
-    "evaluate_every": 10,
 }
 
 SYSTEM = System(

@@ -55,7 +55,7 @@ from counterpoint.core.nt_xent import nt_xent
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.world import over_group, world
-from counterpoint.encoders.maps import has_map, vector_and_map
+from counterpoint.encoders.maps import MapProjector, has_map, vector_and_map
 from counterpoint.engine.stepper import seed_of
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
@@ -118,21 +118,6 @@ def weighted_feature_loss(
 
 
 # --------------------------------------------------------------------------------------------------------------- networks
-
-
-class Projector(nn.Sequential):
-    """G: 1 x 1, 3 x 3 and 1 x 1 convolutions without biases, each with batch normalisation and ReLU.
-
-    Args:
-        student, teacher: channels of the maps; between the convolutions half of the teacher's.
-    """
-
-    def __init__(self, student: int, teacher: int) -> None:
-        half = max(1, teacher // 2)
-        layers: list[nn.Module] = []
-        for a, b, side in ((student, half, 1), (half, half, 3), (half, teacher, 1)):
-            layers += [nn.Conv2d(a, b, side, padding=side // 2, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
-        super().__init__(*layers)
 
 
 class Embed(nn.Linear):
@@ -219,7 +204,7 @@ class KD3(WebLearner):
         _, channels, height, width = self._map(torch.zeros(2, data.channels, data.size, data.size))[1].shape
         taught = self.teacher_map[0]
         self.single = [min(height, self.teacher_map[1]), min(width, self.teacher_map[2])] == [1, 1]
-        self.projector: nn.Module = Projector(channels, taught)
+        self.projector: nn.Module = MapProjector(channels, taught)
         own = config.classifier == "own"
         self.classifier = nn.Linear(self.encoder.dim if own else taught, data.classes)
         self.embed_student = Embed(self.encoder.dim, config.embedding)
@@ -334,10 +319,8 @@ class KD3(WebLearner):
             target = at_one_size(projected, taught.map)[1]
             assert target is not None
             own = answer if config.weighted else taught.logits  # equal logits: equal weights of 1/2
-            terms["feature"] = weighted_feature_loss(projected, target, own, taught.logits)
-            if not config.weighted:
-                terms["feature"] = 2 * terms["feature"]
-            terms["feature"] = config.feature_weight * terms["feature"]
+            feature = weighted_feature_loss(projected, target, own, taught.logits)
+            terms["feature"] = config.feature_weight * (feature if config.weighted else 2 * feature)
         if config.contrast_weight:
             mixed = batch["mixed"]
             copy, shown = self._map(mixed)[0], self.instruct(mixed).pooled

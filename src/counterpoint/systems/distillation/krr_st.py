@@ -49,7 +49,6 @@ from counterpoint.core.ridge import ridge_predict
 from counterpoint.core.seeds import seed_torch
 from counterpoint.core.transforms import once
 from counterpoint.core.world import over_group, world
-from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
@@ -201,11 +200,8 @@ class KRRST(DistilledSetLearner):
 
     def turns(self) -> list[Turn]:
         """Return the turn of images and targets, and that of the pool. SGD skips networks without a gradient."""
-        config, falling = self.config, 1 - self.config.final_rate
-        outer = optimisers(
-            config, [self.synthetic], self.epochs, config.batch_size,
-            steps_per_epoch=self.steps_per_epoch, curve=lambda epoch: 1 - falling * epoch / self.epochs,
-        )  # fmt: skip
+        falling = 1 - self.config.final_rate
+        outer = self.turn_of([self.synthetic], curve=lambda epoch: 1 - falling * epoch / self.epochs)
         self.inner = self.inner or self.sgd(self.pool)
         return [outer, Turn([self.inner], loss=self.advance, minimise="pool_loss")]
 

@@ -57,13 +57,13 @@ from counterpoint.encoders.prompts import (
     prompt_width,
     prompted_vit,
 )
-from counterpoint.engine.optim import held_then_cosine, optimisers
+from counterpoint.engine.optim import held_then_cosine
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import parameters
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
-from counterpoint.tasks.class_teachers import check_class_teacher, open_network
+from counterpoint.tasks.class_teachers import SHAPES_TEACHER, check_class_teacher, open_network
 from counterpoint.tasks.class_texts import texts_of
 from counterpoint.tasks.image_towers import ImageTower, tower_facts
 from counterpoint.tasks.kept_classes import class_curves, labelled_rows
@@ -159,9 +159,7 @@ class PromptKDConfig(TunedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_positive("temperature")
-        for name in ("kd_weight", "prompt_depth", "cold_epochs"):
-            if not getattr(self, name) >= 0:
-                raise CounterpointError(f"{name} must be at least 0, got {getattr(self, name)}")
+        self.need_weight("kd_weight", "prompt_depth", "cold_epochs")
         if not 0 <= self.projector_layers <= 3:
             raise CounterpointError(f"projector_layers must lie in 0 to 3, got {self.projector_layers}")
         if self.texts == "own" and (not self.student or self.objective in ("l1", "mse")):
@@ -257,9 +255,9 @@ class PromptKD(TunedLearner):
         )
 
     def turn(self, lr: float, modules: Sequence[nn.Module]) -> list[Turn]:
-        config, epochs, steps = replace(self.config, lr=lr), self.epochs, self.steps_per_epoch
-        curve = held_then_cosine(epochs, config.cold_epochs, COLD / (lr * config.batch_size / 256))
-        return [optimisers(config, modules, epochs, config.batch_size, steps_per_epoch=steps, curve=curve)]
+        config = replace(self.config, lr=lr)
+        curve = held_then_cosine(self.epochs, config.cold_epochs, COLD / (lr * config.batch_size / 256))
+        return [self.turn_of(modules, config, curve=curve)]
 
     # --- a step of `distill`
 
@@ -326,10 +324,6 @@ class PromptKD(TunedLearner):
         return {"Classes": found}
 
 
-TEACHER = (
-    "fit:clip?data=styled-shapes%3Ftrain=8192%26seed=900&image_encoder=conv-s&embedding=64&recipe=none&epochs=20"
-    "&batch_size=128&lr=0.003&evaluate_every=20"
-)
 STUDENT = (
     "fit:clip?data=styled-shapes%3Ftrain=3072%26drop=0.0%26seed=911%26styles=plain-bright&image_encoder=vit-conv"
     "&embedding=32&recipe=none&epochs=5&batch_size=64&lr=0.004&warmup_epochs=1&schedule=step&weight_decay=0.01"
@@ -342,7 +336,7 @@ SYSTEM = System(
     learner=PromptKD,
     data="styled-shapes?styles=outline-striped",
     recipe={
-        "teacher": TEACHER,
+        "teacher": SHAPES_TEACHER,
         "student": STUDENT,
         "recipe": "none",
         "base": 0.5,

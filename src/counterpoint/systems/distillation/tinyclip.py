@@ -49,7 +49,7 @@ from counterpoint.core.hard_concrete import scheduled_sparsity, sparsity_lagrang
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.world import over_group
 from counterpoint.encoders.towers import KINDS, Gates
-from counterpoint.engine.optim import light, optimisers
+from counterpoint.engine.optim import light
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
@@ -216,10 +216,8 @@ class TinyCLIP(TowerLearner):
         return [Turn([*turn.optimizers, down, up], turn.schedules)]
 
     def _turn(self, config: TinyCLIPConfig, rate: float) -> Turn:
-        modules = [nn.ParameterList(self.weights())]
-        steps = self.steps_per_epoch
         constant = self.weights() if config.constant_lr else ()
-        return optimisers(config, modules, self.epochs, config.batch_size, constant, steps_per_epoch=steps, rate=rate)
+        return self.turn_of([nn.ParameterList(self.weights())], config, constant=constant, rate=rate)
 
     # --- a step
 

@@ -27,7 +27,6 @@ epoch, without effect on the average. Fine-tuning of the teacher's own encoder (
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -36,24 +35,24 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from counterpoint.core.checks import need_alike, need_rows, need_within, shapes
+from counterpoint.core.checks import need_alike, need_numbers, need_rows, need_within, shapes
 from counterpoint.core.distil import kd
 from counterpoint.core.distributed import global_mean
-from counterpoint.core.loss_valley import LossValley
-from counterpoint.core.mixing import Boxes, cutmix, cutmix_boxes, draw_mix
+from counterpoint.core.loss_valley import LossValley, as_vector, from_vector
+from counterpoint.core.mixing import draw_cutmix
 from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
-from counterpoint.encoders.adapters import adapter_parameters
-from counterpoint.engine.optim import optimisers
+from counterpoint.encoders.adapters import adapter_parameters, keep_statistics
+from counterpoint.engine.optim import constant_rate
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
-from counterpoint.tasks.class_teachers import ClassTextConfig, ClassTextLearner
+from counterpoint.tasks.class_teachers import SHAPES_TEACHER, ClassTextConfig, ClassTextLearner, with_foreign_statistics
+from counterpoint.tasks.kept_classes import labelled_rows
 from counterpoint.tasks.labelled import cross_entropy
 from counterpoint.tasks.measures import axes_figure
 
@@ -97,10 +96,7 @@ def vl2v_rows(
         raise ValueError(
             f"class_text must be [classes, dim] and labels [n], got {shapes(class_text=class_text, labels=labels)}"
         )
-    if int(labels.min()) < 0 or int(labels.max()) >= len(class_text):
-        raise ValueError(
-            f"labels must lie in 0 to {len(class_text) - 1}, got {int(labels.min())} to {int(labels.max())}"
-        )
+    need_numbers(len(class_text), labels=labels)
     rows, image, text = (
         F.normalize(x, dim=1, eps=EPS) for x in (projected, teacher_image.detach(), class_text.detach()[labels])
     )
@@ -204,12 +200,11 @@ class VL2V(ClassTextLearner):
         super().begin(survey)
         config = self.config
         if self.network is not None and config.foreign_statistics:
-            network: Any = copy.deepcopy(self.network.module)  # the library's module may be in use elsewhere
-            network.factor.fill_(1.0)
-            network.shift.zero_()
+            network = with_foreign_statistics(self.network.module)
             self.network = Frozen(network, config.teacher, network.images)
         if config.swad:
-            self.valley = LossValley(self.vector(), config.n_converge, config.n_tolerance, config.tolerance_ratio)
+            settings = config.n_converge, config.n_tolerance, config.tolerance_ratio
+            self.valley = LossValley(as_vector(self.averaged()), *settings)
 
     @property
     def joint(self) -> bool:
@@ -224,10 +219,6 @@ class VL2V(ClassTextLearner):
         """Return the parameters that the last stage trains."""
         trained = adapter_parameters(self.encoder).values() if self.config.lora else self.encoder.parameters()
         return [*trained, *(self.projector.parameters() if self.joint else ())]
-
-    def vector(self) -> Float[Tensor, " n"]:
-        """Return these parameters as one vector."""
-        return torch.cat([one.detach().reshape(-1) for one in self.averaged()])
 
     def exported(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.state_dict().items() if not name.startswith("valley.")}
@@ -247,18 +238,11 @@ class VL2V(ClassTextLearner):
         return bool(self.config.align_epochs) and self.position.stage == 0
 
     def of_align(self) -> list[Turn]:
-        config = replace(self.config, lr=self.config.align_lr)
-        return [self._turn(config, [self.projector])]
+        own = replace(self.config, lr=self.config.align_lr)
+        return [self.turn_of([self.projector], own, curve=constant_rate)]
 
     def turns(self) -> list[Turn]:
-        return [self._turn(self.config, self.distilled())]
-
-    def _turn(self, config: VL2VConfig, modules: list[nn.Module]) -> Turn:
-        """Return Adam with a constant learning rate."""
-        steps = self.steps_per_epoch
-        return optimisers(
-            config, modules, self.epochs, config.batch_size, steps_per_epoch=steps, curve=lambda epoch: 1.0
-        )
+        return [self.turn_of(self.distilled(), curve=constant_rate)]
 
     def enter(self, survey: Survey) -> None:
         """Take the best projector of stage `align`."""
@@ -268,9 +252,7 @@ class VL2V(ClassTextLearner):
     def train(self, mode: bool = True) -> VL2V:
         super().train(mode)
         if self.config.frozen_norm:
-            for module in self.encoder.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            keep_statistics(self.encoder)
         return self
 
     # --- a step
@@ -279,14 +261,10 @@ class VL2V(ClassTextLearner):
         found = super().prepare(batch, generator)
         if not self.config.cutmix:
             return found
-        total, mine = self.share(len(found["label"]))
-        mix = draw_mix(total, self.config.cutmix_beta, generator, probability=self.config.cutmix)
         images, labels = self.whole(found["views"][0]), self.whole(found["label"])
-        boxes = cutmix_boxes(images.shape[2], images.shape[3], mix.lam, generator)
-        boxes = Boxes(*(part.to(images.device) for part in boxes))
-        order = mix.permutation.to(images.device)
-        mixed = {"views": [cutmix(images, order, boxes)[mine]], "label_b": labels[order][mine], "lam": boxes.lam[mine]}
-        return found | mixed
+        mixed, order, lam = draw_cutmix(images, self.config.cutmix_beta, generator, self.config.cutmix)
+        _, mine = self.share(len(found["label"]))
+        return found | {"views": [mixed[mine]], "label_b": labels[order][mine], "lam": lam[mine]}
 
     def projected(self, images: Tensor) -> Float[Tensor, "n dim"]:
         return self.projector(self.encoder(images))
@@ -315,7 +293,7 @@ class VL2V(ClassTextLearner):
 
     def end_step(self) -> None:
         if self.valley is not None and not self.aligning:
-            self.valley.update(self.vector())
+            self.valley.update(as_vector(self.averaged()))
 
     def end_epoch(self, epoch: int) -> None:
         assert self.survey is not None
@@ -327,18 +305,13 @@ class VL2V(ClassTextLearner):
         elif self.valley is not None:
             self.valley.evaluate(loss)
             if epoch + 1 == self.epochs:
-                found = self.valley.finish()[0].split([one.numel() for one in self.averaged()])
-                with torch.no_grad():
-                    for one, values in zip(self.averaged(), found, strict=True):
-                        one.copy_(values.view(one.shape))
+                from_vector(self.valley.finish()[0], self.averaged())
 
     def _on_valid(self, survey: Survey) -> tuple[float, float]:
         """Measure cross-entropy and accuracy on the labelled base classes of `valid`."""
-        labels = torch.from_numpy(np.asarray(survey.split("valid").labels))
-        rows = np.flatnonzero((labels >= 0) & (labels < self.base))
+        rows, labels = labelled_rows(survey, "valid", self.base)
         logits = survey.over("valid", lambda batch: self.logits(batch["image"]), rows)[:, : self.base]
-        own = labels[rows]
-        return float(F.cross_entropy(logits, own)), float((logits.argmax(1) == own).float().mean())
+        return float(F.cross_entropy(logits, labels)), float((logits.argmax(1) == labels).float().mean())
 
     def logits(self, images: Tensor) -> Float[Tensor, "n classes"]:
         """Compute the logits of normalised pictures."""
@@ -368,10 +341,6 @@ class VL2V(ClassTextLearner):
         return {"The teacher's space": axes_figure(rows, caption)}
 
 
-TEACHER = (
-    "fit:clip?data=styled-shapes%3Ftrain=8192%26seed=900&image_encoder=conv-s&embedding=64&recipe=none&epochs=20"
-    "&batch_size=128&lr=0.003&evaluate_every=20"
-)
 START = "fit:simclr?data=styled-shapes%3Ftrain=4096%26seed=901&encoder=conv-s&recipe=digits-moved&epochs=20&evaluate_every=20"
 SYSTEM = System(
     slug="vl2v-adip",
@@ -381,7 +350,7 @@ SYSTEM = System(
     data="styled-shapes?unseen=outline",
     recipes={
         "styled-shapes": {
-            "teacher": TEACHER,
+            "teacher": SHAPES_TEACHER,
             "start": START,
             "recipe": "none",
             "batch_size": 64,

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_alike, need_positive, shapes
+from counterpoint.core.checks import need_alike, need_numbers, need_positive, shapes
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, mean_of_total
 from counterpoint.core.operands import EPS, positive_similarity, scaled
 from counterpoint.core.precision import full_precision, wide
@@ -165,8 +165,7 @@ def vlm_ood_distillation_loss(
     need_alike("n dim", student=student, teacher=teacher)
     if text.ndim != 2 or text.shape[1] != student.shape[1] or labels.shape != student.shape[:1]:
         raise ValueError(f"text must be [classes, dim] and labels [n], got {shapes(text=text, labels=labels)}")
-    if int(labels.min()) < 0 or int(labels.max()) >= len(text):
-        raise ValueError(f"labels must lie in 0 to {len(text) - 1}, got {int(labels.min())} to {int(labels.max())}")
+    need_numbers(len(text), labels=labels)
     if topk == 0 or topk < -1:
         raise ValueError(f"topk must be at least 1, or -1 for none, got {topk}")
     s, t, w = (F.normalize(rows, dim=1, eps=EPS) for rows in (student, teacher.detach(), text))

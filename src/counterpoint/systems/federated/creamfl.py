@@ -29,9 +29,9 @@ Not built: the pooling of words by PIE attention, and fine-tuning for visual que
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -39,21 +39,19 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_alike, need_positive, need_rows, shapes
-from counterpoint.core.class_logits import class_margin_loss
+from counterpoint.core.checks import need_alike, need_numbers, need_positive, need_rows, shapes
 from counterpoint.core.contrast import pair_logsumexp
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.matches import soft_contrastive
 from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision, wide
-from counterpoint.core.transforms import holds
+from counterpoint.core.seeds import seeded
 from counterpoint.core.world import over_group
 from counterpoint.data.federations import Party
-from counterpoint.engine.run import Run
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import AlignedLearner, first_two
-from counterpoint.tasks.federations import FederationConfig, FederationTask, seeded
-from counterpoint.tasks.public_sets import PublicParty, PublicServer, facts_of, federate_here, number_of
+from counterpoint.tasks.federations import FederationConfig, FederationTask
+from counterpoint.tasks.public_sets import ClassLearner, PublicParty, PublicServer, facts_of, federate_here, number_of
 
 
 class Cream(NamedTuple):
@@ -97,10 +95,8 @@ def cream_uni(
     >>> cream_uni(z, torch.eye(3)[:1], torch.eye(3)[:2], torch.eye(3)[:2], torch.tensor([0])).inter
     tensor(0.6931)
     """
-    z = _checked(emb, emb_old, global_same, global_cross, public_index, temperature)
-    intra = global_mean(_intra(z, emb_old, global_same, public_index, temperature))
-    inter = global_mean(_inter(z, global_cross, public_index, temperature))
-    return _together(intra, inter, weight, loss_scale)
+    terms = _terms(emb, emb_old, global_same, global_cross, public_index, temperature)
+    return _together(*terms, weight, loss_scale)
 
 
 @over_group
@@ -127,22 +123,19 @@ def cream_multi(
     >>> cream_multi(x, x, x, x, x, x, torch.arange(2)).intra
     tensor(0.6931)
     """
-    v = _checked(image_emb, image_emb_old, global_image, global_text, public_index, temperature)
-    t = _checked(text_emb, text_emb_old, global_text, global_image, public_index, temperature)
-    intra = [
-        global_mean(_intra(z, old, same, public_index, temperature))
-        for z, old, same in ((v, image_emb_old, global_image), (t, text_emb_old, global_text))
-    ]
-    inter = [
-        global_mean(_inter(z, cross, public_index, temperature)) for z, cross in ((v, global_text), (t, global_image))
-    ]
-    return _together((intra[0] + intra[1]) / 2, inter[0] + inter[1], weight, loss_scale)
+    image = _terms(image_emb, image_emb_old, global_image, global_text, public_index, temperature)
+    text = _terms(text_emb, text_emb_old, global_text, global_image, public_index, temperature)
+    return _together((image[0] + text[0]) / 2, image[1] + text[1], weight, loss_scale)
 
 
-def _checked(
+def _terms(
     emb: Tensor, old: Tensor, same: Tensor, cross: Tensor, index: Tensor, temperature: float
-) -> Float[Tensor, "n dim"]:
-    """Return the unit rows of `emb`, where all shapes fit."""
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Compute intra and inter of one modality.
+
+    An item's intra is -log of the share of the server's row against the party's own old row. Its inter is the cross-entropy
+    against all public rows of the other modality, without the matrix.
+    """
     need_alike("n dim", emb=emb, emb_old=old)
     need_alike("public dim", global_same=same, global_cross=cross)
     need_positive(temperature=temperature)
@@ -151,21 +144,12 @@ def _checked(
             "emb must be [n, dim], global_same [public, dim] and public_index [n], got "
             + shapes(emb=emb, global_same=same, public_index=index)
         )
-    if holds(((index < 0) | (index >= len(same))).any()):
-        raise ValueError(f"public_index must lie in 0..{len(same) - 1}, the rows of global_same")
-    return unit(wide(emb))
-
-
-def _intra(z: Tensor, old: Tensor, same: Tensor, index: Tensor, temperature: float) -> Float[Tensor, " n"]:
-    """Return -log of the share of the server's row against the party's own old row."""
+    need_numbers(len(same), public_index=index)
+    z = unit(wide(emb))
     gap = (z * (wide(old) - wide(same)[index]).detach()).sum(1)
-    return F.softplus(gap / temperature)
-
-
-def _inter(z: Tensor, cross: Tensor, index: Tensor, temperature: float) -> Float[Tensor, " n"]:
-    """Return the cross-entropies against all public rows of the other modality, without the matrix."""
     query, key = scaled(z, temperature), wide(cross.detach())
-    return pair_logsumexp(query, key).rows - positive_similarity(query, key[index])
+    inter = pair_logsumexp(query, key).rows - positive_similarity(query, key[index])
+    return global_mean(F.softplus(gap / temperature)), global_mean(inter)
 
 
 def _together(intra: Tensor, inter: Tensor, weight: float, loss_scale: bool) -> Cream:
@@ -297,25 +281,6 @@ class CreamFLLearner(AlignedLearner):
         return {"loss": soft_contrastive(image, text, self.negative_scale, self.shift)}
 
 
-class ClassLearner(AlignedLearner):
-    """One encoder with a classifier: a party of one modality."""
-
-    def __init__(self, config: CreamFLConfig, data: Any, seed: int = 0) -> None:
-        super().__init__(config, data, seed)
-        (self.modality,) = data.modalities
-        self.scale = config.class_scale if self.kinds[self.modality] == "image" else 1.0
-        self.classes = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(data.classes, config.embedding), math.sqrt(5)))
-
-    def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        z = self.embed(batch)[self.modality]
-        return {"loss": class_margin_loss(z, self.classes, batch["label"], self.scale, self.config.class_margin)}
-
-
-def falling(rounds: int) -> Callable[[float], float]:
-    """Return the factor of the learning rate of classifying parties by round. It falls to a tenth at 50 % and at 80 %."""
-    return lambda round: 0.1 ** ((round >= rounds / 2) + (round >= 0.8 * rounds))
-
-
 # ------------------------------------------------------------------------------------------------------- server and parties
 
 
@@ -343,7 +308,11 @@ class CreamFLParty(PublicParty):
         self.pairs = len(party.modalities) > 1
         made = CreamFLLearner if self.pairs else ClassLearner
         learner = made(config, facts_of(task, party), seeded(seed, number, 3))
-        super().__init__(task, number, learner, config, seed, None if self.pairs else falling(config.rounds))
+
+        def falling(round: float) -> float:
+            return 0.1 ** ((round >= config.rounds / 2) + (round >= 0.8 * config.rounds))
+
+        super().__init__(task, number, learner, config, seed, None if self.pairs else falling)
 
     @property
     def contrasts(self) -> bool:
@@ -366,18 +335,13 @@ class CreamFLParty(PublicParty):
         return config.contrast_weight * (found.inter if config.inter else found.intra)
 
 
-def run(
-    experiment: Any, seed: int, *, run: Run | None = None, say: Callable[[str], None] = lambda _: None
-) -> list[dict[str, float]]:
-    """Run the federation with all parties in this process, and return a row for each round."""
-    return federate_here(experiment, CreamFLServer, CreamFLParty, seed, run=run, say=say)
-
+run = partial(federate_here, server=CreamFLServer, party=CreamFLParty)  # all parties in this process
 
 # Settings for small pictures and few items, which replace the paper's.
 LAPTOP: dict[str, Any] = {
     "rounds": 10, "party_epochs": 2, "embedding": 32, "context": 16, "recipe": "none",
     "image_encoder": "mlp-s", "text_encoder": "text-s", "vector_encoder": "relu-256-256",
-    "party_image_encoder": "mlp-s,conv-s", "party_text_encoder": "text-s", "party_vector_encoder": "relu-128,relu-64-64",
+    "party_image_encoder": "mlp-s,conv-s", "party_vector_encoder": "relu-128,relu-64-64",
     "batch_size": 64, "party_batch_size": 64, "optimizer": "adamw", "class_optimizer": "adamw", "pair_optimizer": "adamw",
     "lr": 1e-3, "class_lr": 4e-3, "pair_lr": 4e-3,
 }  # fmt: skip

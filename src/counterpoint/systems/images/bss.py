@@ -37,26 +37,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_positive, shapes
+from counterpoint.core.checks import need_positive, need_within, shapes
 from counterpoint.core.compared import Compared, by_view, views
 from counterpoint.core.distributed import batch_logsumexp, batch_order, gather_rows, global_mean, world
 from counterpoint.core.operands import positive_similarity, scaled, unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.rules import Diagonal
 from counterpoint.core.world import over_group
-from counterpoint.data.shown import png
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition
 from counterpoint.systems.parts import Losses, Part, Step
 from counterpoint.systems.settings import PartConfig, claim_settings
+from counterpoint.tasks.view_figures import columns_figure, some_images
 from counterpoint.views.images import ViewParameters, ViewPipeline, denormalise, zero_to_one
 
 Images = Float[Tensor, "n channels height width"]
@@ -77,8 +76,7 @@ def half_window(ratio: float, height: int, width: int) -> int:
     >>> [half_window(ratio, 16, 16) for ratio in (0, 0.01, 0.03, 1)]
     [-1, 0, 1, 8]
     """
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"ratio is a share of the area, 0 to 1; got {ratio}")
+    need_within(0, 1, ratio=ratio)
     need_positive(height=height, width=width)
     return max(0, round((math.sqrt(ratio * height * width) - 1) / 2)) if ratio else -1
 
@@ -337,31 +335,17 @@ class Standardised(Part):
         return {"loss": column_infonce(z, compared.temperature)}
 
     def figures(self, survey: Survey) -> dict[str, Any]:
-        split = survey.split()
-        rows = np.arange(len(split))[:: max(1, len(split) // SHOWN)][:SHOWN]
-        images = torch.from_numpy(split.images(rows)).permute(0, 3, 1, 2)
+        images = some_images(survey, SHOWN)
         drawn = self.styled.draw(images.shape, torch.Generator().manual_seed(0))
-        size = drawn[0].view.size
-        drawn = [one for one in drawn if one.view.size == size]
+        drawn = [one for one in drawn if one.view.size == drawn[0].view.size]
         source = zero_to_one(images)
-        before = [self.styled.pipeline.moved(source, one.view) for one in drawn]
-        columns = [source, *before, *map(denormalise, self.styled.apply(images, drawn, alone=True))]
-        names = ["picture", *(f"view {n + 1}, cropped" for n in range(len(drawn)))]
-        names += [f"view {n + 1}, as the network sees it" for n in range(len(drawn))]
-        larger = -(-48 // min(size, images.shape[2]))
-        pixels = [
-            (column.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy().repeat(larger, 1).repeat(larger, 2)
-            for column in columns
-        ]
+        columns = {"picture": source}
+        columns |= {f"view {n}, cropped": self.styled.pipeline.moved(source, v.view) for n, v in enumerate(drawn, 1)}
+        views = enumerate(self.styled.apply(images, drawn, alone=True), 1)
+        columns |= {f"view {n}, as the network sees it": denormalise(view) for n, view in views}
         said = {"batch": "one image's, for the whole view", "image": "another for each image", "none": "unchanged"}
-        return {
-            "Contents and styles": {
-                "kind": "pictures",
-                "columns": names,
-                "rows": [[png(column[row]) for column in pixels] for row in range(len(rows))],
-                "caption": f"Rows: contents. Columns: views. The style of a view is {said[self.config.transfer]}.",
-            }
-        }
+        caption = f"Rows: contents. Columns: views. The style of a view is {said[self.config.transfer]}."
+        return {"Contents and styles": columns_figure(columns, caption)}
 
 
 SYSTEM = Addition(

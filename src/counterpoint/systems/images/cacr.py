@@ -37,7 +37,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_positive, need_rows, need_within, stacked
+from counterpoint.core.checks import need_positive, need_rows, need_within, need_word, stacked
 from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, mean_of_total, place, world
 from counterpoint.core.expected import LARGEST, expected_costs, mean_key
 from counterpoint.core.operands import positive_similarity, scaled, unit
@@ -172,8 +172,7 @@ def cacr_momentum(
     """
     q = stacked(queries, 1, "queries", "nothing is attracted")
     need_within(1 / LARGEST, LARGEST, temperature=temperature)
-    if cost not in ("rbf", "euclidean"):
-        raise ValueError(f"cost must be 'rbf' or 'euclidean', got {cost!r}")
+    need_word(("rbf", "euclidean"), cost=cost)
     if reduction not in (None, "mean", "sum"):
         raise ValueError(f"reduction must be 'mean', 'sum' or None, got {reduction!r}")
     if key.shape != q.shape[1:]:

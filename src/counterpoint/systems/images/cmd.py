@@ -52,7 +52,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.alignment import swapped_entropy
-from counterpoint.core.checks import need_positive, need_within, shapes
+from counterpoint.core.checks import need_positive, need_within, need_word, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
@@ -68,7 +68,7 @@ from counterpoint.core.region_bags import (
     need_crop_rows,
 )
 from counterpoint.core.world import over_group
-from counterpoint.encoders.maps import feature_map, map_networks, vector_and_map
+from counterpoint.encoders.maps import feature_map, map_networks, map_shape
 from counterpoint.engine.survey import Survey
 from counterpoint.systems.base import System
 from counterpoint.tasks.region_figures import region_figures
@@ -136,9 +136,8 @@ def cmd_loss(
     need_positive(student_temp=student_temp, teacher_temp=teacher_temp, attention_temperature=attention_temperature)
     need_within(0, 1, region_weight=region_weight)
     need_within(0, float("inf"), inter_weight=inter_weight)
-    for name, kinds, value in (("inter", Inter, inter), ("pooling", Pooling, pooling)):
-        if value not in get_args(kinds):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(kinds))}, got {value!r}")
+    need_word(get_args(Inter), inter=inter)
+    need_word(get_args(Pooling), pooling=pooling)
     counts = crop_regions(regions, num_crops)
     student, teacher = (student_cls, student_region, student_feat), (teacher_cls, teacher_region, teacher_feat)
     need_crop_rows(*student, *teacher, counts)
@@ -189,9 +188,8 @@ def cmd_loss(
             if inter == "within" and log_bag is not None:
                 inter_rows = inter_rows + divergence(log_bag.exp(), log_bag, log_q[v])
             elif inter == "across" and log_bag is not None:
-                inter_rows = (
-                    inter_rows + divergence(beta[q], log_beta[q], log_q[v]) + divergence(p[q], log_p[q], log_bag)
-                )
+                inter_rows = inter_rows + divergence(beta[q], log_beta[q], log_q[v])
+                inter_rows = inter_rows + divergence(p[q], log_p[q], log_bag)
             elif inter == "literal":
                 x = beta[q]
                 inter_rows = inter_rows + (torch.xlogy(x, x) - x * p[q] + torch.xlogy(y, y) - y * s[v]).mean(1)
@@ -278,11 +276,8 @@ class CMD(SelfDistilledLearner):
 
     def build_projector(self, dim: int) -> DINOHead:
         """Build both heads; the width of regions is measured on a black picture."""
-        with torch.no_grad():
-            _, found = vector_and_map(self.encoder.eval(), torch.zeros(1, 3, self.size, self.size))
-        self.encoder.train()
         projector = super().build_projector(dim)
-        self.region_projector = self.head(found.shape[1])
+        self.region_projector = self.head(map_shape(self.encoder, self.size)[0])
         return projector
 
     @property
@@ -338,11 +333,7 @@ class CMD(SelfDistilledLearner):
         def features(images: Tensor) -> Tensor:
             return feature_map(cast(TwoLevels, self.teacher.module).encoder, images.to(self.device))
 
-        training = self.training
-        self.eval()
-        found = region_figures(survey.split("valid"), features, self.views, self.config.attention_temperature)
-        self.train(training)
-        return found
+        return region_figures(survey.split("valid"), features, self.views, self.config.attention_temperature)
 
 
 SYSTEM = System(

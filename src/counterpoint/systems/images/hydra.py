@@ -38,11 +38,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from counterpoint.core.checks import need_alike, need_positive, shapes
+from counterpoint.core.checks import need_alike, need_numbers, need_positive, shapes
 from counterpoint.core.distributed import gather_rows, global_mean, mean_of_total
 from counterpoint.core.operands import EPS, unit
 from counterpoint.core.precision import full_precision
-from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
@@ -87,9 +86,7 @@ def pair_gate(
     table = weights["label_embedding"]
     if y1.shape != y2.shape or y1.ndim != 1:
         raise ValueError(f"y1 and y2 must be [b] alike, got {shapes(y1=y1, y2=y2)}")
-    both = torch.cat([y1, y2])
-    if len(both) and holds((both < 0).any() | (both >= len(table)).any()):
-        raise ValueError(f"y1 and y2 must lie in 0..{len(table) - 1}, got {int(both.min())}..{int(both.max())}")
+    need_numbers(len(table), y1=y1, y2=y2)
     batch = training and len(y1) > 1
     if not batch and running is None:
         raise ValueError("one pair has no statistics of its own: give `running`, or more pairs")
@@ -174,12 +171,8 @@ def gated_pair_infonce(
             positive pairs.
         alpha: weight of the ungated similarity that form B subtracts; default 0.
 
-    Returns:
-        The loss, a scalar: 0 without positives. Across processes, keys and means are those of all processes.
-
-    Raises:
-        ValueError: shapes that do not fit, an empty batch, or a temperature that is not positive.
-
+    Returns a scalar: 0 without positives. Across processes, keys and means are those of all processes. Raises ValueError for
+    shapes that do not fit, an empty batch, and a temperature that is not positive.
     Source: vitookit, evaluation/simlap.py (form A); FastSSL, model/simlap.py (form B).
 
     >>> z, y = torch.eye(3), torch.tensor([0, 1, 2])
@@ -231,10 +224,6 @@ def draw_partners(y: Int[Tensor, " b"], classes: int, pairs: str, generator: tor
 
 # ------------------------------------------------------------------------------------------------------------- the learner
 
-Pairs = Literal["arbitrary", "distinct", "identical"]
-Gate = Literal["pair", "product", "none"]
-Form = Literal["renormalised", "plain"]
-
 
 @dataclass
 class HydraConfig(EmbeddingConfig):
@@ -252,12 +241,12 @@ class HydraConfig(EmbeddingConfig):
     """Temperature of the loss; with learn_temperature its start."""
     learn_temperature: bool = False
     """Learn the logarithm of 1 / temperature."""
-    pairs: Pairs = "arbitrary"
+    pairs: Literal["arbitrary", "distinct", "identical"] = "arbitrary"
     """Partner class of an anchor: arbitrary (a permutation of the batch's), distinct (another class), identical (its own)."""
-    gate: Gate = "pair"
+    gate: Literal["pair", "product", "none"] = "pair"
     """pair: the filter sees both classes together. product: it sees each class alone, and both gates are multiplied. none: no
     filter."""
-    form: Form = "renormalised"
+    form: Literal["renormalised", "plain"] = "renormalised"
     """renormalised: cosine of the gated rows (form A); plain: gated product of unit rows (form B)."""
     row_mean: bool = False
     """Average over anchors, each with the mean of its positives, in place of all positive pairs."""
@@ -276,10 +265,8 @@ class HydraConfig(EmbeddingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.temperature < math.inf or self.gate_penalty < 0:
-            raise CounterpointError(
-                f"temperature must be positive and gate_penalty not negative, got {self.temperature}, {self.gate_penalty}"
-            )
+        self.need_positive("temperature")
+        self.need_weight("gate_penalty")
         if self.residual and self.form != "plain":
             raise CounterpointError("residual belongs to form B: add --form plain")
 

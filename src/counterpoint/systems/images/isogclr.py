@@ -257,17 +257,12 @@ class ISogCLRConfig(PartConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.gamma <= 1 or not 0 < self.beta_u <= 1 or self.eta < 0:
-            raise CounterpointError(
-                "gamma and beta_u must lie in 0..1, 0 not included; eta must not be negative; got "
-                f"{self.gamma}, {self.beta_u} and {self.eta}"
-            )
-        if self.tau_min is not None and not 0 < self.tau_min <= self.tau_max:
-            raise CounterpointError(
-                f"tau_min must be positive and at most tau_max ({self.tau_max}), got {self.tau_min}"
-            )
-        if self.tau_init is not None and not 0 < self.tau_init < math.inf:
-            raise CounterpointError(f"tau_init must be positive, got {self.tau_init}")
+        given = [name for name in ("tau_min", "tau_init") if getattr(self, name) is not None]
+        self.need_positive("gamma", "beta_u", "tau_max", *given)
+        self.need_share("gamma", "beta_u")
+        self.need_weight("eta")
+        if self.tau_min is not None and self.tau_min > self.tau_max:
+            raise CounterpointError(f"tau_min must be at most tau_max ({self.tau_max}), got {self.tau_min}")
         if self.rho is not None and not math.isfinite(self.rho):
             raise CounterpointError(f"rho must be a number, got {self.rho}")
 
@@ -284,29 +279,22 @@ class ISogCLR(Part):
         def chosen(given: float | None, usual: float, of_pairs: float) -> float:
             return (of_pairs if two_sided else usual) if given is None else given
 
-        self.settings = Settings(
-            chosen(config.rho, 0.4, 6.0),
-            config.gamma,
-            config.eta,
-            config.beta_u,
-            chosen(config.tau_min, 0.05, 0.005),
-            config.tau_max,
-            5.0 if two_sided else 3.0,
-        )
-        least = self.settings.temperature_min
+        rho, least = chosen(config.rho, 0.4, 6.0), chosen(config.tau_min, 0.05, 0.005)
+        start = chosen(config.tau_init, 0.1, 0.01)
+        clip = 5.0 if two_sided else 3.0
+        self.settings = Settings(rho, config.gamma, config.eta, config.beta_u, least, config.tau_max, clip)
         if least > config.tau_max:
             raise CounterpointError(f"tau_max {config.tau_max} lies below tau_min, which is {least} here; set both")
         if not two_sided and least < LEAST:
             raise CounterpointError(f"tau_min must be at least {LEAST} over views and a queue, got {least}")
-        start = chosen(config.tau_init, 0.1, 0.01)
         if not least <= start <= config.tau_max:
             raise CounterpointError(f"tau_init {start} must lie between tau_min {least} and tau_max {config.tau_max}")
         if two_sided and len(data.modalities) > 2:
             raise CounterpointError(f"isogclr needs two modalities, the data has {', '.join(data.modalities)}")
         names = [a + b for a in ("s", "u", "tau", "b") for b in ("_I", "_T")] if two_sided else ["s", "u", "tau"]
-        initial = {name: start if name.startswith("tau") else 0.0 for name in names}
-        states = nn.ModuleDict({k: SampleState(data.examples, initial=v) for k, v in initial.items()})
-        self.sample_states: Mapping[str, SampleState] = cast(Any, states)
+        first = {name: start if name.startswith("tau") else 0.0 for name in names}
+        states = {name: SampleState(data.examples, initial=value) for name, value in first.items()}
+        self.sample_states: Mapping[str, SampleState] = cast(Any, nn.ModuleDict(states))
         self.class_of: Tensor | None = None
         self.told: dict[str, Tensor] = {}
         self.every = max(1, data.examples // TOLD)

@@ -47,7 +47,7 @@ from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.world import over_group
 from counterpoint.data.images import ImageData
-from counterpoint.engine.optim import light, optimisers
+from counterpoint.engine.optim import light
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
@@ -55,7 +55,7 @@ from counterpoint.systems.base import System
 from counterpoint.tasks.cluster_figures import cluster_figures
 from counterpoint.tasks.image_teachers import check_teacher, teacher_features
 from counterpoint.tasks.images import BATCH, ImagesConfig
-from counterpoint.tasks.views import LAPTOP, ViewsLearner
+from counterpoint.tasks.views import BARE, ViewsLearner
 
 COMPARED = 512  # images whose cosines are drawn
 
@@ -211,17 +211,13 @@ class MLCDConfig(ImagesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.need_positive("center_rate")
+        self.need_positive("center_rate", "temperature")
         self.need_share("sample_rate", "filter_threshold")
+        self.need_weight("margin", "cosine_margin")
         if self.labels >= self.clusters:
             raise CounterpointError(f"labels must lie below clusters ({self.clusters}), got {self.labels}")
-        if not 0 < self.temperature < math.inf:
-            raise CounterpointError(f"temperature must be > 0 and finite, got {self.temperature}")
-        if not 0 <= self.margin < math.pi or not 0 <= self.cosine_margin < math.inf:
-            raise CounterpointError(
-                "margin must lie in 0..pi, pi not included, and cosine_margin must not be negative, got "
-                f"{self.margin} and {self.cosine_margin}"
-            )
+        if self.margin >= math.pi:
+            raise CounterpointError(f"margin must lie in 0..pi, pi not included, got {self.margin}")
         check_teacher(self.teacher)
 
     def check(self) -> None:
@@ -293,8 +289,7 @@ class MLCD(ViewsLearner):
 
     def turns(self) -> list[Turn]:
         """Return a turn of two optimisers: that of the networks, and Adam on the drawn rows of the class centres."""
-        config, networks = self.config, [self.encoder, self.projector]
-        turn = optimisers(config, networks, self.epochs, config.batch_size, steps_per_epoch=self.steps_per_epoch)
+        turn = self.turn_of([self.encoder, self.projector])
         rows = light(torch.optim.SparseAdam)([self.centers])
         self.optimizers = *turn.optimizers, rows
         return [Turn(self.optimizers, turn.schedules)]
@@ -333,7 +328,7 @@ class MLCD(ViewsLearner):
 
 
 # Settings for a small set of small pictures on a few cores.
-SMALL: dict[str, Any] = LAPTOP | {
+SMALL: dict[str, Any] = BARE | {
     "optimizer": "adamw",
     "lr": 2e-3,
     "weight_decay": 0.05,
@@ -346,7 +341,6 @@ SMALL: dict[str, Any] = LAPTOP | {
     "temperature": 1 / 16,
     "margin": 0.0,
 }
-SMALL.pop("hidden")
 
 SYSTEM = System(
     slug="mlcd",

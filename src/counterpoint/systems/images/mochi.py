@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from counterpoint.core.checks import need_alike, need_positive, need_rows
+from counterpoint.core.checks import need_alike, need_numbers, need_positive, need_rows
 from counterpoint.core.compared import Compared, Direction, Queued, pairs, views
 from counterpoint.core.contrast import softplus
 from counterpoint.core.distributed import global_mean
@@ -97,9 +97,7 @@ def _need_parents(n: int, keys: int, **parts: Tensor) -> None:
     if first.ndim != 2 or len(first) != n or any(other.shape != first.shape for other in others):
         said = ", ".join(str(list(part.shape)) for part in parts.values())
         raise ValueError(f"{', '.join(parts)} must be [{n}, s] alike, got {said}")
-    for name, part in parts.items():
-        if not part.is_floating_point() and holds(((part < 0) | (part >= keys)).any()):
-            raise ValueError(f"{name} must lie in 0..{keys - 1}, got {int(part.min())}..{int(part.max())}")
+    need_numbers(keys, **{name: part for name, part in parts.items() if not part.is_floating_point()})
 
 
 @full_precision(keep=("queue", "alpha", "beta"))

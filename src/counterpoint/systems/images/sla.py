@@ -30,7 +30,6 @@ cosine, not in two steps. The paper's few-shot and imbalanced losses below SLA a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -41,16 +40,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from counterpoint.core.checks import need_positive, need_rows, shapes
+from counterpoint.core.checks import need_numbers, need_positive, need_rows, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision
-from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.images import ImageLearner
 from counterpoint.tasks.labelled import LAPTOP, LabelledConfig, cross_entropy
+from counterpoint.tasks.vote_figures import vote_figures
 from counterpoint.views.images import denormalise, normalise
 
 # --------------------------------------------------------------------------------------------------------- transformations
@@ -184,13 +183,8 @@ def sla_loss(
         temperature: T > 0 of the self-distillation; default 1.
         sum_over_transforms: whether L_SLA is a sum over the copies, not their mean (the code's "large loss"); default no.
 
-    Returns:
-        The loss, a scalar. Across processes it is that of all pictures. All logits 0: log(classes M) for L_SLA.
-
-    Raises:
-        ValueError: shapes that do not fit, an empty batch, a label outside the classes, or a temperature that is not
-            positive.
-
+    Returns a scalar: across processes that of all pictures. All logits 0: log(classes M) for L_SLA. Raises ValueError for shapes
+    that do not fit, an empty batch and labels outside the classes. Raises it too for a temperature that is not positive.
     Source: the authors' code, trainers.py.
 
     >>> sla_loss(torch.zeros(4, 6), torch.tensor([0, 2]), 2)
@@ -201,8 +195,7 @@ def sla_loss(
         raise ValueError(f"label must be [b] for joint_logits [b M, classes M], got {shapes(label=label)}")
     need_rows(label=label)
     need_positive(temperature=temperature)
-    if len(label) and holds((label < 0).any() | (label >= classes).any()):
-        raise ValueError(f"label must lie in 0..{classes - 1}, got {int(label.min())}..{int(label.max())}")
+    need_numbers(classes, label=label)
     losses = F.cross_entropy(joint_logits, joint_label(label, num_transforms), reduction="none")
     loss = global_mean(losses) * (num_transforms if sum_over_transforms else 1)
     if single_logits is None:
@@ -222,9 +215,6 @@ def sla_loss(
 
 # ----------------------------------------------------------------------------------------------------------- the learner
 
-Method = Literal["sla", "plain", "augment", "multi-task"]
-Inference = Literal["aggregated", "single", "distilled"]
-
 
 @dataclass
 class SLAConfig(LabelledConfig):
@@ -238,7 +228,7 @@ class SLAConfig(LabelledConfig):
     """Learning rate at a batch of 256; it is multiplied by batch_size / 256."""
     weight_decay: float = 1e-4
     warmup_epochs: int = 0
-    method: Method = "sla"
+    method: Literal["sla", "plain", "augment", "multi-task"] = "sla"
     """sla; or a baseline: plain (no transformations), augment (all copies have the class), multi-task (two heads)."""
     transformations: str = "rotation"
     """Transformations: none, rotation (quarter turns, M = 4), rotation2 (half turns), color_perm (orders of the colours, M = 6),
@@ -249,14 +239,13 @@ class SLAConfig(LabelledConfig):
     """Temperature of the self-distillation."""
     sum_over_transforms: bool = False
     """Sum the loss over the copies, instead of their mean, as the authors do for ImageNet."""
-    inference: Inference = "aggregated"
+    inference: Literal["aggregated", "single", "distilled"] = "aggregated"
     """Classifier that `accuracy` measures: aggregated (M passes), single (one pass of the joint head), or distilled (one
     pass of the second head). The others are measured under their own names."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.temperature < math.inf:
-            raise CounterpointError(f"temperature must be positive and finite, got {self.temperature}")
+        self.need_positive("temperature")
         if self.self_distill and self.method != "sla":
             raise CounterpointError(f"self_distill needs --method sla, got {self.method}")
         if self.inference == "distilled" and not self.self_distill:
@@ -343,30 +332,7 @@ class SLA(ImageLearner):
         rows = np.flatnonzero(survey.split("test").labels >= 0)
         joint = survey.over("test", read, rows)
         label = torch.from_numpy(survey.split("test").labels[rows])
-        votes = joint.diagonal(dim1=1, dim2=3).transpose(1, 2)  # [test, M, C]
-        alone = (votes.argmax(2) == label[:, None]).double().mean(0)
-        together = ((votes.cumsum(1).argmax(2)) == label[:, None]).double().mean(0)
-        count = list(range(1, self.copies + 1))
-        seen = joint.logsumexp(2).argmax(2)
-        table = torch.stack([seen[:, i].bincount(minlength=self.copies) for i in range(self.copies)])
-        names = named(self.config.transformations)
-        return {
-            "Votes of the copies": {
-                "kind": "curves",
-                "series": {
-                    "first copies together": [count, together.tolist()],
-                    "each copy alone": [count, alone.tolist()],
-                },
-                "xlabel": "copy",
-                "caption": f"Accuracy on test, over the copies in order: {', '.join(names)}.",
-            },
-            "Transformations that the joint head recognises": {
-                "kind": "matrix",
-                "values": table.tolist(),
-                "names": names,
-                "caption": "Rows: transformation of a copy. Columns: the one that its joint logits name, over all classes.",
-            },
-        }
+        return vote_figures(joint, label, named(self.config.transformations))
 
 
 SYSTEM = System(

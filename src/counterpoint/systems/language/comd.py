@@ -114,11 +114,7 @@ class CoMDConfig(TaughtChatsConfig):
         super().__post_init__()
         self.need_positive("caption_lr")
         self.need_share("difficult_share", "replay", "max_similarity")
-        if min(self.caption_epochs, self.probe, self.review_sampling, self.writing_sampling) < 0:
-            raise CounterpointError(
-                "caption_epochs, probe, review_sampling and writing_sampling must not be negative, got "
-                f"{self.caption_epochs}, {self.probe}, {self.review_sampling} and {self.writing_sampling}"
-            )
+        self.need_weight("caption_epochs", "probe", "review_sampling", "writing_sampling")
         if math.isnan(self.threshold):
             raise CounterpointError("threshold must be a number, got nan")
 

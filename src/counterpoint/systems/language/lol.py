@@ -28,8 +28,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,18 +44,16 @@ from counterpoint.data.images import Indices
 from counterpoint.encoders.chat_models import Prompt
 from counterpoint.encoders.decoding import Answer, Branch, Decoder, Plain, instructed
 from counterpoint.encoders.early_exit import EarlyExit
-from counterpoint.encoders.messages import Message
 from counterpoint.engine.loading import RowBatches
 from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.errors import CounterpointError, DataError
 from counterpoint.systems.base import System
 from counterpoint.tasks.adapted_chats import AdaptedChatLearner, adapting_rows
 from counterpoint.tasks.chats import ChatsConfig, rows_of
 from counterpoint.tasks.choices import Scores, choice_accuracy, truth_figure
 
 Method = Literal["lol", "icd", "dola", "fusion", "refocus", "instructed", "plain"]
-METHODS = get_args(Method)
 AMATEUR = "amateur"
 
 
@@ -120,7 +118,7 @@ class Contrasted:
 
     Attributes:
         exit: Reads the lower layer, and DoLa's candidates.
-        method: One of METHODS.
+        method: One of `Method`.
         instruction: Text of the system's message.
         omega, gamma, beta: As in `fused_scores`.
     """
@@ -186,7 +184,7 @@ class LOLConfig(ChatsConfig):
     method: Method = "lol"
     """lol: both contrasts under the instruction; fusion: without the instruction; refocus: without the lower layer; icd: without
     both; dola: the last layer against an early one; instructed, plain: the model with and without the instruction."""
-    compare: tuple[str, ...] = ()
+    compare: tuple[Method, ...] = ()
     """Further methods to measure on the same model and amateur; `gain_over_METHOD` is the difference in choice_accuracy."""
     omega: float = 0.3
     """Weight of the lower layer's contrast; 0: the last layer alone."""
@@ -215,13 +213,9 @@ class LOLConfig(ChatsConfig):
         super().__post_init__()
         self.need_share("beta", "amateur_truth")
         self.need_positive("amateur_lr")
-        for name in self.compare:
-            if name not in METHODS:
-                raise unknown("method", name, METHODS)
-        if self.gamma < -1 or self.layer < 0:
-            raise CounterpointError(
-                f"gamma must be at least -1 and layer at least 0, got {self.gamma} and {self.layer}"
-            )
+        self.need_weight("layer")
+        if self.gamma < -1:
+            raise CounterpointError(f"gamma must be at least -1, got {self.gamma}")
 
 
 class LOL(AdaptedChatLearner):
@@ -233,15 +227,14 @@ class LOL(AdaptedChatLearner):
 
     def stages(self) -> list[Stage]:
         config = self.config
-        first = [Stage("model", config.epochs, lambda: [self.weights], lambda: [self.turn([self.weights], config)])]
-        amateur = Stage(
-            "amateur",
-            config.amateur_epochs,
-            lambda: [self.adapters],
-            lambda: [self.turn([self.adapters], replace(config, lr=config.amateur_lr))],
-            batches=lambda survey: RowBatches(misled(survey), config.batch_size),
-        )
-        return [*(first if config.epochs else []), amateur]
+
+        def batches(survey: Survey) -> RowBatches:
+            return RowBatches(misled(survey), config.batch_size)
+
+        return [
+            *self.model_stages(),
+            self.adapter_stage("amateur", config.amateur_epochs, config.amateur_lr, batches=batches),
+        ]
 
     def begin(self, survey: Survey) -> None:
         super().begin(survey)
@@ -250,23 +243,15 @@ class LOL(AdaptedChatLearner):
                 "the amateur learns rejected answers, and no training chat has one; add a field rejected, as in preferences"
             )
 
-    @property
-    def at_amateur(self) -> bool:
-        """Whether the amateur trains in this stage."""
-        return self.stage_name == "amateur"
-
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Replace most answers by the rejected ones, in the amateur's stage."""
-        if not self.at_amateur:
+        if self.stage_name != "amateur":
             return batch
         assert self.survey is not None
         total, mine = self.share(len(batch["index"]))
         truth = (torch.rand(total, generator=generator) < self.config.amateur_truth)[mine].tolist()
         chats = [self.survey.split("train").chats[n] for n in batch["index"].tolist()]
-        messages = [
-            chat.messages if keep else (*chat.prompt, Message("assistant", chat.rejected))
-            for chat, keep in zip(chats, truth, strict=True)
-        ]
+        messages = [chat.messages if keep else chat.worse for chat, keep in zip(chats, truth, strict=True)]
         rows = rows_of(self.model.tokenizer, messages)
         return batch | {name: value.to(self.device) for name, value in rows.items()}
 
@@ -309,7 +294,6 @@ class LOL(AdaptedChatLearner):
         rule = self.rule(method)
         last: list[Tensor] = []
         early: list[list[Tensor]] = [[] for _ in rule.exit.layers]
-        rows = None
         for kind in rule.kinds:
             messages = options["messages"]
             if kind == "guided":
@@ -322,11 +306,10 @@ class LOL(AdaptedChatLearner):
             last.append(logits[:, :-1][here])
             for n, number in enumerate(rule.exit.layers):
                 early[n].append(rule.exit.logits(number)[:, :-1][here])
-            rows = (here.nonzero()[:, 0], given["labels"][:, 1:][here])
-        assert rows is not None
+            tokens = given["labels"][:, 1:][here]
         scores = rule.scores(torch.stack(last), [torch.stack(layer) for layer in early], 0.0, FLOOR)
-        chosen = scores.gather(1, rows[1][:, None])[:, 0]
-        return chosen.new_zeros(len(options["messages"])).index_add(0, rows[0], chosen)
+        chosen = scores.gather(1, tokens[:, None])[:, 0]
+        return chosen.new_zeros(len(options["messages"])).index_add(0, here.nonzero()[:, 0], chosen)
 
     def scorer(self, method: str) -> Scores:
         """Return the scores of options by a method."""

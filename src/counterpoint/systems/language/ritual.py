@@ -32,6 +32,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -41,15 +42,15 @@ from torch import Tensor
 from counterpoint.core.checks import need_alike, need_rows, need_within, shapes
 from counterpoint.core.decoding import plausible
 from counterpoint.core.precision import full_precision, wide
-from counterpoint.data.shown import png
+from counterpoint.data.shown import captioned, png
 from counterpoint.encoders.chat_models import Prompt
 from counterpoint.encoders.decoding import Answer, Branch, Decoder, Plain
 from counterpoint.encoders.messages import Message
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
-from counterpoint.tasks.chats import ChatLearner, ChatsConfig, without_pictures
-from counterpoint.views.transformed import TRANSFORMS, transformed
+from counterpoint.tasks.chats import ChatLearner, ChatsConfig, answer_measures, without_pictures
+from counterpoint.views.transformed import TRANSFORMS, Transform, transformed
 
 Rule = Literal["ritual", "vcd", "m3id"]
 Method = Literal["ritual", "ritual+", "same", "vcd", "m3id", "plain", "greedy"]
@@ -235,7 +236,7 @@ class RitualConfig(ChatsConfig):
     method: Method = "ritual"
     """ritual: a random transformation; ritual+: the one that the model names; same: the same picture twice, a control; vcd: a
     noised picture, subtracted; m3id: no picture, subtracted; plain: one branch; greedy: its most probable tokens."""
-    compare: tuple[str, ...] = ()
+    compare: tuple[Method, ...] = ()
     """Further methods to measure on the same model; `gain_over_METHOD` is the difference in the main measure."""
     alpha: float | None = None
     """Weight of the second branch, at least 0. Default: 3 for ritual, 1 for vcd."""
@@ -243,7 +244,7 @@ class RitualConfig(ChatsConfig):
     """Least probability of a token in shares of the largest one, from the unchanged picture, 0 to 1; 0: keep all."""
     decay: float = 0.02
     """Decay of m3id's g for each token, at least 0; a larger one subtracts more of the answer without the picture."""
-    transforms: tuple[str, ...] = TRANSFORMS
+    transforms: tuple[Transform, ...] = TRANSFORMS
     """Transformations to draw from: horizontal, vertical, rotation, colours, blur, crop."""
     noise_step: int = 500
     """Step of the diffusion that vcd's noise is taken from, 0 to 999."""
@@ -251,16 +252,9 @@ class RitualConfig(ChatsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_share("beta")
-        for name in self.compare:
-            if name not in METHODS:
-                raise unknown("method", name, METHODS)
-        for name in self.transforms:
-            if name not in TRANSFORMS:
-                raise unknown("transformation", name, TRANSFORMS)
+        self.need_weight("decay", *([] if self.alpha is None else ["alpha"]))
         if not self.transforms:
             raise CounterpointError(f"transforms is empty; name some of {', '.join(TRANSFORMS)}")
-        if (self.alpha or 0) < 0 or self.decay < 0:
-            raise CounterpointError(f"alpha and decay must be at least 0, got {self.alpha} and {self.decay}")
         if not 0 <= self.noise_step < STEPS:
             raise CounterpointError(f"noise_step must lie in 0..{STEPS - 1}, got {self.noise_step}")
 
@@ -288,21 +282,13 @@ class Ritual(ChatLearner):
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
         """Measure the further methods that `compare` names, on the same chats."""
         found: dict[str, float] = {}
-        main = self._measured(survey, split, self.config.method) if self.config.compare else {}
-        for method in self.config.compare:
-            other = self._measured(survey, split, method)
+        compared = self.config.compare
+        main = answer_measures(survey, split, partial(self.by, self.config.method)) if compared else {}
+        for method in compared:
+            other = answer_measures(survey, split, partial(self.by, method))
             found |= {f"{method}_{name}": other[name] for name in NAMED if name in other}
             if "accuracy" in other:
                 found[f"gain_over_{method}"] = main["accuracy"] - other["accuracy"]
-        return found
-
-    def _measured(self, survey: Survey, split: str, method: str) -> dict[str, float]:
-        """Measure the answers of one method."""
-        evaluator = survey.evaluator(split)
-        for rows in survey.in_batches(split):
-            batch = survey.batch(split, rows)
-            evaluator.take(rows, self.by(method, batch["prompts"], draw=int(rows[0])))
-        found: dict[str, float] = evaluator.compute()
         return found
 
     def figures(self, survey: Survey) -> dict[str, Any]:
@@ -323,14 +309,11 @@ class Ritual(ChatLearner):
                     views.append({"png": png(rule.seen[n].pictures[0]), "text": f"{rule.chosen[n]}; {said}"})
         pictures = [{"png": png(prompt.pictures[0]), "text": text} for prompt, text in zip(prompts, texts, strict=True)]
         pairs = [cell for pair in zip(pictures, views, strict=True) for cell in pair]
-        return super().figures(survey) | {
-            "Branches": {
-                "kind": "captioned",
-                "rows": [{"cells": pairs[start : start + 4]} for start in range(0, len(pairs), 4)],
-                "caption": "A picture with the answers of four methods, and the transformed picture of RITUAL's second branch. "
-                "Numbers are the probabilities of the first token.",
-            }
-        }
+        caption = (
+            "A picture with the answers of four methods, and the transformed picture of RITUAL's second branch. Numbers are the "
+            "probabilities of the first token."
+        )
+        return super().figures(survey) | {"Branches": captioned(pairs, 4, caption)}
 
 
 def decoder_of(learner: Any, method: str, config: Any = None) -> Decoder:

@@ -28,8 +28,8 @@ Stages:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -39,9 +39,10 @@ from torch import Tensor
 from counterpoint.core.answers import answer_log_probability
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.preferences import Scoring, regularized_dpo
+from counterpoint.core.seeds import generator_of
 from counterpoint.core.world import world
 from counterpoint.data.images import Pixels
-from counterpoint.data.shown import png
+from counterpoint.data.shown import captioned, png
 from counterpoint.encoders.chat_models import Prompt
 from counterpoint.encoders.decoding import Answer, Decoder
 from counterpoint.encoders.messages import IMAGE, Message
@@ -126,11 +127,7 @@ class STICConfig(ChatsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_positive("preference_lr", "description_lr", "beta", "pair_sampling")
-        if min(self.alpha, self.preference_epochs, self.description_epochs) < 0:
-            raise CounterpointError(
-                "alpha, preference_epochs and description_epochs must not be negative, got "
-                f"{self.alpha}, {self.preference_epochs} and {self.description_epochs}"
-            )
+        self.need_weight("alpha", "preference_epochs", "description_epochs")
         if not self.ordinary or not self.inventive or not self.guided.strip():
             raise CounterpointError("ordinary, inventive and guided need at least one question each")
 
@@ -144,9 +141,8 @@ class STIC(AdaptedChatLearner):
         if not data.size:
             raise DataError("stic learns from pictures, and these data have none; name a source of chats with pictures")
         super().__init__(config, data, seed)
-        self.pairs: list[
-            list[Any]
-        ] = []  # picture, ordinary question, better and worse answer, how the worse one was made
+        # Picture, ordinary question, better and worse answer, and how the worse one was made.
+        self.pairs: list[list[Any]] = []
         self.descriptions: list[list[Any]] = []  # training chat, description
         self.left_out = 0
 
@@ -155,26 +151,15 @@ class STIC(AdaptedChatLearner):
     def stages(self) -> list[Stage]:
         config = self.config
 
-        def stage(name: str, epochs: int, lr: float, enter: Any, counted: Any) -> Stage:
-            return Stage(
-                name,
-                epochs,
-                lambda: [self.adapters],
-                lambda: [self.turn([self.adapters], replace(config, lr=lr))],
-                batches=lambda _: Steps(max(1, math.ceil(len(counted()) / config.batch_size))),
-                enter=enter,
-            )
+        def steps(of: str) -> Callable[[Survey], Steps]:
+            return lambda _: Steps(max(1, math.ceil(len(getattr(self, of)) / config.batch_size)))
 
+        pairs: dict[str, Any] = {"enter": self._make_pairs, "batches": steps("pairs")}
+        texts: dict[str, Any] = {"enter": self._describe_chats, "batches": steps("descriptions")}
         found = [
-            Stage("model", config.epochs, lambda: [self.weights], lambda: [self.turn([self.weights], config)]),
-            stage("preferences", config.preference_epochs, config.preference_lr, self._make_pairs, lambda: self.pairs),
-            stage(
-                "descriptions",
-                config.description_epochs,
-                config.description_lr,
-                self._describe_chats,
-                lambda: self.descriptions,
-            ),
+            *self.model_stages(),
+            self.adapter_stage("preferences", config.preference_epochs, config.preference_lr, **pairs),
+            self.adapter_stage("descriptions", config.description_epochs, config.description_lr, **texts),
         ]
         return [one for one in found if one.epochs] or [self.measured_only()]
 
@@ -193,9 +178,7 @@ class STIC(AdaptedChatLearner):
     def _make_pairs(self, survey: Survey) -> None:
         """Answer questions about unlabelled pictures, and keep the answers as pairs."""
         config, images = self.config, self._pictures(survey)
-        generator = torch.Generator().manual_seed(
-            int(np.random.SeedSequence([self.seed, 2405_19716]).generate_state(1)[0])
-        )
+        generator = generator_of(self.seed, 2405_19716)
         order = torch.randperm(len(images), generator=generator)[: config.pictures].tolist()
         self.pairs, self.left_out = [], 0
         self.eval()
@@ -247,11 +230,9 @@ class STIC(AdaptedChatLearner):
             prompts = [asking(config.ordinary[a], picture) for a, picture in zip(asked, shown, strict=True)]
             found = self.answers(prompts, temperature=config.pair_sampling, draw=2_000_000 + start)
             for n, answer in zip(part, found, strict=True):
-                prompt = described(Prompt(split.chats[n].prompt), answer.text)
-                if (
-                    sum(map(len, self.model.tokenizer.chat((*prompt.messages, split.chats[n].messages[-1]))))
-                    <= config.context
-                ):
+                messages = described(Prompt(split.chats[n].prompt), answer.text).messages
+                tokens = self.model.tokenizer.chat((*messages, split.chats[n].messages[-1]))
+                if sum(map(len, tokens)) <= config.context:
                     self.descriptions.append([n, answer.text])
         self.train()
         if not self.descriptions:
@@ -341,9 +322,8 @@ class STIC(AdaptedChatLearner):
         for row, _, good, bad, how in self.pairs[:SHOWN]:
             text = f"preferred: {good} · worse ({how}): {bad}"
             cells.append({"png": png(images.images(np.array([row]))[0]), "text": text})
-        drawn = [{"cells": cells[start : start + 3]} for start in range(0, len(cells), 3)]
         caption = "Pairs that the model made of unlabelled pictures."
-        return found | {"Preferences of its own": {"kind": "captioned", "rows": drawn, "caption": caption}}
+        return found | {"Preferences of its own": captioned(cells, 3, caption)}
 
 
 def asking(question: str, picture: Pixels) -> Prompt:

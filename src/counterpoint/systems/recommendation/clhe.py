@@ -33,7 +33,6 @@ The model hardly ever finds items that occur in no training bundle. The full sof
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -51,7 +50,7 @@ from counterpoint.core.precision import full_precision
 from counterpoint.core.seeds import seed_torch
 from counterpoint.core.world import over_group, world
 from counterpoint.encoders.items import ItemEncoder, item_vectors
-from counterpoint.engine.optim import optimisers
+from counterpoint.engine.optim import constant_rate
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
@@ -197,10 +196,7 @@ class CLHEConfig(SequencesConfig):
         super().__post_init__()
         self.need_positive("item_temperature", "bundle_temperature", "kept")
         self.need_weight("item_weight", "bundle_weight", "noise")
-        if not 0 <= self.drop < 1 or not self.kept < math.inf:
-            raise CounterpointError(
-                f"drop must lie in 0..1, 1 not included, and kept be finite, got {self.drop}, {self.kept}"
-            )
+        self.need_below_one("drop")
         for name in self.chosen:
             if name not in SOURCES:
                 raise unknown("source of features", name, (*SOURCES, "none"))
@@ -255,8 +251,7 @@ class CLHE(SequencesLearner):
                 self.cold.copy_(~rows.bool().any(1))
 
     def turns(self) -> list[Turn]:
-        config, steps = self.config, self.steps_per_epoch
-        return [optimisers(config, [self], self.epochs, config.batch_size, steps_per_epoch=steps, curve=lambda _: 1.0)]
+        return [self.turn_of([self], curve=constant_rate)]
 
     # --- losses
 

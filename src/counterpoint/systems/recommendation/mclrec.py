@@ -57,7 +57,7 @@ from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.seeds import seed_torch
 from counterpoint.core.world import over_group
 from counterpoint.encoders.histories import Augmenter, HistoryEncoder, augmented
-from counterpoint.engine.optim import optimisers
+from counterpoint.engine.optim import constant_rate
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
@@ -239,22 +239,16 @@ class MCLRec(SequencesLearner):
     # --- turns and losses
 
     def turns(self) -> list[Turn]:
-        encoder = self._turn([self.encoder])
+        encoder = self.turn_of([self.encoder], curve=constant_rate)
         if not self.config.learned_weight:
             return [encoder]
         if self.config.update == "joint":
-            return [self._turn([self.encoder, self.augmenters])]
+            return [self.turn_of([self.encoder, self.augmenters], curve=constant_rate)]
         rate = self.config.augmenter_lr / self.config.lr
-        augmenters = self._turn([self.augmenters], rate)
+        augmenters = self.turn_of([self.augmenters], rate=rate, curve=constant_rate)
         augmenters.loss, augmenters.minimise = self.augmenter_loss, "augmenters"
         again = [Turn(encoder.optimizers)] if self.config.update == "three-turns" else []
         return [encoder, augmenters, *again]
-
-    def _turn(self, networks: list[nn.Module], rate: float = 1.0) -> Turn:
-        config, steps = self.config, self.steps_per_epoch
-        return optimisers(
-            config, networks, self.epochs, config.batch_size, steps_per_epoch=steps, rate=rate, curve=lambda _: 1.0
-        )
 
     def row_wise(self) -> list[tuple[nn.Module, str]]:
         return [(self.encoder, "forward")]

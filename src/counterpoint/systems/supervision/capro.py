@@ -118,17 +118,10 @@ def capro_step(
         given = {"logits": logits, "z": z, "feature": feature, "labels": labels, "trusted": trusted}
         raise ValueError(f"every row needs z, feature, label and trusted, got {shapes(**given)}")
     low = (classes, z.shape[1])
-    if (
-        queue.ndim != 2
-        or len(queue) != low[1]
-        or any(x is not None and x.shape != low for x in (prototypes, classifier_low))
-    ):
-        held = {"queue": queue, "classifier_low": classifier_low} | (
-            {} if prototypes is None else {"prototypes": prototypes}
-        )
-        raise ValueError(
-            f"queue must be [{low[1]}, keys], prototypes and classifier_low {list(low)}, got {shapes(**held)}"
-        )
+    held = {"classifier_low": classifier_low} | ({} if prototypes is None else {"prototypes": prototypes})
+    if queue.ndim != 2 or len(queue) != low[1] or any(x.shape != low for x in held.values()):
+        said = shapes(queue=queue, **held)
+        raise ValueError(f"queue must be [{low[1]}, keys], prototypes and classifier_low {list(low)}, got {said}")
 
     loss_inst, inst_logits, newer = queue_contrast(z, z_key, queue, temperature)
 
@@ -204,8 +197,7 @@ class CAProConfig(JudgedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.warm_epochs < 0:
-            raise CounterpointError(f"warm_epochs must not be negative, got {self.warm_epochs}")
+        self.need_weight("warm_epochs")
         if self.queue < self.batch_size:
             raise CounterpointError(f"queue ({self.queue}) must not be smaller than batch_size ({self.batch_size})")
         self.need_share("alpha", "beta", "proto_momentum", "momentum_teacher")
@@ -238,9 +230,7 @@ class CAPro(JudgedLearner):
             head.apply(start_layer)
         self.teacher = EMATeacher(self.encoder)
         self.queue = Queue(config.queue, low, seed=seed)
-        self.register_buffer(
-            "prototype_rows", torch.zeros(classes, 2, low) if self.several else torch.zeros(classes, low)
-        )
+        self.register_buffer("prototype_rows", torch.zeros(*((classes, 2) if self.several else (classes,)), low))
         self.register_buffer("present_weight", torch.ones(classes))
         self.present_weight: Tensor
 
@@ -256,17 +246,12 @@ class CAPro(JudgedLearner):
         config = self.config
         main = config.epochs - config.frozen_epochs
         rest = [self.classifier, self.classifier_low, self.projector, self.reconstructor]
+        last: dict[str, Any] = {"turns": self.fine_turns, "batches": self.kept_batches, "enter": self._clean}
         found = [
             Stage("warm-up", config.warm_epochs),
             Stage("frozen encoder", config.frozen_epochs, trains=lambda: rest),
             Stage("main", main, enter=self._match),
-            Stage(
-                "fine-tuning",
-                config.finetune_epochs,
-                turns=self.fine_turns,
-                batches=self.kept_batches,
-                enter=self._clean,
-            ),
+            Stage("fine-tuning", config.finetune_epochs, **last),
         ]
         return [stage for stage in found if stage.epochs]
 
@@ -304,10 +289,9 @@ class CAPro(JudgedLearner):
         config, feature = self.config, self.encoder(batch["image"])
         z, logits = unit(self.projector(feature)), self.classifier(feature)
         if self.several:
-            near = (
-                torch.einsum("nkl,ktl->nkt", self.classifier_low.project(z), self.prototype_rows) / config.temperature
-            )
-            return config.alpha * logits.sigmoid() + (1 - config.alpha) * near.softmax(2)[..., 1]
+            near = torch.einsum("nkl,ktl->nkt", self.classifier_low.project(z), self.prototype_rows)
+            near = (near / config.temperature).softmax(2)[..., 1]
+            return config.alpha * logits.sigmoid() + (1 - config.alpha) * near
         near = z @ self.prototype_rows.T / config.temperature
         return config.alpha * logits.softmax(1) + (1 - config.alpha) * near.softmax(1)
 

@@ -61,15 +61,15 @@ from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
-from counterpoint.engine.optim import optimisers
+from counterpoint.engine.optim import constant_rate
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.adapted import adapt
 from counterpoint.tasks.images import chosen_bank
-from counterpoint.tasks.measures import principal_axes
-from counterpoint.tasks.spaces import Cause, matrix_figure, probe_matrix
+from counterpoint.tasks.measures import axes_figure
+from counterpoint.tasks.spaces import Cause, known_causes, matrix_figure, probe_matrix
 from counterpoint.tasks.views import ViewsConfig, ViewsLearner, mlp
 
 # ----------------------------------------------------------------------------------------------------------- the equations
@@ -278,25 +278,12 @@ class SepCLR(ViewsLearner):
         s1, s2 = self.salient_projector(self.salient(self.salient_encoder(images))).chunk(2)
         if not config.membership:
             s1, s2 = unit(s1), unit(s2)
-        return sepclr_loss(
-            c1,
-            c2,
-            s1,
-            s2,
-            target.to(images.device),
-            config.salient_weight,
-            config.background_weight,
-            config.jem_weight,
-            config.bandwidth,
-            uniform_weight=config.uniform_weight,
-        )
+        weights = config.salient_weight, config.background_weight, config.jem_weight, config.bandwidth
+        target = target.to(images.device)
+        return sepclr_loss(c1, c2, s1, s2, target, *weights, uniform_weight=config.uniform_weight)
 
     def turns(self) -> list[Turn]:
-        config, steps = self.config, self.steps_per_epoch
-        turn = optimisers(
-            config, [self], self.epochs, config.batch_size, steps_per_epoch=steps, curve=lambda epoch: 1.0
-        )
-        return [turn]
+        return [self.turn_of([self], curve=constant_rate)]
 
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
         return [(self.encoder, "forward"), (self.salient_encoder, "forward")]
@@ -321,26 +308,10 @@ class SepCLR(ViewsLearner):
         at = {"train": chosen_bank(survey.rows, self.config.bank), split: np.arange(len(survey.split(split)))}
         rows = {part: survey.over(part, lambda b: torch.cat(self.spaces(b["image"]), 1), at[part]) for part in at}
         member = {part: self.members(survey, part)[torch.from_numpy(at[part])] for part in at}
-        causes = {"set": Cause(*(member[part].long() for part in at))}
-        labels = {part: survey.split(part).labels for part in at}
-        known = {part: survey.known(part) for part in at}
-        if all(label is not None for label in labels.values()):
-            known = {part: {"class": torch.from_numpy(labels[part])} | known[part] for part in at}
-        for name in known[split]:
-            pair = []
-            for part in at:
-                values = known[part][name][torch.from_numpy(at[part])]
-                absent = float("nan") if values.is_floating_point() else -1
-                mask = member[part].view(-1, *(1,) * (values.ndim - 1))
-                pair.append(torch.where(mask, values, absent))
-            causes[name] = Cause(*pair)
+        causes = {"set": Cause(*(member[part].long() for part in at))} | known_causes(survey, at, member)
         width = self.config.projection
         spaces = {name: tuple(rows[part].split(width, 1)[n] for part in at) for n, name in enumerate(SPACES)}
-        chance = {
-            name: float(there.bincount().max() / len(there))
-            for name, cause in causes.items()
-            if not cause.asked.is_floating_point() and len(there := cause.asked[cause.asked >= 0])
-        }
+        chance = {name: cause.chance for name, cause in causes.items() if cause.chance is not None}
         return probe_matrix(spaces, causes), chance
 
     def figures(self, survey: Survey) -> dict[str, Any]:
@@ -355,15 +326,11 @@ class SepCLR(ViewsLearner):
                 "regression. The column set tells targets from backgrounds. The last row always guesses the most frequent class.",
             )
         }
+        sets = {"background": ~member, "target": member}
         for name, part in zip(SPACES, rows.split(self.config.projection, 1), strict=True):
-            flat, axes = principal_axes(part)
-            points = {what: flat[there][:SHOWN] for what, there in (("background", ~member), ("target", member))}
-            shown[f"The {name} space"] = {
-                "kind": "points",
-                "points": {what: np.round(at.numpy(), 4).tolist() for what, at in points.items() if len(at)},
-                "axes": axes,
-                "caption": f"{name.capitalize()} features of test pictures on their first two principal axes.",
-            }
+            caption = f"{name.capitalize()} features of test pictures on their first two principal axes."
+            groups = {what: part[there] for what, there in sets.items()}
+            shown[f"The {name} space"] = axes_figure(groups, caption, SHOWN)
         return shown | super().figures(survey)
 
 

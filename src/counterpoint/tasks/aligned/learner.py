@@ -19,7 +19,6 @@ from counterpoint.encoders.images import build_image_encoder
 from counterpoint.encoders.text import Tokenizer, build_text_encoder
 from counterpoint.encoders.vectors import build_vector_encoder
 from counterpoint.engine.learner import Learner
-from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
@@ -155,10 +154,7 @@ class AlignedLearner(Learner):
         return torch.stack(list(embeddings)).sum(0)
 
     def turns(self) -> list[Turn]:
-        config = self.config
-        constant = self.parameters() if config.constant_lr else ()
-        steps = self.steps_per_epoch
-        return [optimisers(config, [self], self.epochs, config.batch_size, constant, steps_per_epoch=steps)]
+        return [self.turn_of([self], constant=self.parameters() if self.config.constant_lr else ())]
 
     def encoder_paths(self) -> list[str]:
         """Name the encoders as paths of submodules, for `shardable`; none where there are additions or adapters."""

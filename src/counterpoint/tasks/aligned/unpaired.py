@@ -15,7 +15,6 @@ from counterpoint.core.distributed import world
 from counterpoint.data.images import Indices
 from counterpoint.data.pairs import AlignedSplit
 from counterpoint.engine.loading import Steps
-from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
@@ -137,14 +136,12 @@ class UnpairedLearner(AlignedLearner):
 
     def _turns(self, rates: Mapping[str, float], warmup: int) -> list[Turn]:
         """Make an optimiser for each modality, with this factor of its learning rates."""
-        config, steps = replace(self.config, warmup_epochs=warmup), self.steps_per_epoch
+        config = replace(self.config, warmup_epochs=warmup)
         constant = tuple(self.parameters()) if config.constant_lr else ()
         turns = []
         for name, rate in rates.items():
             modules = [part[name] for part in (self.encoders, self.heads, self.projections) if name in part]
-            turns.append(
-                optimisers(config, modules, self.epochs, config.batch_size, constant, steps_per_epoch=steps, rate=rate)
-            )
+            turns.append(self.turn_of(modules, config, constant=constant, rate=rate))
         return [Turn([o for turn in turns for o in turn.optimizers], [s for turn in turns for s in turn.schedules])]
 
     def exported(self) -> dict[str, Tensor]:

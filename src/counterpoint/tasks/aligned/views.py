@@ -108,8 +108,7 @@ class MultiViewConfig(AlignedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.text_dropout < 1:
-            raise CounterpointError(f"text_dropout must lie in 0..1, 1 not included, got {self.text_dropout}")
+        self.need_below_one("text_dropout")
 
 
 class MultiViewLearner(AlignedLearner):

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from counterpoint.data.chats import ChatSplit, mentioned, says_yes
 from counterpoint.data.images import Indices
-from counterpoint.data.shown import png
+from counterpoint.data.shown import captioned, png
 from counterpoint.encoders.decoding import Answer
 from counterpoint.errors import CounterpointError
 from counterpoint.tasks.measures.captions import cider_of
@@ -210,5 +210,4 @@ class ChatEvaluator:
             if chats[n].pictures:
                 pixels = self.split.images.images(np.array(chats[n].pictures[:1]))[0]
                 cells.append({"png": png(pixels), "text": text})
-        drawn = [{"cells": cells[start : start + 4]} for start in range(0, len(cells), 4)]
-        return {"Answers": {"kind": "captioned", "rows": drawn, "caption": head}} if drawn else {}
+        return {"Answers": captioned(cells, 4, head)} if cells else {}

@@ -88,16 +88,18 @@ def principal_axes(x: Float[Tensor, "n dim"]) -> tuple[Float[Tensor, "n 2"], lis
     return centred @ axes[:2].T, names
 
 
-def axes_figure(groups: Mapping[str, Float[Tensor, "n dim"]], caption: str) -> dict[str, Any]:
+def axes_figure(groups: Mapping[str, Float[Tensor, "n dim"]], caption: str, most: int | None = None) -> dict[str, Any]:
     """Draw groups of rows on the first two principal axes of all rows together.
 
     Args:
         groups: rows of each group by its name in the legend; at least two rows in all, of at least two columns.
         caption: sentence below the figure.
+        most: maximum number of rows of a group to draw. Default: all.
     """
+    groups = {name: rows for name, rows in groups.items() if len(rows)}
     flat, axes = principal_axes(torch.cat(list(groups.values())))
     at = flat.split([len(rows) for rows in groups.values()])
-    points = {name: np.round(part.numpy(), 4).tolist() for name, part in zip(groups, at, strict=True)}
+    points = {name: np.round(part[:most].numpy(), 4).tolist() for name, part in zip(groups, at, strict=True)}
     return {"kind": "points", "points": points, "axes": axes, "caption": caption}
 
 

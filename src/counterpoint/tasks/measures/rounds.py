@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from counterpoint.data.chats import ChatSplit
+from counterpoint.data.shown import captioned
 from counterpoint.encoders.decoding import Answer
 
 
@@ -65,8 +66,7 @@ def round_figures(records: Sequence[Mapping[str, Any]], shown: Callable[[Sequenc
             text = f"before round {one['round']}: {question} teacher: {its} · student: {own} (gap {gap:g})"
             cells.append({"png": shown(pictures), "text": text})
     if cells and all(cell["png"] for cell in cells):
-        drawn = [{"cells": cells[start : start + 3]} for start in range(0, len(cells), 3)]
-        found["Difficult items"] = {"kind": "captioned", "rows": drawn, "caption": "Items on which the student lost."}
+        found["Difficult items"] = captioned(cells, 3, "Items on which the student lost.")
     elif cells:
         lines = [[cell["text"]] for cell in cells]
         told = "Items on which the student lost."
