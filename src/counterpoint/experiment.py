@@ -30,6 +30,7 @@ from counterpoint.encoders.adapters import adapted, load_base, merged_state
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run, versions
+from counterpoint.engine.state import recorded
 from counterpoint.errors import CounterpointError, RunError, check_seed
 from counterpoint.systems.base import System
 from counterpoint.systems.settings import flat, stored, with_settings
@@ -257,7 +258,8 @@ class Experiment:
         """Run a system that has its own `run` instead of the training loop, and keep its metrics."""
         assert self.system.run is not None
         directory = run() if callable(run) else run
-        rows = [dict(row) for row in self.system.run(self, seed, run=directory, say=say)]
+        with recorded(directory.path if directory else None):
+            rows = [dict(row) for row in self.system.run(self, seed, run=directory, say=say)]
         if directory is not None:
             directory.write_metrics(rows)
             if not directory.complete:

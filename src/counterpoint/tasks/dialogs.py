@@ -59,7 +59,7 @@ from counterpoint.encoders.dialogs import DialogEmbedding
 from counterpoint.encoders.masked_words import mask_token
 from counterpoint.encoders.text import Tokenizer, build_tokenizer
 from counterpoint.engine.loading import Batches, Position
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, diverged
 from counterpoint.tasks.measures import linear_probe, principal_axes
 from counterpoint.tasks.splits import check_watched, named_split
 from counterpoint.tasks.tokens import TEXT, LanguageModel, TokensConfig
@@ -193,7 +193,7 @@ class DialogsEvaluator:
     def update(self, batch: dict[str, Any], outputs: dict[str, Any]) -> None:
         z = outputs["z"].float().cpu()
         if not bool(torch.isfinite(z).all()):
-            raise CounterpointError("the vectors hold NaN or infinite values: training diverged; lower --lr")
+            raise diverged("the vectors hold NaN or infinite values")
         self.rows.append(z)
         if "logits" in outputs:
             self.right.append((outputs["logits"].argmax(1) == batch["intent"]).cpu())

@@ -42,7 +42,7 @@ from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, diverged
 from counterpoint.tasks.branches import Partners
 from counterpoint.tasks.measures.classes import purity
 from counterpoint.tasks.measures.generation import CANDIDATES, Judge, judged, r_precision, trained_judge
@@ -389,7 +389,7 @@ class GenerationEvaluator:
 
 def _finite(rows: Tensor) -> Tensor:
     if not bool(rows.isfinite().all()):
-        raise CounterpointError("the codes hold NaN or infinite values: training diverged; lower --lr")
+        raise diverged("the codes hold NaN or infinite values")
     return rows.float().cpu()
 
 

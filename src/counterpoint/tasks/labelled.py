@@ -45,7 +45,7 @@ from counterpoint.core.rows import Keys
 from counterpoint.core.world import over_group, processes
 from counterpoint.data.images import ImageData, Indices
 from counterpoint.engine.loading import Batches, Position
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, diverged
 from counterpoint.tasks.images import (
     EvaluationBatches,
     ImageBatches,
@@ -306,9 +306,7 @@ class LabelledEvaluator:
         outputs = {name: torch.cat(parts) for name, parts in self.outputs.items()}
         for name, values in outputs.items():
             if not bool(torch.isfinite(values).all()):
-                raise CounterpointError(
-                    f"the {name.partition('/')[2]} hold NaN or infinite values: training diverged; lower --lr"
-                )
+                raise diverged(f"the {name.partition('/')[2]} hold NaN or infinite values")
         labels = torch.cat(self.labels["test"])
         if "test/feature" in outputs:
             bank = outputs["bank/feature"], torch.cat(self.labels["bank"])

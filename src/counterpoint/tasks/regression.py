@@ -42,7 +42,7 @@ from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import optimisers
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, diverged
 from counterpoint.tasks.images import BATCH, ImageLearner, ImagesConfig, chosen_bank
 from counterpoint.tasks.measures.regression import (
     Ridge,
@@ -312,7 +312,7 @@ class RegressionEvaluator:
         for name, values in found.items():
             if not bool(torch.isfinite(values).all()):
                 what = name.partition("/")[2]
-                raise CounterpointError(f"a {what} is NaN or infinite: training diverged; lower --lr")
+                raise diverged(f"a {what} is NaN or infinite")
         test, targets = found["test/feature"], found["test/target"]
         watched = "watched" if "watched/feature" in found else "test"
         probe: Ridge = fit_ridge(

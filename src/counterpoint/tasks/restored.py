@@ -37,7 +37,7 @@ from counterpoint.engine.loading import Batches
 from counterpoint.engine.optim import OptimConfig
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError, RunError
+from counterpoint.errors import CounterpointError, DataError, RunError, diverged
 from counterpoint.tasks.images import ImageBatches, ImageTask
 from counterpoint.tasks.measures.restored import RESTORED, restoration
 from counterpoint.tasks.splits import check_watched
@@ -275,9 +275,7 @@ class RestoredEvaluator:
         low, high = batch["low"].float(), batch["high"].float()
         for name, restored in (("", outputs["restored"].float()), ("bicubic_", upscaled(low, self.scale))):
             if not bool(restored.isfinite().all()):
-                raise CounterpointError(
-                    "the restored pictures hold NaN or infinite values: training diverged; lower --lr"
-                )
+                raise diverged("the restored pictures hold NaN or infinite values")
             for measure, values in restoration(restored, high, self.scale).items():
                 self.found.setdefault(name + measure, []).append(values.double().cpu())
 

@@ -37,7 +37,7 @@ from counterpoint.data.images import Indices
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, diverged
 from counterpoint.tasks.histories import BETWEEN, Beginnings, Examples, UserBatches, known_items
 from counterpoint.tasks.measures.ranking import CUTS, ranking_measures
 from counterpoint.tasks.splits import check_watched, named_split
@@ -119,9 +119,7 @@ class RankingEvaluator:
     def update(self, batch: dict[str, Any], outputs: dict[str, Any]) -> None:
         query, items = outputs["query"].float(), outputs["items"].float()
         if not bool(torch.isfinite(query).all() and torch.isfinite(items).all()):
-            raise CounterpointError(
-                "the vectors of users or items hold NaN or infinite values: training diverged; lower --lr"
-            )
+            raise diverged("the vectors of users or items hold NaN or infinite values")
         hidden = batch["known"] if self.mask_seen else batch["known"][:, :0]
         ranks = ranks_of_wanted(query, items, batch["wanted"], hidden).cpu()
         self.ranks.append(ranks)

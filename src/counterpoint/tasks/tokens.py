@@ -47,7 +47,7 @@ from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig, on_lines
 from counterpoint.engine.stages import Turn
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, diverged
 from counterpoint.tasks.measures import principal_axes
 from counterpoint.tasks.measures.words import most_common, probe_attributes
 from counterpoint.tasks.splits import check_watched, named_split
@@ -245,7 +245,7 @@ class TokensEvaluator:
         for name in (name for name in outputs if name.endswith("logits")):
             prefix, logits = name.removesuffix("logits"), outputs[name].float()
             if not bool(torch.isfinite(logits).all()):
-                raise CounterpointError("the logits hold NaN or infinite values: training diverged; lower --lr")
+                raise diverged("the logits hold NaN or infinite values")
             self.losses.setdefault(prefix, []).append(F.cross_entropy(logits, labels, reduction="none").double().cpu())
             self.right.setdefault(prefix, []).append((logits.argmax(1) == labels).cpu())
             if not self.words:

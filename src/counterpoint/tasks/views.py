@@ -43,7 +43,7 @@ from counterpoint.data.shown import png
 from counterpoint.encoders.images import need_size
 from counterpoint.encoders.maps import feature_map, has_map
 from counterpoint.engine.learner import Learner
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import CounterpointError, diverged
 from counterpoint.tasks.cells import CellMeasures
 from counterpoint.tasks.images import (
     BATCH,
@@ -292,7 +292,7 @@ class ViewsEvaluator:
         bank, test = every["bank"], every["test"]
         for features in every.values():
             if not bool(torch.isfinite(features).all()):
-                raise CounterpointError("the features hold NaN or infinite values: training diverged; lower --lr")
+                raise diverged("the features hold NaN or infinite values")
         found: dict[str, float] = {}
         if self.classes and self.labels["bank"] and self.labels["test"]:
             labels, test_labels = (torch.cat(self.labels[part]) for part in ("bank", "test"))

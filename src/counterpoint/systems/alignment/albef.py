@@ -41,7 +41,7 @@ from counterpoint.core.transforms import holds, need_fixed, once
 from counterpoint.core.world import over_group
 from counterpoint.encoders.albef_weights import load_albef_checkpoint
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import CounterpointError, diverged
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, taken
 from counterpoint.tasks.fused import FusedConfig, FusedLearner
@@ -391,7 +391,7 @@ class ALBEF(FusedLearner):
                 idx_queue=None if ids is None else self.queue_ids,
             )
             if not bool(terms["itc"].isfinite()):
-                raise CounterpointError("the contrastive loss is not finite: training diverged; lower --lr")
+                raise diverged("the contrastive loss is not finite")
             if ids is not None:
                 self._write_ids(gather_rows(ids), int(of_v.pointer))
             of_v.write(g_v)
