@@ -156,7 +156,9 @@ def test_diverged_trials_count_once_and_are_named(
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_what_does_not_fit_is_refused_before_the_first_trial(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_fit_is_refused_before_the_first_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(CounterpointError, match="finetune has no setting rate"):
         sweep("finetune", DATA, ["rate=1..2"], out=tmp_path / "s")
     with pytest.raises(CounterpointError, match="lr must be > 0"):
@@ -169,8 +171,11 @@ def test_what_does_not_fit_is_refused_before_the_first_trial(tmp_path: Path, cap
     if find_spec("cmaes") is None:
         with pytest.raises(CounterpointError, match="pip install cmaes"):
             sweep("finetune", DATA, OVER, out=tmp_path / "s", sampler="cmaes")
-    with pytest.raises(CounterpointError, match="unknown metric 'beauty'"):
-        sweep("finetune", DATA, OVER, trials=1, given=GIVEN, metric="beauty", out=tmp_path / "t")
+    epochs: list[int] = []
+    monkeypatch.setattr(Finetune, "end_epoch", lambda self, epoch: epochs.append(epoch))
+    with pytest.raises(CounterpointError, match=r"unknown metric 'acuracy'; did you mean accuracy\? Known: .*accuracy"):
+        sweep("finetune", DATA, OVER, trials=2, given=GIVEN, metric="acuracy", out=tmp_path / "t")
+    assert epochs == [0]  # the first trial ended after its first evaluation
     assert "Traceback" not in capfd.readouterr().err
     corrected = sweep("finetune", DATA, OVER, trials=1, given=GIVEN, out=tmp_path / "t")  # nothing was completed there
     assert corrected["metric"] == "accuracy"

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from counterpoint import catalog
+from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run, machine, versions
 from counterpoint.engine.services import Callback
@@ -29,6 +30,7 @@ from counterpoint.errors import CounterpointError, Interrupted, check_seed, unkn
 from counterpoint.experiment import Experiment, Say, silent
 from counterpoint.files import check_folder, held, replacing
 from counterpoint.lab.cluster import Cluster, Task, run_tasks
+from counterpoint.lab.needed import lacking
 from counterpoint.lab.ranges import Range
 from counterpoint.report.run import smaller_is_better
 from counterpoint.systems.settings import flat
@@ -46,8 +48,16 @@ class Reporter(Callback):
 
     def __init__(self, trial: optuna.Trial, metric: str) -> None:
         self.trial, self.metric, self.value = trial, metric, math.nan
+        self.error: CounterpointError | None = None  # that of a metric which no trial can have
+
+    def on_start(self, learner: Learner, task: Any) -> None:
+        self.learner, self.stages = learner, len(learner.stages())
 
     def on_epoch(self, row: dict[str, float]) -> None:
+        known = [name.removeprefix("valid/") for name in row if name.startswith("valid/")]
+        if known and self.metric not in known and self.learner.position.stage + 1 == self.stages:
+            self.error = lacking(self.metric, sorted(known))
+            raise self.error
         value = row.get(f"valid/{self.metric}")
         if value is None or not math.isfinite(value):
             return
@@ -356,12 +366,14 @@ def run_trial(plan: Plan, trial: optuna.Trial, drawn: Mapping[str, Any], name: s
     except Interrupted:
         raise
     except CounterpointError as error:
+        if error is reporter.error:
+            raise
         reason = str(error).partition("\n")[0]  # the next line names the run, which is removed
         return ended(reason, reason)
     rows = [row for row in run.metrics() if f"valid/{plan.metric}" in row]
     if not rows:
         known = sorted({key.removeprefix("valid/") for row in run.metrics() for key in row if key.startswith("valid/")})
-        raise unknown("metric", plan.metric, known)
+        raise lacking(plan.metric, known)
     value = float(rows[-1][f"valid/{plan.metric}"])
     if not math.isfinite(value):  # Optuna would count no trial, and never reach the number wanted
         reason = f"{plan.metric} is {value} on valid"

@@ -24,6 +24,7 @@ from counterpoint.engine.run import versions
 from counterpoint.experiment import Experiment
 from counterpoint.files import check_folder, replacing
 from counterpoint.lab.cluster import Cluster, run_tasks
+from counterpoint.lab.needed import NeedMetric
 
 PACKAGE = Path(counterpoint.__file__).parent
 SECONDS, DATA = "seconds", "data"  # beside the figures of a run: processor time, and a digest of its training data
@@ -50,7 +51,13 @@ def figures(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def run_one(
-    slug: str, data: str, options: Mapping[str, Any], settings: Mapping[str, Any], seed: int, recipe: bool
+    slug: str,
+    data: str,
+    options: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    seed: int,
+    recipe: bool,
+    metric: str | None = None,
 ) -> dict[str, Any]:
     """Train one system on one thread and return its figures, its processor time and a digest of its training data.
 
@@ -61,23 +68,31 @@ def run_one(
         settings: Settings that replace the paper's, or the recipe's.
         seed: Seed of initialisation, order of the data and dropout.
         recipe: Start from the system's recipe for this data. False: from the paper's settings.
+        metric: End the run after its first measured epoch when it lacks this metric. Default: check none.
     """
     import torch
 
     torch.set_num_threads(1)  # one thread a run, so that figures do not depend on what else is running
     started = time.process_time()
-    rows, digest = _rows(slug, data, dict(options), dict(settings), seed, recipe)
+    rows, digest = _rows(slug, data, dict(options), dict(settings), seed, recipe, metric)
     return {**figures(rows), SECONDS: time.process_time() - started, DATA: digest}
 
 
 def _rows(
-    slug: str, data: str, options: dict[str, Any], settings: dict[str, Any], seed: int, recipe: bool
+    slug: str,
+    data: str,
+    options: dict[str, Any],
+    settings: dict[str, Any],
+    seed: int,
+    recipe: bool,
+    metric: str | None = None,
 ) -> tuple[list[dict[str, float]], str | None]:
     """Train, and return the rows of the run and a digest of its data. No other function here calls a system's training."""
     experiment = Experiment.resolve(slug, data, overrides=settings, options=options, recipe=recipe)
     source = experiment.source()
     digest = digest_of(source)  # before training: a split may keep items that it has read
-    return experiment.run(seed, source=source), digest
+    checks = [NeedMetric(metric)] if metric else []
+    return experiment.run(seed, source=source, callbacks=checks), digest
 
 
 def digest_of(source: Any) -> str | None:
