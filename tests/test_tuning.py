@@ -82,7 +82,7 @@ def test_a_sweep_finds_the_best_trial_and_a_second_call_adds_only_what_is_missin
     again = sweep("finetune", DATA, OVER, trials=5, given=GIVEN, pruner="none", out=tmp_path / "s", say=said.append)
     assert again["trials"][:4] == first["trials"]
     assert len(again["trials"]) == 5
-    assert said[-2].startswith("1 trials of finetune")
+    assert said[-2].startswith("1 trial of finetune")
     with pytest.raises(CounterpointError, match="a sweep with other settings"):
         sweep("finetune", DATA, ["lr=0.1..0.2"], trials=1, given=GIVEN, out=tmp_path / "s")
 
@@ -100,7 +100,7 @@ def test_an_interrupted_trial_is_resumed_with_its_values(tmp_path: Path, monkeyp
     given = {"trials": 3, "given": GIVEN, "pruner": "none", "sampler": "random", "keep": True}
     whole = sweep("finetune", DATA, OVER, out=tmp_path / "whole", **given)
     monkeypatch.setattr(Finetune, "loss", interrupted)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match=r"^stopped after 1 trial; the same command or call continues$"):
         sweep("finetune", DATA, OVER, out=tmp_path / "halves", **given)
     halves = sweep("finetune", DATA, OVER, out=tmp_path / "halves", **given)
     assert count == 24  # three trials of eight steps; the step of the interruption was saved

@@ -32,8 +32,10 @@ from counterpoint.files import check_folder, held, replacing
 from counterpoint.lab.cluster import Cluster, Task, run_tasks
 from counterpoint.lab.needed import lacking
 from counterpoint.lab.ranges import Range
+from counterpoint.lab.runner import continued
 from counterpoint.report.run import smaller_is_better
 from counterpoint.systems.settings import flat
+from counterpoint.words import counted
 
 if TYPE_CHECKING:
     import optuna
@@ -137,7 +139,8 @@ def sweep(
         say: Receives messages, a line each.
 
     A second call with the same arguments continues: it resumes an interrupted trial and runs those that are missing. Raises
-    CounterpointError for settings that do not fit, a measure that `valid` lacks, and a folder of another sweep.
+    CounterpointError for settings that do not fit, a measure that `valid` lacks, and a folder of another sweep. Raises
+    Interrupted after Ctrl-C.
     """
     for name, value, known in (("sampler", sampler, Sampler), ("pruner", pruner, Pruner)):
         if value not in get_args(known):
@@ -192,8 +195,18 @@ def _continued(plan: Plan, jobs: int | None, cluster: Cluster | None, say: Say) 
     if plan.sampler == "grid":
         missing = min(missing, math.prod(len(one.grid()) for one in plan.over))
     if missing > 0:
-        say(f"{missing} trials of {plan.slug} on {plan.data}, judged by {plan.metric} on valid; in {plan.out}")
-        _run(plan, missing, jobs, cluster, say)
+        say(
+            f"{counted(missing, 'trial')} of {plan.slug} on {plan.data}, judged by {plan.metric} on valid; in {plan.out}"
+        )
+        done = plan.trials - missing
+
+        def told(text: str) -> None:
+            nonlocal done
+            done += 1
+            say(text)
+
+        with continued(lambda: counted(done, "trial")):
+            _run(plan, missing, jobs, cluster, told)
     return _recorded(plan)
 
 

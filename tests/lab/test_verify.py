@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from counterpoint import catalog
-from counterpoint.errors import CounterpointError, ProtocolError
+from counterpoint.errors import CounterpointError, Interrupted, ProtocolError
 from counterpoint.lab import claims, rerun, runner
 from counterpoint.lab import verify as room
 from counterpoint.lab.protocol import Protocol, of_system, read, slugs
@@ -95,7 +95,7 @@ def test_an_interrupted_verification_goes_on(tmp_path):
         calls.append(words)
         return fake(*words)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="stopped after 7 of 20 runs"):
         room.verify("macil-sd", jobs=1, out=tmp_path, run_one=stops, protocol=claim())
     assert not (tmp_path / "macil-sd.json").exists()
     again = []

@@ -6,12 +6,13 @@ versions and every source file of the package. A change to any of them therefore
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import counterpoint
 from counterpoint.engine.run import versions
+from counterpoint.errors import Interrupted
 from counterpoint.experiment import Experiment
 from counterpoint.files import check_folder, replacing
 from counterpoint.lab.cluster import Cluster, run_tasks
 from counterpoint.lab.needed import NeedMetric
+from counterpoint.words import counted
 
 PACKAGE = Path(counterpoint.__file__).parent
 SECONDS, DATA = "seconds", "data"  # beside the figures of a run: processor time, and a digest of its training data
@@ -48,6 +51,21 @@ def figures(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         elif part in ("train", "valid"):
             found[f"{part}_{name}"] = value
     return found
+
+
+@contextlib.contextmanager
+def continued(done: Callable[[], str]) -> Iterator[None]:
+    """Name, at an interruption, what is done. The message of one of several runs would continue that run alone.
+
+    Args:
+        done: Returns what is finished, such as "3 runs".
+
+    Raises Interrupted at Ctrl-C.
+    """
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as error:
+        raise Interrupted(f"stopped after {done()}; the same command or call continues") from error
 
 
 def run_one(
@@ -128,7 +146,7 @@ def run_all(
         console: Console of the progress bar. Default: standard error.
         cluster: The cluster whose machines run them. Default: this machine alone.
 
-    Raises CounterpointError, before anything runs, where the cache cannot be written.
+    Raises CounterpointError, before anything runs, where the cache cannot be written. Raises Interrupted after Ctrl-C.
     """
     check_folder(cache)
     done: dict[str, dict[str, Any]] = {}
@@ -147,7 +165,7 @@ def run_all(
         TimeRemainingColumn(),
         console=console or Console(stderr=True),
     )
-    with progress:
+    with continued(lambda: f"{len(done)} of {counted(len(todo), 'run')}"), progress:
         bar = progress.add_task(title, total=len(todo), completed=len(done))
 
         def finish(key: str, metrics: dict[str, Any]) -> None:
