@@ -298,6 +298,18 @@ def test_claims_that_lack_something_are_due(tmp_path, capsys):
     assert "dcl" not in rerun.due(tmp_path)
 
 
+def test_ctrl_c_ends_the_claims_that_are_due(monkeypatch, tmp_path, capsys):
+    tried = []
+
+    def stopped(slug, **more):
+        tried.append(slug)
+        raise Interrupted("stopped after 2 of 30 runs")
+
+    monkeypatch.setattr(rerun, "verify", stopped)
+    assert rerun.main(["dcl", "cacr", "--out", str(tmp_path)]) == 130
+    assert (tried, "stopped after 2 of 30 runs" in capsys.readouterr().err) == (["dcl"], True)
+
+
 def test_real_arms_differ_by_seed_and_repeat(tmp_path):
     part = of_system("macil-sd")
     part = replace(part, quick={**part.quick, "epochs": 1}, quick_data_options={"train": 16, "test": 6})

@@ -136,9 +136,12 @@ def values(rows: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
 
 
 def epochs(rows: Sequence[Mapping[str, float]]) -> np.ndarray:
-    """Return the epoch of every row [epochs], or the row's number where the column is missing."""
+    """Return the epoch of every row [epochs], from 1 as the progress bar counts; the file counts from 0.
+
+    A row without the column has its own number.
+    """
     found = values(rows, "epoch")
-    return np.where(np.isnan(found), np.arange(len(rows)), found)
+    return np.where(np.isnan(found), np.arange(len(rows)), found) + 1
 
 
 def group(name: str) -> str:
