@@ -197,7 +197,7 @@ def test_an_interruption_names_the_command_that_continues_and_not_one_of_its_run
         (["train", "--resume", "/nowhere"], "/nowhere: no such run directory"),
         (["evaluate", "/nowhere"], "no such run directory"),
         (["verify", "macil-sd", "--seeds", "0"], "must be at least 1"),
-        (["detect", "--run", "/nowhere", "a.mp4"], "no such run directory"),
+        (["detect", "--run", "/nowhere", __file__], "no such run directory"),
         (["detect"], "name at least one video file"),
         (["detect", "a.mp4", "--threshold", "2"], "a probability above 0 and below 1"),
         (["report", "macil"], "did you mean macil-sd"),

@@ -34,6 +34,7 @@ from counterpoint.engine.state import recorded
 from counterpoint.errors import CounterpointError, RunError, check_seed
 from counterpoint.systems.base import System
 from counterpoint.systems.settings import flat, stored, with_settings
+from counterpoint.words import counted
 
 Say = Callable[[str], None]
 
@@ -123,7 +124,7 @@ class Experiment:
         epochs = getattr(self.config, "epochs", None)
         configs = {"": self.config, **{f"{slug}.": part for slug, part in getattr(self.config, "parts", {}).items()}}
         return [
-            f"{before}{name} is {getattr(config, name)}, so {part} never begins in {epochs} epochs; "
+            f"{before}{name} is {getattr(config, name)}, so {part} never begins in {counted(epochs, 'epoch')}; "
             f"give more epochs or a lower {before}{name}"
             for before, config in configs.items()
             for name, (part, more) in getattr(config, "late", {}).items()

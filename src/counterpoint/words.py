@@ -24,4 +24,5 @@ def counted(number: int, noun: str, plural: str = "", *, commas: bool = False) -
 def _plural(noun: str) -> str:
     if noun.endswith("y") and noun[-2:-1] not in "aeiou":
         return f"{noun[:-1]}ies"
-    return f"{noun}es" if noun.endswith(("s", "x", "z", "ch", "sh")) else f"{noun}s"
+    hisses = noun.endswith(("s", "x", "z", "ch", "sh")) and not noun.endswith("och")  # epochs
+    return f"{noun}es" if hisses else f"{noun}s"

@@ -23,6 +23,7 @@ from counterpoint.lab import runner, statistics
 from counterpoint.lab.cluster import Cluster
 from counterpoint.lab.verify import RunOne, interval_said, write
 from counterpoint.systems.settings import flat
+from counterpoint.words import counted
 
 SAID = {statistics.HOLDS: "better", statistics.REVERSED: "worse"}
 FOLDER = Path("results/compare")
@@ -97,7 +98,7 @@ def compare(
         cache=out / ".partial" / name,
         stamp=runner.stamp_of([*specs.values(), everything]),
         jobs=jobs,
-        title=f"compare {len(slugs)} systems on {data}",
+        title=f"compare {counted(len(slugs), 'system')} on {data}",
         console=console,
         cluster=cluster,
     )

@@ -20,6 +20,7 @@ from counterpoint.lab import claims
 from counterpoint.lab.protocol import of_system, slugs
 from counterpoint.lab.verify import FOLDER, read_record, verify
 from counterpoint.report.claim import write_claim_report
+from counterpoint.words import counted
 
 
 def due(folder: Path = FOLDER) -> list[str]:
@@ -53,7 +54,8 @@ def main(words: Sequence[str] | None = None) -> int:
     for slug in todo:
         protocol = of_system(slug)
         print(
-            f"{slug}: {protocol.seeds} seeds, {len(protocol.arms)} arms, at most {protocol.minutes:g} processor minutes"
+            f"{slug}: {counted(protocol.seeds, 'seed')}, {counted(len(protocol.arms), 'arm')}, at most {protocol.minutes:g} "
+            "processor minutes"
         )
         if options.list:
             continue

@@ -18,6 +18,7 @@ from counterpoint.report import figures
 from counterpoint.report import page as parts
 from counterpoint.report.found import found_sections
 from counterpoint.report.page import Page, number
+from counterpoint.words import counted
 
 AXES = ("epoch", "step")  # columns of the position, not of a metric
 GROUPS = {"train": "Training", "test": "Test metrics", "valid": "Validation metrics", "lr": "Learning rates"}
@@ -231,7 +232,7 @@ def outcome(rows: Sequence[Mapping[str, float]], file: Path, chance: Mapping[str
         parts.table(
             [*heads, *(["chance"] if chance else [])],
             lines,
-            caption=f"After {len(rows)} epoch{'s' if len(rows) != 1 else ''}. {judged}",
+            caption=f"After {counted(len(rows), 'epoch')}. {judged}",
         ),
     )
 

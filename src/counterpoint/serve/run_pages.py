@@ -19,6 +19,7 @@ from counterpoint.report.found import found_sections
 from counterpoint.report.run import columns, curve_sections, epochs, outcome, reproduce, values
 from counterpoint.serve.runs import Summary, log_of, matching, measured, sorted_by, summarised
 from counterpoint.serve.showing import Site, reading, shown
+from counterpoint.words import counted
 
 PAGE = 50  # runs on a page
 SIDE_BY_SIDE = 8  # maximum number of runs side by side
@@ -145,7 +146,7 @@ def _live(site: Site, run: Run, summary: Summary, seen: str | None = None) -> tu
 
 
 def _state(run: Summary) -> str:
-    done = f"{run.epochs} epoch{'' if run.epochs == 1 else 's'}"
+    done = counted(run.epochs, "epoch")
     why = f": {run.why}" if run.why else ""
     if run.state in RESUMED and not run.resumable:
         return f"{run.state} after {done}{why}; it has no checkpoint to resume"

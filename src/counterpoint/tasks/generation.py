@@ -48,6 +48,7 @@ from counterpoint.tasks.measures.classes import purity
 from counterpoint.tasks.measures.generation import CANDIDATES, Judge, judged, r_precision, trained_judge
 from counterpoint.tasks.measures.subjects import picture_error, subject_measures
 from counterpoint.tasks.splits import check_watched, named_split
+from counterpoint.words import counted
 
 AT_ONCE = 128  # items in a batch of the evaluation
 SHOWN = 8  # captions on a run's page
@@ -289,13 +290,15 @@ class GenerationTask:
         check_watched(self.data.name, len(self.data.valid), "pictures with captions")
         if len(self.data.train) < self.config.batch_size:
             raise DataError(
-                f"{self.data.name} has {len(self.data.train)} training pictures, fewer than a batch of {self.config.batch_size}; "
+                f"{self.data.name} has {counted(len(self.data.train), 'training picture')}, fewer than a batch of "
+                f"{self.config.batch_size}; "
                 f"use --batch-size {len(self.data.train)} or less"
             )
         cut = len(self.tokenizer.too_long(self.data.train.captions, self.config.context))
         if cut:
             self.notes.append(
-                f"{cut} of {len(self.data.train)} training captions have more than {self.config.context} words, of which the last "
+                f"{cut} of {counted(len(self.data.train), 'training caption has', 'training captions have')} more than "
+                f"{self.config.context} words, of which the last "
                 "are not read; raise --context to read them"
             )
 

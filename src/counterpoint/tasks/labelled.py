@@ -62,6 +62,7 @@ from counterpoint.tasks.measures import (
     knn_accuracy,
     linear_probe,
 )
+from counterpoint.words import counted
 
 # ---------------------------------------------------------------------------------------------------------- the measures
 
@@ -398,7 +399,7 @@ class LabelledTask(ImageTask):
         if share and unknowns:
             if unknowns < self.config.batch_size - share:
                 raise DataError(
-                    f"{self.data.name} has {unknowns} training images of unknown class, fewer than the "
+                    f"{self.data.name} has {counted(unknowns, 'training image')} of unknown class, fewer than the "
                     f"{self.config.batch_size - share} of a batch; lower --batch-size or --labels-per-class"
                 )
             streams = np.flatnonzero(known), np.flatnonzero(unknown)

@@ -55,6 +55,7 @@ from counterpoint.tasks.measures.regression import (
 from counterpoint.tasks.splits import check_watched, named_split
 from counterpoint.views.images import ViewPipeline, normalise
 from counterpoint.views.numbers import NumberViews
+from counterpoint.words import counted
 
 Regressor = Literal["frozen", "fine-tuned"]
 SHOWN = 1000  # predictions of the picture
@@ -361,7 +362,7 @@ class RegressionEvaluator:
                 "kind": "points",
                 "points": {"test items": pairs.tolist(), "equal": line},
                 "axes": [f"true {self.data.target}", f"predicted {self.data.target}"],
-                "caption": f"{len(pairs)} test items, predicted by the regressor.",
+                "caption": f"{counted(len(pairs), 'test item')}, predicted by the regressor.",
             }
         }
 
@@ -420,7 +421,7 @@ class RegressionTask:
         count = len(self.data.train)
         if count < self.config.batch_size:
             raise DataError(
-                f"{self.data.name} has {count} training items, fewer than a batch of {self.config.batch_size}; use "
+                f"{self.data.name} has {counted(count, 'training item')}, fewer than a batch of {self.config.batch_size}; use "
                 f"--batch-size {max(2, count)} or less"
             )
 

@@ -43,6 +43,7 @@ from counterpoint.tasks.measures.restored import RESTORED, restoration
 from counterpoint.tasks.splits import check_watched
 from counterpoint.views.images import zero_to_one
 from counterpoint.views.images.degraded import PatchPairs, cropped, downscaled, eight_bit, upscaled
+from counterpoint.words import counted
 
 AT_ONCE = 16  # pictures in a batch of the evaluation
 SHOWN = 3  # test pictures on a run's page
@@ -320,7 +321,8 @@ class RestoredTask(ImageTask):
         seen = len(self.rows) * self.config.repeats
         if seen < self.config.batch_size:
             raise DataError(
-                f"{self.data.name} gives {seen} patches an epoch, fewer than a batch of {self.config.batch_size}; raise --repeats "
+                f"{self.data.name} gives {counted(seen, 'patch')} an epoch, fewer than a batch of {self.config.batch_size}; "
+                "raise --repeats "
                 f"or set --batch-size {seen} or less"
             )
         check_watched(self.data.name, len(self.split("valid")), self.watched)

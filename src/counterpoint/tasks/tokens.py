@@ -51,6 +51,7 @@ from counterpoint.errors import CounterpointError, DataError, diverged
 from counterpoint.tasks.measures import principal_axes
 from counterpoint.tasks.measures.words import most_common, probe_attributes
 from counterpoint.tasks.splits import check_watched, named_split
+from counterpoint.words import counted
 
 TEXT = "text"  # the one modality
 AT_ONCE = 256  # texts in a batch of the evaluation
@@ -310,7 +311,8 @@ class TokensEvaluator:
                 "kind": "points",
                 "points": dict(sorted(points.items())),
                 "axes": axes,
-                "caption": f"Mean states of {len(vectors)} words on their first two principal axes, coloured by {best}. A probe "
+                "caption": f"Mean states of {counted(len(vectors), 'word')} on their first two principal axes, coloured by "
+                f"{best}. A probe "
                 f"tells it of unseen words in {probes[best]:.0%} of cases.",
             }
         return found

@@ -70,6 +70,7 @@ from counterpoint.tasks.measures import (
 )
 from counterpoint.tasks.splits import named_split
 from counterpoint.views.images import ViewPipeline, normalise
+from counterpoint.words import counted
 
 SHOWN = 6  # images of the gallery, and neighbours of each
 SHOWN_ON_MAP = 1000
@@ -430,7 +431,7 @@ class ViewsEvaluator:
                 "kind": "points",
                 "points": {name: np.round(part, 4).tolist() for name, part in groups.items() if len(part)},
                 "axes": axes,
-                "caption": f"Unit features of {len(rows)} test images, {how}.",
+                "caption": f"Unit features of {counted(len(rows), 'test image')}, {how}.",
             }
         }
 

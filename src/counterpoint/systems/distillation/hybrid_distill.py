@@ -61,6 +61,7 @@ from counterpoint.tasks.attention_diversity import diversity, diversity_figures,
 from counterpoint.tasks.images import ImagesConfig
 from counterpoint.tasks.token_teachers import check_token_teacher, token_teacher
 from counterpoint.tasks.views import ViewsLearner
+from counterpoint.words import counted
 
 # --- token features: what the discriminative teacher teaches
 
@@ -273,7 +274,8 @@ class HybridDistill(ViewsLearner):
             common = math.gcd(student.width, teacher.width)
             fit = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
             raise CounterpointError(
-                f"relation_heads: {count} heads do not divide both the student's width of {student.width} and the teacher's of "
+                f"relation_heads: {counted(count, 'head does', 'heads do')} not divide both the student's width of "
+                f"{student.width} and the teacher's of "
                 f"{teacher.width}; choose one of {fit}"
             )
         return count
