@@ -24,9 +24,17 @@ class CheckedSettings:
 
     late: ClassVar[Mapping[str, tuple[str, int]]] = {}
 
-    def need_known_words(self) -> None:
-        """Raise CounterpointError for the first setting annotated as `Literal` with a value that is not in the annotation."""
+    def need_sound_values(self) -> None:
+        """Raise CounterpointError for the first setting with a number that is NaN or infinite, or with an unknown word.
+
+        A word is known when the annotation `Literal` of the setting has it.
+        """
         kind: Any = type(self)
+        for field in fields(kind):
+            value = getattr(self, field.name)
+            for number in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise CounterpointError(f"{field.name} must be finite, got {number}")
         for name, known in _words(kind).items():
             if getattr(self, name) not in known:
                 raise unknown(name, str(getattr(self, name)), map(str, known))

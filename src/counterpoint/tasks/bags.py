@@ -52,7 +52,7 @@ class BagsConfig(CheckedSettings):
     """Largest norm of the gradients of all parameters of a network together; larger ones are scaled down. None: no limit."""
 
     def __post_init__(self) -> None:
-        self.need_known_words()
+        self.need_sound_values()
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise CounterpointError(f"clip_norm must be > 0 or None, got {self.clip_norm}")
         self.need_count("epochs", "batch_size", "max_length")
