@@ -159,13 +159,13 @@ def test_help_is_broken_at_the_width_of_the_terminal(words, capsys, monkeypatch)
 
 
 @pytest.mark.parametrize("kind", [Interrupted, KeyboardInterrupt])
-def test_an_interruption_names_the_command_that_continues_and_not_one_of_its_runs(kind, capsys, monkeypatch):
+def test_an_interruption_names_the_command_that_continues_and_not_one_of_its_runs(kind, capsys, monkeypatch, tmp_path):
     def stopped(*given, **more):
         raise kind("interrupted. Continue it: counterpoint train --resume sweeps/trials/0002")
 
-    monkeypatch.setattr("counterpoint.tuning.sweep", stopped)
-    code, _, err = run(capsys, "sweep", "simclr", "--over", "lr=1..2")
-    assert (code, "The same command continues" in err, "0002" in err) == (130, True, False)
+    monkeypatch.setattr("counterpoint.lab.runner.run_tasks", stopped)
+    code, _, err = run(capsys, "compare", "simclr", "dcl", "--data", "digits", "--out", str(tmp_path))
+    assert (code, "stopped after 0 of 6 runs; the same command" in err, "0002" in err) == (130, True, False)
     monkeypatch.setattr("counterpoint.training.train", stopped)
     code, _, err = run(capsys, "train", "macil-sd")
     assert (code, "train --resume sweeps/trials/0002" in err) == (130, kind is Interrupted)
@@ -197,7 +197,7 @@ def test_an_interruption_names_the_command_that_continues_and_not_one_of_its_run
         (["train", "--resume", "/nowhere"], "/nowhere: no such run directory"),
         (["evaluate", "/nowhere"], "no such run directory"),
         (["verify", "macil-sd", "--seeds", "0"], "must be at least 1"),
-        (["detect", "--run", "/nowhere", "a.mp4"], "no such run directory"),
+        (["detect", "--run", "/nowhere", __file__], "no such run directory"),
         (["detect"], "name at least one video file"),
         (["detect", "a.mp4", "--threshold", "2"], "a probability above 0 and below 1"),
         (["report", "macil"], "did you mean macil-sd"),

@@ -262,10 +262,10 @@ def test_a_folder_is_walked_and_every_entry_accounted_for(clip, tmp_path):
         "a/without an ending",
         f"b/linked/{path.name}",
         "broken.mp4",
-        "gone.mp4",
     ]
     assert [p.relative_to(tmp_path).as_posix() for p, _ in listed.left_out] == ["b/loop", "notes.txt"]
-    ((name, reason),) = listed.failures
+    ((name, reason), missing) = listed.failures
+    assert missing == (tmp_path / "gone.mp4", "no such file or folder")
     assert name == "https://example.org/a.mp4"
     assert "is a web address, which is not supported; download the file" in reason
 

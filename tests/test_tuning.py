@@ -82,7 +82,7 @@ def test_a_sweep_finds_the_best_trial_and_a_second_call_adds_only_what_is_missin
     again = sweep("finetune", DATA, OVER, trials=5, given=GIVEN, pruner="none", out=tmp_path / "s", say=said.append)
     assert again["trials"][:4] == first["trials"]
     assert len(again["trials"]) == 5
-    assert said[-2].startswith("1 trials of finetune")
+    assert said[-2].startswith("1 trial of finetune")
     with pytest.raises(CounterpointError, match="a sweep with other settings"):
         sweep("finetune", DATA, ["lr=0.1..0.2"], trials=1, given=GIVEN, out=tmp_path / "s")
 
@@ -100,7 +100,7 @@ def test_an_interrupted_trial_is_resumed_with_its_values(tmp_path: Path, monkeyp
     given = {"trials": 3, "given": GIVEN, "pruner": "none", "sampler": "random", "keep": True}
     whole = sweep("finetune", DATA, OVER, out=tmp_path / "whole", **given)
     monkeypatch.setattr(Finetune, "loss", interrupted)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match=r"^stopped after 1 trial; the same command or call continues$"):
         sweep("finetune", DATA, OVER, out=tmp_path / "halves", **given)
     halves = sweep("finetune", DATA, OVER, out=tmp_path / "halves", **given)
     assert count == 24  # three trials of eight steps; the step of the interruption was saved
@@ -156,7 +156,9 @@ def test_diverged_trials_count_once_and_are_named(
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_what_does_not_fit_is_refused_before_the_first_trial(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_does_not_fit_is_refused_before_the_first_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(CounterpointError, match="finetune has no setting rate"):
         sweep("finetune", DATA, ["rate=1..2"], out=tmp_path / "s")
     with pytest.raises(CounterpointError, match="lr must be > 0"):
@@ -169,8 +171,11 @@ def test_what_does_not_fit_is_refused_before_the_first_trial(tmp_path: Path, cap
     if find_spec("cmaes") is None:
         with pytest.raises(CounterpointError, match="pip install cmaes"):
             sweep("finetune", DATA, OVER, out=tmp_path / "s", sampler="cmaes")
-    with pytest.raises(CounterpointError, match="unknown metric 'beauty'"):
-        sweep("finetune", DATA, OVER, trials=1, given=GIVEN, metric="beauty", out=tmp_path / "t")
+    epochs: list[int] = []
+    monkeypatch.setattr(Finetune, "end_epoch", lambda self, epoch: epochs.append(epoch))
+    with pytest.raises(CounterpointError, match=r"unknown metric 'acuracy'; did you mean accuracy\? Known: .*accuracy"):
+        sweep("finetune", DATA, OVER, trials=2, given=GIVEN, metric="acuracy", out=tmp_path / "t")
+    assert epochs == [0]  # the first trial ended after its first evaluation
     assert "Traceback" not in capfd.readouterr().err
     corrected = sweep("finetune", DATA, OVER, trials=1, given=GIVEN, out=tmp_path / "t")  # nothing was completed there
     assert corrected["metric"] == "accuracy"

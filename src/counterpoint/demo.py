@@ -20,6 +20,7 @@ from rich.table import Table
 
 from counterpoint.errors import CounterpointError
 from counterpoint.files import patient_threads
+from counterpoint.words import counted
 
 ARMS = ("mil", "macil-sd")
 TEST = 200  # clips that the models are measured on; the files to watch are drawn with later indices
@@ -56,10 +57,11 @@ def main(*, seeds: int = 2, out: Path = Path("runs/demo"), size: tuple[int, int]
     data = arcade.load(test=TEST)  # with the valid clips that `train` watches
     violent = sum(bag.label for bag in data.train)
     say(
-        f"   {len(data.train)} training clips, {violent} of them labelled violent, without times; {len(data.test)} test clips."
+        f"   {counted(len(data.train), 'training clip')}, {violent} of them labelled violent, without times; "
+        f"{counted(len(data.test), 'test clip')}."
     )
 
-    say(f"2. Training {' and '.join(ARMS)}, {seeds} seeds each.")
+    say(f"2. Training {' and '.join(ARMS)}, {counted(seeds, 'seed')} each.")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     results: list[dict[str, Any]] = []
     histories, runs = {}, {}

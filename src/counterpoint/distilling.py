@@ -27,9 +27,11 @@ from counterpoint.engine.teachers import parameters
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment, Say, load_learner, task_class
 from counterpoint.lab import statistics
+from counterpoint.lab.runner import continued
 from counterpoint.tasks.class_teachers import ClassTextLearner, open_network
 from counterpoint.tasks.taught import TaughtLearner
 from counterpoint.tasks.tower_pairs import TowerLearner
+from counterpoint.words import counted
 
 ROWS = 64  # pictures in a batch whose time is taken
 REPEATS = 5
@@ -106,7 +108,7 @@ def distil(
         say: receives messages, a line each.
 
     Returns the record: {"rows": [one for each method and metric], "runs": paths}. Raises CounterpointError for unknown methods and
-    settings, before anything trains.
+    settings, before anything trains. Raises Interrupted after Ctrl-C.
     """
     given = dict(given or {})
     if not methods or len(set(methods)) < len(methods):
@@ -117,11 +119,15 @@ def distil(
     for odd in (key for key in given if all(key not in settings for settings in chosen.values())):
         raise CounterpointError(f"no method has the setting '{odd}'; see counterpoint train {methods[0]} --help")
     experiments = {method: Experiment.resolve(method, data, overrides=settings) for method, settings in chosen.items()}
-    rows, paths = [], []
-    for method, experiment in experiments.items():
-        runs = [_trained(experiment, seed, out, f"{name}-{method}-{seed}", loop, say) for seed in range(seeds)]
-        paths += [str(run.path) for run in runs]
-        rows += [{"method": method} | row for row in _measured(experiment, runs)]
+    rows: list[dict[str, Any]] = []
+    paths: list[str] = []
+    with continued(lambda: counted(len(paths), "run")):
+        for method, experiment in experiments.items():
+            runs = []
+            for seed in range(seeds):
+                runs.append(_trained(experiment, seed, out, f"{name}-{method}-{seed}", loop, say))
+                paths.append(str(runs[-1].path))
+            rows += [{"method": method} | row for row in _measured(experiment, runs)]
     return {"teacher": teacher, "student": student, "data": data, "seeds": seeds, "rows": rows, "runs": paths}
 
 

@@ -65,6 +65,23 @@ class Interrupted(CounterpointError):
     """The user stopped a run; it can be resumed. The command line exits with code 130."""
 
 
+class Diverged(CounterpointError):
+    """A loss or an output of a training is NaN or infinite."""
+
+
+def diverged(what: str, remedy: str = "lower --lr") -> Diverged:
+    """Return the error for a training whose values are not finite.
+
+    >>> print(diverged("the logits hold NaN or infinite values"))
+    the logits hold NaN or infinite values: training diverged; lower --lr
+
+    Args:
+        what: Which values.
+        remedy: What the user can do.
+    """
+    return Diverged(f"{what}: training diverged; {remedy}")
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> CounterpointError:
     """Return the error for an unknown name, with near matches: `unknown("system", "maci-sd", slugs)`.
 

@@ -30,9 +30,11 @@ from counterpoint.encoders.adapters import adapted, load_base, merged_state
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run, versions
+from counterpoint.engine.state import recorded
 from counterpoint.errors import CounterpointError, RunError, check_seed
 from counterpoint.systems.base import System
 from counterpoint.systems.settings import flat, stored, with_settings
+from counterpoint.words import counted
 
 Say = Callable[[str], None]
 
@@ -122,7 +124,7 @@ class Experiment:
         epochs = getattr(self.config, "epochs", None)
         configs = {"": self.config, **{f"{slug}.": part for slug, part in getattr(self.config, "parts", {}).items()}}
         return [
-            f"{before}{name} is {getattr(config, name)}, so {part} never begins in {epochs} epochs; "
+            f"{before}{name} is {getattr(config, name)}, so {part} never begins in {counted(epochs, 'epoch')}; "
             f"give more epochs or a lower {before}{name}"
             for before, config in configs.items()
             for name, (part, more) in getattr(config, "late", {}).items()
@@ -257,7 +259,8 @@ class Experiment:
         """Run a system that has its own `run` instead of the training loop, and keep its metrics."""
         assert self.system.run is not None
         directory = run() if callable(run) else run
-        rows = [dict(row) for row in self.system.run(self, seed, run=directory, say=say)]
+        with recorded(directory.path if directory else None):
+            rows = [dict(row) for row in self.system.run(self, seed, run=directory, say=say)]
         if directory is not None:
             directory.write_metrics(rows)
             if not directory.complete:

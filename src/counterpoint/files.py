@@ -8,7 +8,7 @@ import os
 import shlex
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -44,6 +44,25 @@ def check_folder(folder: Path | str) -> None:
         raise CounterpointError(
             f"{str(error).replace(str(folder / 'name'), str(folder)).partition(';')[0]}; name another folder with --out"
         ) from error
+
+
+def check_empty(folder: Path | str) -> Path:
+    """Return a folder that is empty or absent, as a Path. Raise CounterpointError, before any work, for any other."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CounterpointError(f"{folder} exists and is not an empty folder; name another one with --out")
+    return folder
+
+
+def check_there(paths: Iterable[Path | str]) -> None:
+    """Raise DataError, before any work, for the first path at which there is no file and no folder."""
+    for path in paths:
+        try:
+            there = Path(path).exists()
+        except (OSError, ValueError):  # a name that is too long, or has a zero byte
+            there = False
+        if not there:
+            raise DataError(f"{path}: no such file or folder")
 
 
 def quoted(path: Path | str) -> str:

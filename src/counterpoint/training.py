@@ -18,6 +18,7 @@ import torch
 
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import BAD_BATCH, Run, check_new
+from counterpoint.engine.state import need_idle
 from counterpoint.errors import CounterpointError, Interrupted, RunError, check_seed
 from counterpoint.experiment import Experiment, Say, finished, load_learner
 from counterpoint.files import quoted
@@ -126,6 +127,7 @@ def resume(path: Path | str, *, loop: Loop | None = None, say: Say = print, **se
         raise RunError(
             f"{run.path} is complete; there is nothing to resume. Measure it: counterpoint evaluate {quoted(run.path)}"
         )
+    need_idle(run.path)
     experiment = Experiment.of_run(run)
     asked = loop or Loop()
     own = _loop_of(run)

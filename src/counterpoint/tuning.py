@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from counterpoint import catalog
+from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run, machine, versions
 from counterpoint.engine.services import Callback
@@ -29,9 +30,12 @@ from counterpoint.errors import CounterpointError, Interrupted, check_seed, unkn
 from counterpoint.experiment import Experiment, Say, silent
 from counterpoint.files import check_folder, held, replacing
 from counterpoint.lab.cluster import Cluster, Task, run_tasks
+from counterpoint.lab.needed import lacking
 from counterpoint.lab.ranges import Range
+from counterpoint.lab.runner import continued
 from counterpoint.report.run import smaller_is_better
 from counterpoint.systems.settings import flat
+from counterpoint.words import counted
 
 if TYPE_CHECKING:
     import optuna
@@ -46,8 +50,16 @@ class Reporter(Callback):
 
     def __init__(self, trial: optuna.Trial, metric: str) -> None:
         self.trial, self.metric, self.value = trial, metric, math.nan
+        self.error: CounterpointError | None = None  # that of a metric which no trial can have
+
+    def on_start(self, learner: Learner, task: Any) -> None:
+        self.learner, self.stages = learner, len(learner.stages())
 
     def on_epoch(self, row: dict[str, float]) -> None:
+        known = [name.removeprefix("valid/") for name in row if name.startswith("valid/")]
+        if known and self.metric not in known and self.learner.position.stage + 1 == self.stages:
+            self.error = lacking(self.metric, sorted(known))
+            raise self.error
         value = row.get(f"valid/{self.metric}")
         if value is None or not math.isfinite(value):
             return
@@ -127,7 +139,8 @@ def sweep(
         say: Receives messages, a line each.
 
     A second call with the same arguments continues: it resumes an interrupted trial and runs those that are missing. Raises
-    CounterpointError for settings that do not fit, a measure that `valid` lacks, and a folder of another sweep.
+    CounterpointError for settings that do not fit, a measure that `valid` lacks, and a folder of another sweep. Raises
+    Interrupted after Ctrl-C.
     """
     for name, value, known in (("sampler", sampler, Sampler), ("pruner", pruner, Pruner)):
         if value not in get_args(known):
@@ -182,8 +195,18 @@ def _continued(plan: Plan, jobs: int | None, cluster: Cluster | None, say: Say) 
     if plan.sampler == "grid":
         missing = min(missing, math.prod(len(one.grid()) for one in plan.over))
     if missing > 0:
-        say(f"{missing} trials of {plan.slug} on {plan.data}, judged by {plan.metric} on valid; in {plan.out}")
-        _run(plan, missing, jobs, cluster, say)
+        say(
+            f"{counted(missing, 'trial')} of {plan.slug} on {plan.data}, judged by {plan.metric} on valid; in {plan.out}"
+        )
+        done = plan.trials - missing
+
+        def told(text: str) -> None:
+            nonlocal done
+            done += 1
+            say(text)
+
+        with continued(lambda: counted(done, "trial")):
+            _run(plan, missing, jobs, cluster, told)
     return _recorded(plan)
 
 
@@ -356,12 +379,14 @@ def run_trial(plan: Plan, trial: optuna.Trial, drawn: Mapping[str, Any], name: s
     except Interrupted:
         raise
     except CounterpointError as error:
+        if error is reporter.error:
+            raise
         reason = str(error).partition("\n")[0]  # the next line names the run, which is removed
         return ended(reason, reason)
     rows = [row for row in run.metrics() if f"valid/{plan.metric}" in row]
     if not rows:
         known = sorted({key.removeprefix("valid/") for row in run.metrics() for key in row if key.startswith("valid/")})
-        raise unknown("metric", plan.metric, known)
+        raise lacking(plan.metric, known)
     value = float(rows[-1][f"valid/{plan.metric}"])
     if not math.isfinite(value):  # Optuna would count no trial, and never reach the number wanted
         reason = f"{plan.metric} is {value} on valid"

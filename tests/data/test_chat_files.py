@@ -112,7 +112,7 @@ def test_rows_that_cannot_be_read_are_counted_with_their_reasons(tmp_path):
 
 
 def test_no_readable_chat_is_an_error_that_shows_reasons(tmp_path):
-    with pytest.raises(DataError, match=r"none of 1 chats can be read.*known forms"):
+    with pytest.raises(DataError, match=r"none of 1 chat can be read.*known forms"):
         loaded(written(tmp_path, [{"unknown": 1}]))
 
 

@@ -218,7 +218,7 @@ def test_pictures_without_a_mask_or_with_unknown_pixels_alone_are_for_training(t
     assert len(found.train) == 6 + 5
     assert len(labelled_rows(found.train)) == 6
     assert any("4 pictures have no mask" in note for note in found.notes)
-    assert any("1 masks have no pixel of known class" in note for note in found.notes)
+    assert any("1 mask has no pixel of known class" in note for note in found.notes)
 
 
 def test_masks_follow_pictures_that_metadata_turn(tmp_path):

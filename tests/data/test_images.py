@@ -356,8 +356,8 @@ def test_a_picture_beside_the_folders_has_no_class(tmp_path, cache):
     found = data.load(f"imagefolder:{tmp_path / 'mine'}?size=8")
     assert found.classes == ("a", "b")
     assert sorted([*found.train.labels, *found.test.labels]) == [-1] + [0] * 6 + [1] * 6
-    assert any("1 pictures stand beside the folders of classes" in note for note in found.notes)
-    assert any("1 pictures have no class" in note for note in found.notes)
+    assert any("1 picture stands beside the folders of classes" in note for note in found.notes)
+    assert any("1 picture has no class" in note for note in found.notes)
 
 
 def test_imagefolder_takes_splits_from_folders(folder):

@@ -232,6 +232,7 @@ def test_a_video_is_its_middle_frame_and_its_sound(tmp_path, movie, monkeypatch)
         "caption": Modality("text"),
         "clip_sound": Modality("audio", rate=8000, samples=4000),
     }
+    assert any(note.endswith("the sound of the videos in 'clip' is a modality, too: clip_sound") for note in data.notes)
     frame, wave_ = data.test.column("clip", ALL(1))[0], data.test.column("clip_sound", ALL(1))[0]
     assert frame.mean() == pytest.approx(120, abs=10)  # of 0 to 235
     assert 0.2 < wave_.std() < 0.4
@@ -243,6 +244,7 @@ def test_a_video_is_its_middle_frame_and_its_sound(tmp_path, movie, monkeypatch)
     (tmp_path / "a.wav").write_bytes(sound(1))
     place = jsonl(tmp_path / "n.jsonl", [{"clip": str(movie), "audio": "a.wav"} for _ in range(4)])
     assert list(opened(place).modalities) == ["clip", "audio"]
+    assert not any("is a modality, too" in note for note in opened(place).notes)
 
 
 def test_videos_as_bytes_and_without_sound(tmp_path, movie):
@@ -256,7 +258,7 @@ def test_videos_as_bytes_and_without_sound(tmp_path, movie):
     assert list(data.modalities) == ["video", "text", "video_sound"]
     here = [h for split in (data.train, data.test) for h in split.present("video_sound", ALL(len(split)))]
     assert here.count(False) == 1
-    assert any("1 videos have no sound" in note for note in data.notes)
+    assert any("1 video without sound" in note for note in data.notes)
 
 
 def test_columns_option_selects_columns_and_kinds(files):
@@ -355,7 +357,7 @@ def test_rows_without_a_label_have_no_class(files):
     assert found == {word: n % 2 if n else -1 for n, word in enumerate(WORDS)}
     data = opened(as_csv(files / "m.csv", [row(n) | {"vector": "1", "label": str(n + 2)} for n in range(10)]))
     assert data.classes == tuple(str(n + 2) for n in range(10))  # in the order of numbers
-    with pytest.raises(DataError, match=r"row 1: the label column 'label' holds 1 numbers;"):
+    with pytest.raises(DataError, match=r"row 1: the label column 'label' holds 1 number;"):
         opened(jsonl(files / "m.jsonl", [row(n) | {"label": [1]} for n in range(10)]))
 
 
@@ -418,9 +420,9 @@ def test_every_bad_row_is_listed(files, cache):
         5: ("audio", "silent.wav", "is silent"),
         6: ("audio", "broken.wav", "not a sound"),
         7: ("audio", "gone.wav", "no such file"),
-        8: ("vector", [1.0, None, 2.0], "1 values that are not finite numbers, the first at position 2"),
+        8: ("vector", [1.0, None, 2.0], "1 value other than finite numbers, the first at position 2"),
         9: ("vector", [1.0, 2.0], "has 2 numbers, but most rows have 3"),
-        10: ("vector", [1e300, 2.0, 3.0], "not finite"),
+        10: ("vector", [1e300, 2.0, 3.0], "other than finite"),
         11: ("vector", "bad.npy", "is not a .npy file"),
         12: ("vector", ["a", "b", "c"], "not a list of numbers"),
         13: ("id", "row14", "is not"),  # the one after it is the duplicate
@@ -530,7 +532,7 @@ def test_vectors_written_as_text_are_read(files):
     assert [(line.row, line.value) for line in left] == [(7, ".5 nan"), (8, "inf 1"), (9, "1 x"), (10, "gone.npy")]
     for line, reason in zip(
         left,
-        ["holds 1 values that are not finite"] * 2
+        ["holds 1 value other than finite"] * 2
         + ["is neither a list of numbers nor the name of a .npy file", "no such file"],
         strict=True,
     ):

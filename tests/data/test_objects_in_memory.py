@@ -386,7 +386,7 @@ class Normalised(Dataset):
         (Normalised, "item 0: a float tensor must be a picture with values in 0..1.*remove Normalize"),
         (lambda: PICTURES.astype(np.float64), "pictures are uint8"),
         (lambda: torch.zeros(4, 3, 8, 8), r"give pictures as uint8 \[N, H, W, 3\], such as x\.permute"),
-        (lambda: (PICTURES,), r"a tuple must be \(pictures, labels\), got 1 parts"),
+        (lambda: (PICTURES,), r"a tuple must be \(pictures, labels\), got 1 part;"),
         (lambda: (PICTURES, KINDS[:3]), "the columns differ in length: image 90, label 3"),
         (lambda: {"image": "a.png"}, "give an array or a list"),
         (lambda: (PICTURES[:0], KINDS[:0]), "has no rows"),

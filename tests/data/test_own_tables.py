@@ -330,7 +330,7 @@ def test_a_stray_picture_does_not_make_classes_of_splits(tmp_path):
     assert (found.classes, len(found.train), len(found.test)) == (("cat", "dog"), 9, 8)
     assert sorted(found.train.labels.tolist()) == [-1, *[0] * 4, *[1] * 4]
     assert "the folders test, train are splits, not classes" in said(found)
-    assert "1 pictures stand beside the folders" in said(found)
+    assert "1 picture stands beside the folders" in said(found)
 
 
 def test_folders_without_one_to_train_on_are_classes(tmp_path):

@@ -244,7 +244,7 @@ def test_a_speaking_process_that_dies_is_an_error(monkeypatch):
 def test_what_cannot_be_spoken_is_silent_and_counted():
     sounds, notes = espeak.sounds_of([("en-us", 170, 50, " ")], 100, 8000)
     assert not sounds.any()
-    assert notes == ["speech: 1 of 1 sounds are silent"]
+    assert notes == ["speech: 1 of 1 sound is silent"]
 
 
 def test_long_names_are_cut_and_counted():

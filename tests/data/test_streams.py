@@ -67,7 +67,7 @@ def test_domains_may_be_grouped_and_items_without_one_are_left_out_with_a_note(g
     found = streams.load("x", phases=2)
     assert found.domains == ("p to q", "r")
     assert len(found.test) == 11
-    assert any("1 items of test have no domain" in note for note in found.notes)
+    assert any("left out of test, without domain and so without phase: 1 item" in note for note in found.notes)
     assert found.test.images(np.arange(4))[:, 0, 0, 0].tolist() == [100, 101, 102, 104]
 
 

@@ -131,7 +131,7 @@ def test_counts_and_shares_are_checked():
         checked_count("x", 0, 30)
     with pytest.raises(CounterpointError, match="valid=0 leaves a valid split that is empty"):
         checked_share("x", 0.0)
-    with pytest.raises(CounterpointError, match=r"valid split would be empty: 1 training items"):
+    with pytest.raises(CounterpointError, match=r"valid split would be empty: 1 training item "):
         carve("x", np.arange(1), 0.1)
 
 

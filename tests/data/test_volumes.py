@@ -95,7 +95,7 @@ def test_few_labels_hide_the_masks_of_other_training_volumes(tmp_path):
     found = load(str(tmp_path), size=8, labelled=1)
     assert len(found.train) == 5 * 6
     assert len(labelled_rows(found.train)) == 6
-    assert any("1 volumes have no mask" in note for note in found.notes)
+    assert any("1 volume has no mask" in note for note in found.notes)
 
 
 def test_faulty_files_are_left_out_and_listed(tmp_path):

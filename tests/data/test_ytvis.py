@@ -116,7 +116,7 @@ def test_instances_of_one_frame_are_named(tmp_path):
     _, content = scene(tmp_path)
     content["annotations"][0]["bboxes"][1:] = [None, None, None]
     found = load(str(written(tmp_path, content)), size=16)
-    assert any("1 instances are in one frame only" in note for note in found.notes)
+    assert any("1 instance is in one frame only" in note for note in found.notes)
 
 
 def test_large_sets_are_read_on_demand(tmp_path, monkeypatch):

@@ -54,7 +54,7 @@ def test_the_batch_is_kept_and_replayed(
     assert found.statistics["views.0"]["not_finite"] == 0
     assert main(["replay", str(run.path)]) == 0
     said = capsys.readouterr().out
-    for text in ("step 2", "projector.0 (Linear)", "projector.0.weight", "views.0", "nan"):
+    for text in ("epoch 1, step 2", "projector.0 (Linear)", "projector.0.weight", "views.0", "nan"):
         assert text in said
 
 

@@ -25,7 +25,7 @@ class Some(CheckedSettings):
     numbers: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.need_known_words()
+        self.need_sound_values()
         self.need_positive("rate")
         self.need_below_one("share")
 
@@ -115,3 +115,19 @@ def test_a_value_by_name_becomes_what_the_annotation_says(name, value, kept):
 def test_a_value_of_another_kind_is_refused_by_name(name, value, said):
     with pytest.raises(CounterpointError, match=said):
         fitted(Typed(), name, value)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "temperature"])
+def test_numbers_that_are_not_finite_are_refused_by_one_rule(name, value):
+    from counterpoint.experiment import Experiment
+
+    with pytest.raises(CounterpointError, match=f"{name} must be finite"):
+        Experiment.resolve("simclr", overrides={name: value})
+
+
+def test_a_negative_rate_is_refused():
+    from counterpoint.experiment import Experiment
+
+    with pytest.raises(CounterpointError, match="lr must be > 0, got -1"):
+        Experiment.resolve("simclr", overrides={"lr": -1.0})

@@ -9,13 +9,14 @@ import pytest
 from counterpoint import cli
 from counterpoint.errors import CounterpointError
 from counterpoint.lab import compare, runner
+from counterpoint.systems.classics.simclr import SimCLR
 
 
 @pytest.fixture
 def fake(monkeypatch):
     calls = []
 
-    def one(slug, data, options, settings, seed, recipe):
+    def one(slug, data, options, settings, seed, recipe, metric=None):
         calls.append((slug, seed))
         return {"knn_accuracy": 0.5 + 0.01 * seed + 0.1 * (slug == "moco-v2"), "seconds": 60.0}
 
@@ -133,6 +134,33 @@ def test_pictures_with_masks_are_compared_by_their_cells(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "run_one", lambda *rest: {"alignment": 0.1})
     with pytest.raises(CounterpointError, match="not every system has the metric 'knn_accuracy'"):
         compare.compare(["byol", "simclr"], "shapes", seeds=2, jobs=1, out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        ("knn_acuracy", "unknown metric 'knn_acuracy'; did you mean .*knn_accuracy.* Known: .*train_loss"),
+        ("nosuch", "unknown metric 'nosuch'; known: .*alignment"),
+        ("linear_accuracy", ""),  # computed once, at the end
+    ],
+)
+def test_a_metric_that_no_run_has_ends_the_comparison_after_one_epoch(tmp_path, monkeypatch, metric, said):
+    count, before = 0, SimCLR.end_epoch
+
+    def counted(self, epoch):
+        nonlocal count
+        count += 1
+        before(self, epoch)
+
+    monkeypatch.setattr(SimCLR, "end_epoch", counted)
+    given = {"encoder": "mlp-s", "epochs": 2, "batch_size": 32, "evaluate_every": 1}
+    words = {"seeds": 1, "jobs": 1, "out": tmp_path, "metric": metric, "overrides": given}
+    if said:
+        with pytest.raises(CounterpointError, match=said):
+            compare.compare(["simclr", "dcl"], "digits?size=8&train=64", **words)
+    else:
+        assert compare.compare(["simclr", "dcl"], "digits?size=8&train=64", **words)["metric"] == metric
+    assert count == (1 if said else 2 * 2)
 
 
 def test_one_teacher_serves_all_students_and_others_leave_its_setting_out(tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from counterpoint import catalog
-from counterpoint.errors import CounterpointError, ProtocolError
+from counterpoint.errors import CounterpointError, Interrupted, ProtocolError
 from counterpoint.lab import claims, rerun, runner
 from counterpoint.lab import verify as room
 from counterpoint.lab.protocol import Protocol, of_system, read, slugs
@@ -95,7 +95,7 @@ def test_an_interrupted_verification_goes_on(tmp_path):
         calls.append(words)
         return fake(*words)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="stopped after 7 of 20 runs"):
         room.verify("macil-sd", jobs=1, out=tmp_path, run_one=stops, protocol=claim())
     assert not (tmp_path / "macil-sd.json").exists()
     again = []
@@ -296,6 +296,18 @@ def test_claims_that_lack_something_are_due(tmp_path, capsys):
     sound = record | {"missing": [], "protocol": record["protocol"] | {"ran": of_system("dcl").sha256}}
     (tmp_path / "dcl.json").write_text(json.dumps(sound))
     assert "dcl" not in rerun.due(tmp_path)
+
+
+def test_ctrl_c_ends_the_claims_that_are_due(monkeypatch, tmp_path, capsys):
+    tried = []
+
+    def stopped(slug, **more):
+        tried.append(slug)
+        raise Interrupted("stopped after 2 of 30 runs")
+
+    monkeypatch.setattr(rerun, "verify", stopped)
+    assert rerun.main(["dcl", "cacr", "--out", str(tmp_path)]) == 130
+    assert (tried, "stopped after 2 of 30 runs" in capsys.readouterr().err) == (["dcl"], True)
 
 
 def test_real_arms_differ_by_seed_and_repeat(tmp_path):

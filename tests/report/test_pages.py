@@ -456,7 +456,7 @@ def test_what_is_measured_now_and_then_is_a_line_and_a_lone_value_a_dot(monkeypa
     monkeypatch.setattr(figures, "curves", lambda series, **_: drawn.update(series) or figures.Markup(""))
     curve_sections([{"epoch": float(n), **({"test/accuracy": n / 30} if n % 10 == 9 else {})} for n in range(30)])
     x, y = drawn["accuracy"]
-    assert x.tolist() == [9, 19, 29]
+    assert x.tolist() == [10, 20, 30]  # as the progress bar counts
     assert np.isfinite(y).all()
     monkeypatch.undo()
 
@@ -470,7 +470,10 @@ def test_what_is_measured_now_and_then_is_a_line_and_a_lone_value_a_dot(monkeypa
 
 def test_a_run_without_test_metrics_is_judged_by_valid(tmp_path) -> None:
     rows = [{"epoch": n, "train/loss": 1.0 - n, "valid/accuracy": 0.25 + n / 4} for n in range(2)]
-    assert "accuracy" in outcome(rows, tmp_path / "metrics.csv", {})
+    shown = outcome(rows, tmp_path / "metrics.csv", {})
+    assert "accuracy" in shown
+    assert "at epoch 2" in shown
+    assert "After 2 epochs" in shown
     assert [heading for heading, _ in curve_sections(rows)] == ["Validation metrics", "Training"]
 
 

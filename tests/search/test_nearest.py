@@ -66,7 +66,7 @@ def test_exact_search_never_finds_items_that_lack_the_modality_or_are_not_finite
     hits = search.nearest_rows(found, "text", rows[1], 50)
     assert sorted(row for _, row in hits) == sorted(set(np.flatnonzero(there)) - {4, 5})
     assert np.isfinite([similarity for similarity, _ in hits]).all()
-    assert "2 embeddings of text are not finite" in found.notes[0]
+    assert "leaves out 2 embeddings of text with NaN" in found.notes[0]
 
 
 def test_large_values_that_overflow_leave_no_nan(tmp_path):

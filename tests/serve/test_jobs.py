@@ -159,7 +159,7 @@ def test_a_training_starts_and_stops_and_can_be_resumed(copied, monkeypatch):
         wait(lambda: not page.site.jobs.running(page.site.jobs.get("live")))
         html = page.get("/job/live").text
         assert "it can be resumed" in html
-        assert ">stopped<" in page.get("/runs?q=live").text  # at once, although it wrote a moment ago
+        assert ">interrupted<" in page.get("/runs?q=live").text  # at once, although it wrote a moment ago
         assert page.post("/resume", data={"form_token": page.form, "run": "0/runs/first"}).status_code == 400
         assert (run / "last.ckpt").is_file()
         assert 'action="/resume"' in page.get("/run/0/runs/live").text

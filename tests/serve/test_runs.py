@@ -11,6 +11,7 @@ import time
 import pytest
 import yaml
 
+from counterpoint.engine import state as states
 from counterpoint.serve import runs as room
 from counterpoint.serve.places import OutsideError, Places
 from counterpoint.serve.runs import Index, last_values, matching, sorted_by
@@ -114,6 +115,32 @@ def test_a_run_s_page_shows_it_and_its_live_part_follows_the_training(copied):
     now = page.get("/live/0/runs/second", params={"stamp": stamp[1]})
     assert (now.status_code, "3 epochs" in now.text, "x-done" in now.headers) == (200, True, False)
     assert now.headers["x-stamp"] != stamp[1]
+
+
+def test_the_state_of_a_run_is_the_one_that_its_folder_records(copied):
+    run = copied / "runs" / "second"
+    page = served(copied)
+
+    def shown(*, machine: str = "", pid: int = 0, born: str = "", state: str = "training") -> str:
+        record = {"state": state, "why": f"why it {state}", "machine": machine, "pid": pid, "born": born}
+        (run / "state.json").write_text(json.dumps(record))
+        now = time.time()
+        os.utime(run, (now, now))  # it wrote a moment ago
+        (html,) = re.findall(r'<p class="state \w+">([^<]*)</p>', page.get("/run/0/runs/second").text)
+        page.site.walk.forget()
+        assert f">{html.split()[0].strip(',')}<" in page.get("/runs?q=second").text
+        return html
+
+    here, born = states.machine(), states.born(os.getpid())
+    assert shown(state="interrupted") == "interrupted after 2 epochs; it has no checkpoint to resume"
+    assert shown(state="diverged") == "diverged, 2 epochs: why it diverged"
+    assert shown(state="failed") == "failed after 2 epochs: why it failed; it has no checkpoint to resume"
+    if born:  # Linux
+        assert shown(machine=here, pid=os.getpid(), born=born) == "training, 2 epochs"
+        assert (
+            shown(machine=here, pid=os.getpid(), born="1") == "stopped after 2 epochs; it has no checkpoint to resume"
+        )
+    assert shown(machine="elsewhere", pid=1, born="1") == "training, 2 epochs"  # known by the time alone
 
 
 def test_runs_side_by_side_show_what_differs(page):

@@ -440,7 +440,7 @@ def test_items_that_lack_a_side_are_as_if_they_were_not_there():
     learner, task = built()
     batch = batch_of(learner, task)
     batch["present"]["image"] = torch.arange(8) == 2
-    with pytest.raises(CounterpointError, match="1 items with image and text, ITM needs two"):
+    with pytest.raises(CounterpointError, match="1 item with image and text, ITM needs two"):
         learner.loss(batch)
 
 

@@ -694,7 +694,7 @@ def test_settings_that_do_not_fit_raise_an_error():
     data = made()
     only = replace(data, unpaired=AlignedColumns(data.unpaired.columns, presence={"sheet": np.arange(20) < 1}))
     learner, task = learner_of(TINY, only)
-    with pytest.raises(DataError, match="has 1 items of sheet to pre-train on"):
+    with pytest.raises(DataError, match="has 1 item of sheet to pre-train on"):
         begun(learner, task)
     learner, task = learner_of(TINY, data)
     begun(learner, task)

@@ -528,7 +528,7 @@ def test_data_without_kinds_of_imaging_or_with_several_classes_are_refused(sam):
 def test_masks_without_a_kind_of_imaging_are_refused(sam):
     learner, task = built(sam)
     task.data.valid.domains[0] = -1
-    with pytest.raises(DataError, match="1 pictures of valid"):
+    with pytest.raises(DataError, match="valid has 1 picture with a mask"):
         fit(learner, task, bar=False)
 
 

@@ -285,5 +285,5 @@ def test_a_phase_with_fewer_items_than_a_batch_is_named():
 
 def test_a_phase_of_one_item_asks_for_fewer_phases():
     learner, task = built("digit-halves?train=40&test=40", phases=30)
-    with pytest.raises(DataError, match=r"phase \d+ has 1 training items; use fewer --phases"):
+    with pytest.raises(DataError, match=r"phase \d+ has 1 training item; use fewer --phases"):
         learner.begin(Survey(task, learner))

@@ -534,7 +534,7 @@ def test_bad_settings_are_refused(rooms: dict[str, AlignedDual], changed: dict[s
         ({"class_names": "alike.txt"}, "the same embedding of their texts"),
         ({"class_names": "doubled.txt"}, "two classes have the same name 'disc'"),
         ({"class_names": "few.txt"}, "has 2 lines for 8 classes"),
-        ({"teacher": "nan.npz"}, "1 rows of train are zero, NaN or infinite, the first is row 3"),
+        ({"teacher": "nan.npz"}, "train has 1 row of zeros, NaN or infinity, the first is row 3"),
         ({"teacher": "width.npz"}, "train must be"),
     ],
 )

@@ -205,7 +205,7 @@ def test_marks_and_pictures_must_be_as_many():
     user, answer = Message("user", f"{IMAGE} what ?"), Message("assistant", "yes")
     with pytest.raises(DataError, match=r"1 marks <image> and 0 pictures"):
         Chat((user, answer))
-    with pytest.raises(DataError, match=r"0 marks <image> and 1 pictures"):
+    with pytest.raises(DataError, match=r"0 marks <image> and 1 picture"):
         Chat((Message("user", "what ?"), answer), (0,))
     with pytest.raises(DataError, match="no answer"):
         Chat((user,), (0,))

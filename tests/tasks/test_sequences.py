@@ -108,8 +108,8 @@ def test_short_histories_are_for_training_alone(tmp_path):
         (ROWS, "user,item,time", "?ties=newest", "order of ties"),
         (ROWS, "user,item,time", "?least=9", "lower .least="),
         (ROWS, "user,item,time", "?last=2", "last 0 or at least 3"),
-        ([("ann", "", 1)], "user,item,time", "", "none of 1 rows has a user and an item"),
-        ([("ann", "a", 1), ("ann", "b", 2)], "user,item,time", "", "none of 1 histories has 3 items"),
+        ([("ann", "", 1)], "user,item,time", "", "none of 1 row has a user and an item"),
+        ([("ann", "a", 1), ("ann", "b", 2)], "user,item,time", "", "none of 1 history has 3 items"),
     ],
 )
 def test_tables_that_cannot_be_used_name_the_remedy(rows, columns, query, said, tmp_path):
@@ -226,7 +226,7 @@ def test_another_number_of_items_and_data_without_histories_are_refused():
 
 
 def test_leave_one_out_needs_a_history_of_three():
-    with pytest.raises(DataError, match="none of 1 histories has 3 items"):
+    with pytest.raises(DataError, match="none of 1 history has 3 items"):
         leave_one_out("x", Lists.of([[0, 1]]), ["a", "b"])
 
 

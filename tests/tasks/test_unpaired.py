@@ -43,7 +43,7 @@ def test_a_pool_without_unpaired_items_has_those_of_the_training_split():
         found = pool(survey(train, unpaired), "vector")
         assert found.split is train
         assert found.values(found.rows[1:2]).tolist() == [[2, 3]]
-    with pytest.raises(DataError, match="has 1 items of vector to pre-train on"):
+    with pytest.raises(DataError, match="has 1 item of vector to pre-train on"):
         pool(survey(split(4, {"picture": np.ones(4, bool), "vector": np.arange(4) == 2})), "vector")
 
 

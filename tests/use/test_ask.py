@@ -68,7 +68,7 @@ def test_the_command_prints_json_and_writes_a_page(run, picture, tmp_path, capsy
 @pytest.mark.parametrize(
     ("question", "images", "methods", "said"),
     [
-        ("<image> <image> which ?", 1, ["plain"], "2 marks <image>, and 1 pictures"),
+        ("<image> <image> which ?", 1, ["plain"], "2 marks <image>, and 1 picture was"),
         ("what ?", 1, ["opera"], "unknown method"),
         ("what ?", 1, ["icd"], "icd needs an amateur; name a run of lol"),
         ("a brick " * 200, 1, ["plain"], "more than the context"),
@@ -94,5 +94,6 @@ def test_a_run_of_lol_answers_by_its_contrasts(tmp_path):
     path = training.train("lol", config, data=data, out=tmp_path, say=lambda _: None).path
     found = ask(str(path), "capital of e1 ?", (), ["plain", *CONTRASTED], new_tokens=3)
     assert [one.method for one in found] == ["plain", *CONTRASTED]
+    (tmp_path / "a.png").touch()
     with pytest.raises(CounterpointError, match="takes no pictures"):
-        ask(str(path), "what ?", ["a.png"], ["plain"])
+        ask(str(path), "what ?", [tmp_path / "a.png"], ["plain"])

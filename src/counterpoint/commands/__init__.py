@@ -42,7 +42,6 @@ COMMANDS = (
     ),
     *("predict", "ask", "generate", "embed", "index", "search", "serve", "export", "report", "check-loss", "doctor"),
 )
-CONTINUED = ("verify", "analyse", "compare", "sweep", "distill")  # they keep their finished runs, and continue
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,8 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Interrupted, KeyboardInterrupt) as error:
         if debug and isinstance(error, Interrupted):
             raise
-        if words and words[0] in CONTINUED:  # the message of one of its runs would continue that run alone
-            error = Interrupted("interrupted; finished runs are kept. The same command continues")
         if isinstance(error, Interrupted):
             _say(error)
         return 130

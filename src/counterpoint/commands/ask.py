@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from counterpoint.commands.common import Place, Text, console, say, table, unset
+from counterpoint.files import check_empty, check_writable
 
 
 def main(
@@ -47,6 +48,10 @@ def main(
     """
     from counterpoint.use.ask import ask, produce
 
+    if out is not None:
+        check_empty(out)
+    if html is not None:
+        check_writable(html)
     found = ask(
         run,
         question,

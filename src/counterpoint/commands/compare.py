@@ -21,6 +21,7 @@ from counterpoint.commands.common import (
     table,
     unset,
 )
+from counterpoint.words import counted
 
 
 def main(
@@ -78,7 +79,7 @@ def main(
     )
     name = record["metric"]
     columns = ("system", "mean", "std", f"against {slugs[0]}", "95 % interval", "", "min a run")
-    shown = table(*columns, right=columns[1:], title=f"{name} on {data}, {seeds} seeds")
+    shown = table(*columns, right=columns[1:], title=f"{name} on {data}, {counted(seeds, 'seed')}")
     pairs = {pair["arm"]: pair for pair in record["comparisons"]}
     for slug, runs in record["results"].items():
         values = [run[name] for run in runs.values()]
@@ -91,7 +92,7 @@ def main(
         shown.add_row(slug, f"{fmean(values):.4f}", f"{spread:.4f}", against, interval, verdict, f"{minutes:.1f}")
     console().print(shown)
     if domains := record.get("domains"):
-        apart = table("left out", *slugs, right=slugs, title=f"{name} by domain, mean of {seeds} seeds")
+        apart = table("left out", *slugs, right=slugs, title=f"{name} by domain, mean of {counted(seeds, 'seed')}")
         for domain, systems in domains.items():
             apart.add_row(domain, *(f"{fmean(systems[slug].values()):.4f}" for slug in slugs))
         console().print(apart)

@@ -12,6 +12,7 @@ from counterpoint.commands.common import Place, Probability, complain, console, 
 from counterpoint.commands.detecting import check_live, chosen_detector, run_live
 from counterpoint.errors import CounterpointError, Interrupted
 from counterpoint.files import check_writable
+from counterpoint.words import counted
 
 if TYPE_CHECKING:
     from counterpoint.tasks.moments import Detection
@@ -77,8 +78,20 @@ def main(
     from counterpoint.use.hand_over import write_all, write_beside, write_clips
     from counterpoint.use.video_files import find_videos
 
-    detector = chosen_detector(run, quiet=json_)
     listed = find_videos(videos)
+    if not listed.videos:  # known before the run is loaded, which takes seconds
+        for name, reason in listed.failures:
+            complain(f"{name}: {reason}", "red")
+        if json_:
+            failed = [[str(name), reason] for name, reason in listed.failures]
+            left_out = [[str(name), reason] for name, reason in listed.left_out]
+            print(
+                json.dumps(
+                    {"run": None, "warnings": [], "videos": [], "failed": failed, "left_out": left_out}, indent=2
+                )
+            )
+        return 2
+    detector = chosen_detector(run, quiet=json_)
     kept = Kept(out, detector, threshold) if out else None
     try:
         found, unread = detect_files(detector, listed.videos, threshold=threshold, kept=kept, finished=write_beside)
@@ -96,11 +109,8 @@ def main(
         write_all(found, page, kept=kept, clips=made, told=told)
     if listed.left_out:
         few = ", ".join(f"{p}: {r}" for p, r in listed.left_out[:3]) + (", ..." if len(listed.left_out) > 3 else "")
-        what = (
-            "1 file of the folders is no video and was"
-            if len(listed.left_out) == 1
-            else (f"{len(listed.left_out)} files of the folders are no videos and were")
-        )
+        one, several = "file of the folders is no video and was", "files of the folders are no videos and were"
+        what = counted(len(listed.left_out), one, several)
         complain(f"{what} left out ({f'listed in {page}' if found else few})")
     if json_:
         pairs = {k: [[str(p), r] for p, r in told[k]] for k in ("failed", "left_out")}

@@ -8,6 +8,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from counterpoint.commands.common import HERE, Count, Machines, Text, say, unset
 from counterpoint.errors import CounterpointError
+from counterpoint.words import counted
 
 
 def main(
@@ -58,5 +59,5 @@ def main(
         cluster=machines.cluster(),
         say=say,
     )
-    say(f"{count} items: {place}   Search it: counterpoint search {quoted(run)} QUERY --in {quoted(place)}")
+    say(f"{counted(count, 'item')}: {place}   Search it: counterpoint search {quoted(run)} QUERY --in {quoted(place)}")
     return 0

@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from counterpoint.commands.common import Text, say, unset
+from counterpoint.words import counted
 
 
 def main(
@@ -49,7 +50,7 @@ def main(
     pictures = [made for made in files if made.path.suffix == ".png"]
     for made in files:
         if made.inputs:
-            on = f"random inputs and {made.real} items of the data" if made.real else "random inputs"
+            on = f"random inputs and {counted(made.real, 'item')} of the data" if made.real else "random inputs"
             said = f"   inputs {', '.join(made.inputs)}; largest difference {made.difference:.1e} on {on}"
             say(f"{made.modality}: {made.path}{said}")
         elif made not in pictures:
@@ -57,5 +58,5 @@ def main(
     for note in dict.fromkeys(made.note for made in files if made.note):
         say(f"note: {note}")
     if pictures:
-        say(f"{len(pictures)} pictures: {pictures[0].path} to {pictures[-1].path.name}")
+        say(f"{counted(len(pictures), 'picture')}: {pictures[0].path} to {pictures[-1].path.name}")
     return 0

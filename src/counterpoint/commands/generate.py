@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from counterpoint.commands.common import Place, complain, say, unset
+from counterpoint.words import counted
 
 
 def main(
@@ -46,6 +47,6 @@ def main(
         ]
         print(json.dumps(rows, indent=2))
     else:
-        say(f"{sum(len(one.files) for one in found)} pictures: {out}")
+        say(f"{counted(sum(len(one.files) for one in found), 'picture')}: {out}")
         say(f"Page: {out / PAGE}")
     return 0

@@ -12,7 +12,8 @@ from tyro.conf import Positional, arg
 
 from counterpoint.commands.common import Place, Text, complain, console, say, table, unset
 from counterpoint.errors import CounterpointError
-from counterpoint.files import check_writable
+from counterpoint.files import check_there, check_writable
+from counterpoint.words import counted
 
 Method = Optional[Literal["classifier", "prompts", "neighbours"]]  # noqa: UP045
 LISTED = 20  # predictions that the terminal shows
@@ -73,12 +74,13 @@ def main(
 
     if out is not None and Path(out).suffix not in room.ENDINGS:
         raise CounterpointError(f"{out} has no known ending; name a file that ends in {', '.join(room.ENDINGS)}")
+    files, others = ([], []) if data is not None else room.find_pictures(pictures)
+    check_there([] if classes is None else [classes])
     predictor = room.Predictor.load(run, classes=classes, templates=templates, bank=bank, method=method, top=top, k=k)
     faults: list[tuple[str, str]] = []
     if data is not None:
         asked = predictor.asked(data, split)
     else:
-        files, others = room.find_pictures(pictures)
         asked, faults = room.read_pictures(files, predictor.size)
         if others:
             what = "file that is no picture" if len(others) == 1 else "files that are no pictures"
@@ -112,7 +114,7 @@ def main(
     if len(found) > LISTED:
         say(f"... and {len(found) - LISTED} more" + ("" if out else "; write all of them with -o FILE"))
     counts = Counter(one.label for one in found).most_common(5)
-    say(f"{len(found)} pictures: " + ", ".join(f"{name} {count}" for name, count in counts))
+    say(f"{counted(len(found), 'picture')}: " + ", ".join(f"{name} {count}" for name, count in counts))
     if known:
         right = [one.true == one.label for one in found if one.true is not None]
         say(f"right: {sum(right)} of {len(right)} ({100 * sum(right) / len(right):.1f} %)")

@@ -29,7 +29,7 @@ def main(
 
     found = training.replay(run, device=device)
     turn = f", turn {found.turn + 1}" if found.turn else ""
-    say(f"stage {found.stage}, epoch {found.epoch}, step {found.step}{turn}")
+    say(f"stage {found.stage}, epoch {found.epoch + 1}, step {found.step}{turn}")
     if found.error:
         say(f"error: {found.error}")
     for name, value in found.losses.items():

@@ -10,6 +10,7 @@ from tyro.conf import arg
 from counterpoint import catalog
 from counterpoint.commands.common import Text, console, say, table, unset
 from counterpoint.errors import unknown
+from counterpoint.words import counted
 
 
 def main(
@@ -45,5 +46,5 @@ def main(
     for row in rows:
         shown.add_row(row.slug, row.state, row.area, row.task, row.arxiv or "", row.title)
     console().print(shown)
-    say(f"\n{len(rows)} systems. More about one: counterpoint show SLUG")
+    say(f"\n{counted(len(rows), 'system')}. More about one: counterpoint show SLUG")
     return 0

@@ -18,6 +18,7 @@ from counterpoint.data.histories import HistoryData, HistorySplit, Lists
 from counterpoint.data.interactions import ITEM, column_of, numbered
 from counterpoint.data.own.opening import open_table
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.words import counted
 
 BUNDLE = ("bundle", "bundle_id", "playlist", "playlist_id", "outfit", "outfit_id", "basket", "order", "order_id", "set")
 FEATURES = ("content", "text", "cf")
@@ -57,10 +58,15 @@ def load(
     items, item_names = numbered(table, column_of(place, table, item, ITEM, "item"))
     fine = (sets >= 0) & (items >= 0)
     if not fine.all():
-        notes.append(f"{place}: {int((~fine).sum())} of {len(fine)} rows have no bundle or no item and are left out")
+        notes.append(
+            f"{place}: {int((~fine).sum())} of {counted(len(fine), 'row has', 'rows have')} no bundle or no item and are left out"
+        )
     pairs = np.unique(np.stack([sets[fine], items[fine]], 1), axis=0)
     if len(pairs) < int(fine.sum()):
-        notes.append(f"{place}: {int(fine.sum()) - len(pairs)} of {int(fine.sum())} rows occur twice and count once")
+        notes.append(
+            f"{place}: {int(fine.sum()) - len(pairs)} of {counted(int(fine.sum()), 'row occurs', 'rows occur')} twice and count "
+            "once"
+        )
     lists = Lists(pairs[:, 1], np.bincount(pairs[:, 0], minlength=len(names)))
     found = _features(features, item_names, notes) if features else {}
     return _divided(f"bundles:{place}", lists, item_names, found, notes, names, valid, test, seed)
@@ -81,10 +87,10 @@ def _features(place: str, items: Sequence[str], notes: list[str]) -> dict[str, N
     at = np.array([row.get(name, -1) for name in items])
     if (missing := int((at < 0).sum())) == len(items):
         raise DataError(
-            f"{place}: has none of the {len(items)} items, such as {items[0]}; 'item' needs the names in the bundles"
+            f"{place}: has none of the {counted(len(items), 'item')}, such as {items[0]}; 'item' needs the names in the bundles"
         )
     if missing:
-        notes.append(f"{place}: {missing} of {len(items)} items have no features")
+        notes.append(f"{place}: {missing} of {counted(len(items), 'item has', 'items have')} no features")
     found = {}
     for name in FEATURES:
         if name in tables:
@@ -112,7 +118,7 @@ def _divided(
     counts = [max(1, round(share * len(lists))) for share in (valid, test)]
     if len(asked) < sum(counts) + 1:
         raise DataError(
-            f"{name}: has {len(asked)} bundles of at least 2 items, too few for {sum(counts)} to evaluate and 1 to train"
+            f"{name}: has {counted(len(asked), 'bundle')} of at least 2 items, too few for {sum(counts)} to evaluate and 1 to train"
         )
     parts = np.split(asked, np.cumsum(counts))
 

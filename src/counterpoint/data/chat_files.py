@@ -40,6 +40,7 @@ from counterpoint.data.valid import carve, checked_share
 from counterpoint.encoders.messages import IMAGE, Message
 from counterpoint.encoders.meta_responses import FORM, PROMPT, STOP, flags_in, render, well_formed
 from counterpoint.errors import DataError
+from counterpoint.words import counted
 
 TEST = 0.2  # share of the pictures, or of the chats without pictures, for a test split that no file names
 ROLE = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
@@ -123,7 +124,9 @@ def load(
     accounts.check()
     accounts.write()
     if not chats:
-        raise DataError(f"{place}: none of {accounts.found['rows']} chats can be read: {accounts.examples()}")
+        raise DataError(
+            f"{place}: none of {counted(accounts.found['rows'], 'chat')} can be read: {accounts.examples()}"
+        )
     every = {name for chat, _, _ in chats for name in chat.objects}
     named = {name: objects.get(name, (name,)) for name in sorted(every | set(objects))}
     pictures = FilePictures(list(files), size) if files else None
@@ -218,7 +221,7 @@ def _chat(
         answer = record.get("answer")
         right = choices[answer] if isinstance(answer, int) and 0 <= answer < len(choices) else str(answer)
         if right not in choices or len(choices) < 2:
-            raise DataError(f"has the answer '{answer}', which is none of its {len(choices)} choices")
+            raise DataError(f"has the answer '{answer}', which is none of its {counted(len(choices), 'choice')}")
         messages = [Message("user", str(record["question"])), Message("assistant", right)]
         found |= {"choices": choices, "kind": "choice"}
     elif "mc1_targets" in record or "mc2_targets" in record:

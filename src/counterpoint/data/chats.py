@@ -16,6 +16,7 @@ from typing import Any, Literal
 from counterpoint.data.images import ImageSplit
 from counterpoint.encoders.messages import IMAGE, ROLES, Message
 from counterpoint.errors import DataError
+from counterpoint.words import counted
 
 Kind = Literal["yes-no", "caption", "choice", "meta", "free"]
 
@@ -51,7 +52,8 @@ class Chat:
         marks = sum(message.text.count(IMAGE) for message in self.messages)
         if marks != len(self.pictures):
             raise DataError(
-                f"has {marks} marks {IMAGE} and {len(self.pictures)} pictures; write one mark for each picture in the user's text"
+                f"has {marks} marks {IMAGE} and {counted(len(self.pictures), 'picture')}; write one mark for each picture in the "
+                "user's text"
             )
 
     @property

@@ -22,6 +22,7 @@ from counterpoint.data.images import ArrayImages, ImageData, long_tailed
 from counterpoint.data.valid import SHARE, by_content, carve, checked_share
 from counterpoint.errors import DataError
 from counterpoint.files import cache_folder
+from counterpoint.words import counted
 
 SUBSET = "cifar10-12k.npz"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -81,7 +82,9 @@ def _subset(file: Path) -> Found:
         raise DataError(
             f"{file}: does not hold the expected arrays ({error}); counterpoint/data/cifar10.py lists them"
         ) from error
-    notes = [f"{file}: a subset of {len(splits['train'])} + {len(splits['test'])} images of CIFAR-10's 50000 + 10000"]
+    notes = [
+        f"{file}: a subset of {len(splits['train'])} + {counted(len(splits['test']), 'image')} of CIFAR-10's 50000 + 10000"
+    ]
     return splits["train"], splits["test"], classes, notes
 
 

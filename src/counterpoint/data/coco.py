@@ -52,6 +52,7 @@ from counterpoint.data.regions import (
     matched_labels,
 )
 from counterpoint.errors import CounterpointError, DataError, needs_extra
+from counterpoint.words import counted
 
 GREY = 128
 LOWEST = -10.0  # logit of squares that fill up a detector's proposals
@@ -296,7 +297,7 @@ class _Read:
             else:
                 labels[:] = UNKNOWN
             self.found[number] = Proposals(corners, labels, scores)
-        return [f"{detector} proposes {matched} of {objects} objects with an IoU of {MATCH} or more"]
+        return [f"{detector} proposes {matched} of {counted(objects, 'object')} with an IoU of {MATCH} or more"]
 
     def split(self, rows: NDArray[np.int64], domain: int) -> ArrayRegions:
         found: list[Proposals] = [self.found[int(row)] for row in rows]

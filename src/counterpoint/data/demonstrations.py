@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from counterpoint.data.images import Indices
 from counterpoint.errors import DataError
+from counterpoint.words import counted
 
 ROLES = ("", "demonstration", "query")
 
@@ -49,7 +50,9 @@ class Example:
         if len(set(self.options)) < len(self.options):
             raise DataError("has equal options")
         if self.output not in self.options:
-            raise DataError(f"has the output '{self.output}', which is none of its {len(self.options)} options")
+            raise DataError(
+                f"has the output '{self.output}', which is none of its {counted(len(self.options), 'option')}"
+            )
 
 
 class Members:

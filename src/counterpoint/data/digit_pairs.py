@@ -16,6 +16,7 @@ from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.data.valid import SHARE, checked_share
 from counterpoint.data.worlds import digits as world
 from counterpoint.errors import CounterpointError
+from counterpoint.words import counted
 
 TEST_EACH = 5  # test pairs of each of the 100 captions of digit-pairs, and as many valid pairs
 NOISE = 0.15  # standard deviation of the noise on digit-pairs, of intensities in 0..1
@@ -54,7 +55,7 @@ def load_captions(argument: None = None, *, train: int = 300, valid: float = SHA
         test=tested,
         modalities={"image": Modality("image", size=world.SIDE), "text": Modality("text")},
         classes=world.NAMES,
-        notes=[f"digit-captions: {train} of {len(pool)} digits to train on"] if train < len(pool) else [],
+        notes=[f"digit-captions: {train} of {counted(len(pool), 'digit')} to train on"] if train < len(pool) else [],
     )
 
 
@@ -173,7 +174,7 @@ def load_halves(
     checked_share("digit-halves", valid)
     if test < 1 or min(train, labelled) < 0 or train + test + labelled > len(labels):
         raise CounterpointError(
-            f"digit-halves has {len(labels)} digits; train {train} + test {test} + labelled {labelled} must be at "
+            f"digit-halves has {counted(len(labels), 'digit')}; train {train} + test {test} + labelled {labelled} must be at "
             "least 0 + 1 + 0 and at most that number"
         )
     if whole and labelled:
@@ -187,7 +188,8 @@ def load_halves(
     watched, rest = rest[last], np.delete(rest, last)
     if not len(watched) or not len(rest) or train > len(rest):
         raise CounterpointError(
-            f"digit-halves has {len(watched)} digits for the valid split (?valid={valid:g}) and {len(rest)} for training; "
+            f"digit-halves has {counted(len(watched), 'digit')} for the valid split (?valid={valid:g}) and {len(rest)} for "
+            "training; "
             f"train is {train or 'at least 1'}. Ask for fewer training, test or labelled digits, or set another share"
         )
     notes = []

@@ -20,6 +20,7 @@ from counterpoint.data.images import ArrayImages, ImageData, Indices, Tags, chec
 from counterpoint.data.valid import SHARE
 from counterpoint.data.worlds import digits as world
 from counterpoint.errors import DataError
+from counterpoint.words import counted
 
 CODE = 32  # numbers of a teacher's code of a digit
 
@@ -380,7 +381,8 @@ def load_web(
     parts = world.parts("web-digits", held_out, valid)
     if train < 2 or web < 1 or others < 0 or train + web > len(parts.train):
         raise DataError(
-            f"web-digits has {len(parts.train)} digits for training. train must be at least 2 and web at least 1; their sum "
+            f"web-digits has {counted(len(parts.train), 'digit')} for training. train must be at least 2 and web at least 1; "
+            "their sum "
             f"is limited to that number. others must not be negative; got {train=}, {web=}, {others=}"
         )
     rng = np.random.default_rng([2307_11469, seed])

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from counterpoint.data import cached
 from counterpoint.data.sounds import resampled
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.words import counted
 
 ESPEAK_RATE = 22050
 LOUD = 200  # of 32,767: quieter samples before and after a word are cut off
@@ -75,9 +76,12 @@ def sounds_of(said: Sequence[Job], samples: int, rate: int) -> tuple[NDArray[np.
     sounds, lengths = cached.build_once("speech", key, build, read, notes=notes)
     cut, silent = int((lengths > samples).sum()), int((lengths == 0).sum())
     if cut:
-        notes.append(f"speech: {cut} of {len(said)} sounds are longer than {samples / rate:g} s and are cut at the end")
+        notes.append(
+            f"speech: {cut} of {counted(len(said), 'sound is', 'sounds are')} longer than {samples / rate:g} s and are cut at "
+            "the end"
+        )
     if silent:
-        notes.append(f"speech: {silent} of {len(said)} sounds are silent")
+        notes.append(f"speech: {silent} of {counted(len(said), 'sound is', 'sounds are')} silent")
     return sounds, notes
 
 

@@ -27,6 +27,7 @@ from counterpoint.data.episodes import EpisodeData, EpisodeSplit
 from counterpoint.data.own.cells import text_of
 from counterpoint.data.own.opening import open_table
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.words import counted
 
 LABELS = ("label", "class", "word")
 CAPTIONS = ("caption", "text")
@@ -88,10 +89,14 @@ def load(
             )
         words, rows = _concepts([text_of(value) or "" for value in said], least, notes, place)
     if named is not None and len(words) != len(features):
-        raise DataError(f"{place}: has {len(features)} items with features and {len(words)} labels")
+        raise DataError(
+            f"{place}: has {counted(len(features), 'item')} with features and {counted(len(words), 'label')}"
+        )
     fine = np.array([bool(name and name.strip()) for name in words], bool) & present[rows].any(1)
     if not fine.all():
-        notes.append(f"{place}: {int((~fine).sum())} of {len(fine)} items have no label or no slot and are left out")
+        notes.append(
+            f"{place}: {int((~fine).sum())} of {counted(len(fine), 'item has', 'items have')} no label or no slot and are left out"
+        )
     names = sorted({str(word).strip() for word, ok in zip(words, fine, strict=True) if ok})
     number = {name: n for n, name in enumerate(names)}
     kept = np.flatnonzero(fine)
@@ -172,12 +177,16 @@ def _concepts(
     ]
     if not pairs:
         raise DataError(f"{place}: no word occurs in {least} captions; lower ?least=, or give labels")
-    notes.append(f"{place}: {len(captions)} captions give {len(pairs)} items of {len({w for w, _ in pairs})} words")
+    notes.append(
+        f"{place}: {counted(len(captions), 'caption gives', 'captions give')} {counted(len(pairs), 'item')} of "
+        f"{counted(len({w for w, _ in pairs}), 'word')}"
+    )
     missed = sorted(set(range(len(captions))) - {row for _, row in pairs})
     if missed:
         shown = ", ".join(f"item {row}: '{captions[row][:40]}'" for row in missed[:NAMED])
         notes.append(
-            f"{place}: {len(missed)} of {len(captions)} captions have no word that occurs in {least} captions and are left out "
+            f"{place}: {len(missed)} of {counted(len(captions), 'caption has', 'captions have')} no word that occurs in {least} "
+            "captions and are left out "
             f"({shown}{', ...' if len(missed) > NAMED else ''}); a lower ?least= keeps more"
         )
     return [word for word, _ in pairs], np.array([row for _, row in pairs], np.int64)
@@ -192,7 +201,8 @@ def _divided(
     counts = [max(2, round(share * len(names))) for share in (valid, test)]
     if len(frequent) < sum(counts) or len(names) < sum(counts) + 2:
         raise DataError(
-            f"{name}: has {len(names)} classes, {len(frequent)} of them with 2 items; it needs {sum(counts)} such classes that "
+            f"{name}: has {counted(len(names), 'class')}, {len(frequent)} of them with 2 items; it needs "
+            f"{counted(sum(counts), 'such class')} that "
             "training does not see, and 2 others. Add classes, or lower ?valid= and ?test="
         )
     unseen = np.split(frequent[: sum(counts)], [counts[0]])
@@ -204,5 +214,7 @@ def _divided(
     cut = np.split(rng.permutation(free), np.cumsum(many))
     parts = [np.concatenate([np.flatnonzero(np.isin(items.labels, unseen[n])), np.sort(rest[cut[n]])]) for n in (0, 1)]
     train = np.sort(np.concatenate([rest[first], rest[cut[2]]]))
-    notes.append(f"{name}: {counts[0]} and {counts[1]} of {len(names)} classes are unseen, for valid and test")
+    notes.append(
+        f"{name}: {counts[0]} and {counts[1]} of {counted(len(names), 'class is', 'classes are')} unseen, for valid and test"
+    )
     return EpisodeData(name, names, items.take(train), items.take(parts[0]), items.take(parts[1]), notes)

@@ -20,6 +20,7 @@ import numpy as np
 from counterpoint.data.manifest import load_manifest
 from counterpoint.data.pairs import AlignedData, AlignedSplit, Modality
 from counterpoint.errors import DataError
+from counterpoint.words import counted
 
 FILES = (".csv", ".jsonl", ".parquet")
 
@@ -77,7 +78,7 @@ class FederatedData:
     def _check(self, party: Party) -> None:
         where = f"{self.name}: the party {party.name}"
         if len(party.items) < 2:
-            raise DataError(f"{where} has {len(party.items)} items and needs at least 2; leave it out")
+            raise DataError(f"{where} has {counted(len(party.items), 'item')} and needs at least 2; leave it out")
         public = self.public.modalities
         for name, modality in party.modalities.items():
             if name not in public:
@@ -90,7 +91,7 @@ class FederatedData:
                 )
             here = party.items.present(name, np.arange(len(party.items)))
             if not here.all():
-                raise DataError(f"{where} lacks {name} in {int((~here).sum())} items; leave these items out")
+                raise DataError(f"{where} lacks {name} in {counted(int((~here).sum()), 'item')}; leave these items out")
         if len(party.modalities) not in (1, len(public)):
             raise DataError(f"{where} has {party.kind}; a party has one modality or all of the public set")
         if len(party.modalities) == 1:

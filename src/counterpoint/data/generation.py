@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from counterpoint.data.images import ImageSplit, Indices, Pixels, checked_labels
 from counterpoint.data.pairs import AlignedData, AlignedSplit
 from counterpoint.errors import DataError
+from counterpoint.words import counted
 
 PLACEHOLDER = "subject"  # the word of a caption that stands for the subject
 
@@ -48,11 +49,14 @@ class GenerationSplit:
         subjects: Indices | None = None,
     ) -> None:
         if len(captions) != len(images):
-            raise DataError(f"{len(images)} pictures have {len(captions)} captions; give one for each")
+            raise DataError(
+                f"{counted(len(images), 'picture has', 'pictures have')} {counted(len(captions), 'caption')}; give one for each"
+            )
         empty = [n for n, text in enumerate(captions) if not text.strip()]
         if empty:
             raise DataError(
-                f"{len(empty)} captions are empty, the first is number {empty[0]}; leave out their pictures"
+                f"{counted(len(empty), 'caption is', 'captions are')} empty, the first is number {empty[0]}; leave out their "
+                "pictures"
             )
         self.pictures, self.captions = images, list(captions)
         found = checked_labels(labels, len(images))

@@ -45,6 +45,7 @@ from counterpoint.data.images import ArrayImages, ImageData, Indices, checked_si
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.data.valid import SHARE, checked_share
 from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.words import counted
 
 VERSION = 2  # of the drawing: increase it with every change, or stale caches are read
 SUBJECTS = 50  # classes of the task `aligned`
@@ -160,7 +161,7 @@ def _opened(
     pool = pool[np.lexsort((turn[pool], order[pool]))]
     if test >= len(pool):
         raise CounterpointError(
-            f"glyphs has {len(pool)} icons in these styles; test={test} leaves none to train on; set a smaller test"
+            f"glyphs has {counted(len(pool), 'icon')} in these styles; test={test} leaves none to train on; set a smaller test"
         )
     in_test = set(np.array(keys)[pool[:test]])
     rest = np.array([i for i in pool if keys[i] not in in_test], np.int64)
@@ -171,7 +172,9 @@ def _opened(
     watched = np.array([i for i in rest if keys[i] in in_valid], np.int64)
     rest = np.array([i for i in rest if keys[i] not in in_valid], np.int64)
     if train > len(rest) or not len(rest):
-        raise CounterpointError(f"glyphs has {len(rest)} icons to train on in these styles, got train={train}")
+        raise CounterpointError(
+            f"glyphs has {counted(len(rest), 'icon')} to train on in these styles, got train={train}"
+        )
     rest = rest[np.argsort(turn[rest], kind="stable")][: train or None]
     in_train = {keys[i] for i in rest}
     parts = {
@@ -183,7 +186,8 @@ def _opened(
     notes = [] if not train else [f"glyphs: the training split is {train} of the available icons"]
     if repeated:
         notes.append(
-            f"glyphs: {repeated} icons are left out, because they repeat a drawing under another name or style"
+            f"glyphs: {counted(repeated, 'icon is', 'icons are')} left out, because they repeat a drawing under another name or "
+            "style"
         )
     shifts = ("held-out",) if len(parts["held-out"]) else ()
     names = tuple(style for style in STYLES if style in (*shown, *kept_out))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from counterpoint.data.images import Indices
 from counterpoint.errors import DataError
+from counterpoint.words import counted
 
 SHORTEST = 3  # items of a history that has a question for valid and for test, and one item for training
 
@@ -43,7 +44,7 @@ class Lists:
         self.values, self.lengths = np.asarray(values, np.int64), np.asarray(lengths, np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         if self.starts[-1] != len(self.values) or (len(self.lengths) and self.lengths.min() < 0):
-            raise DataError(f"lengths sum to {self.starts[-1]}, but there are {len(self.values)} values")
+            raise DataError(f"lengths sum to {self.starts[-1]}, but there are {counted(len(self.values), 'value')}")
 
     @classmethod
     def of(cls, lists: Sequence[Sequence[int] | NDArray[np.int64]]) -> Lists:
@@ -152,13 +153,15 @@ def leave_one_out(
     long = np.flatnonzero(histories.lengths >= SHORTEST).tolist()
     if not long:
         raise DataError(
-            f"{name}: none of {len(histories)} histories has {SHORTEST} items: one to learn from, one for the valid split and one "
+            f"{name}: none of {counted(len(histories), 'history')} has {SHORTEST} items: one to learn from, one for the valid "
+            "split and one "
             "for the test split"
         )
     said = list(notes)
     if len(long) < len(histories):
         said.append(
-            f"{name}: {len(histories) - len(long)} of {len(histories)} histories have fewer than {SHORTEST} items and are for "
+            f"{name}: {len(histories) - len(long)} of {counted(len(histories), 'history has', 'histories have')} fewer than "
+            f"{SHORTEST} items and are for "
             "training alone"
         )
 

@@ -30,6 +30,7 @@ from PIL import Image, ImageOps
 
 from counterpoint.data.accounts import Accounts
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.words import counted
 
 Indices = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
@@ -359,7 +360,7 @@ def split_positions(
     train, test = np.flatnonzero(~chosen), np.flatnonzero(chosen)
     if not len(train) or not len(test):
         raise DataError(
-            f"{count} items cannot be split into training and test ({fraction:g}); add more, or name a test split"
+            f"{counted(count, 'item')} cannot be split into training and test ({fraction:g}); add more, or name a test split"
         )
     return train.astype(np.int64), test.astype(np.int64)
 

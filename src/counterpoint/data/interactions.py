@@ -25,6 +25,7 @@ from counterpoint.data.own.cells import text_of
 from counterpoint.data.own.opening import open_table
 from counterpoint.data.own.table import Table, factorise
 from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.words import counted
 
 USER = ("user", "user_id", "userid", "session", "session_id", "customer", "customer_id")
 ITEM = ("item", "item_id", "itemid", "product", "product_id", "movie", "movie_id", "track", "track_id")
@@ -83,7 +84,7 @@ def load(
     accounts.write()
     notes += accounts.notes()
     if not fine.any():
-        raise DataError(f"{place}: none of {len(table)} rows has a user and an item: {accounts.examples()}")
+        raise DataError(f"{place}: none of {counted(len(table), 'row')} has a user and an item: {accounts.examples()}")
     if not names["time"]:
         notes.append(f"{place}: no column of times, so rows are in order; ?time=COLUMN names one")
     rows = np.flatnonzero(fine)
@@ -138,7 +139,10 @@ def histories(
     at = np.unique(np.stack([users, items, times]), axis=1, return_index=True)[1]
     at.sort()
     if len(at) < len(users):
-        said.append(f"{name}: {len(users) - len(at)} of {len(users)} interactions occur twice and count once")
+        said.append(
+            f"{name}: {len(users) - len(at)} of {counted(len(users), 'interaction occurs', 'interactions occur')} twice and "
+            "count once"
+        )
     users, items, times = users[at], items[at], times[at]
     while len(users):
         many = [np.bincount(of, minlength=1)[of] >= least for of in (users, items)]
@@ -155,8 +159,8 @@ def histories(
     tied = [n for n, end in enumerate(ends.tolist()) if lengths[n] > 2 and times[end - 1] == times[end - 2]]
     if tied:
         said.append(
-            f"{name}: {len(tied)} of {len(kept)} users have a last item whose time others share; its order is ?ties={ties}"
-            + (f"&seed={seed}" if ties == "random" else "")
+            f"{name}: {len(tied)} of {counted(len(kept), 'user has', 'users have')} a last item whose time others share; its "
+            f"order is ?ties={ties}" + (f"&seed={seed}" if ties == "random" else "")
         )
     if last:
         items = items[np.repeat(ends, lengths) - np.arange(len(users)) <= last]

@@ -46,6 +46,7 @@ from counterpoint.data.pairs import AlignedData
 from counterpoint.data.valid import by_content
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.files import walk
+from counterpoint.words import counted
 
 IMAGES = ("images", "image", "img", "imgs", "jpegimages", "leftimg8bit", "rgb")
 MASKS = ("masks", "mask", "labels", "label", "annotations", "segmentationclass", "gt", "gtfine")
@@ -382,7 +383,8 @@ def _regions(reader: _Reader, classes: str) -> tuple[tuple[str, ...], list[str]]
         odd = [number for number in numbers if number >= len(names)]
         if odd:
             notes.append(
-                f"{reader.place}: pixels of the numbers {', '.join(map(str, odd[:10]))} have no name among {len(names)} classes; "
+                f"{reader.place}: pixels of the numbers {', '.join(map(str, odd[:10]))} have no name among "
+                f"{counted(len(names), 'class')}; "
                 "they count as unknown"
             )
     elif numbers and numbers[-1] < MOST:
@@ -392,10 +394,10 @@ def _regions(reader: _Reader, classes: str) -> tuple[tuple[str, ...], list[str]]
         names = [str(number) for number in numbers]
         reader.table = {number: label for label, number in enumerate(numbers)}
     if len(names) > MOST:
-        raise DataError(f"{reader.place}: the masks have {len(names)} classes, more than {MOST}")
+        raise DataError(f"{reader.place}: the masks have {counted(len(names), 'class')}, more than {MOST}")
     if len(names) < 2:
         raise DataError(
-            f"{reader.place}: the masks have {len(names)} class{'es' if not names else ''}; segmentation needs at least two. "
+            f"{reader.place}: the masks have {counted(len(names), 'class')}; segmentation needs at least two. "
             "Check ?ignore=, the number of pixels of unknown class"
         )
     return tuple(names), notes
@@ -421,20 +423,27 @@ def _data(
     if not labelled.any():
         raise DataError(f"{place}: no mask has a pixel of known class; check ?ignore= and the names of the files")
     if empty:
-        notes.append(f"{place}: {empty} masks have no pixel of known class; their pictures are used without labels")
+        notes.append(
+            f"{place}: {counted(empty, 'mask has', 'masks have')} no pixel of known class; their pictures are used without labels"
+        )
     without = int((~labelled).sum()) - empty
     if without:
-        notes.append(f"{place}: {without} pictures have no mask; they are used for training, without labels")
+        notes.append(
+            f"{place}: {counted(without, 'picture has', 'pictures have')} no mask; they are used for training, without labels"
+        )
     if reader.turned:
         notes.append(
-            f"{place}: {reader.turned} pictures are turned by their metadata; their masks are taken to show the turned picture"
+            f"{place}: {counted(reader.turned, 'picture is', 'pictures are')} turned by their metadata; their masks are taken to "
+            "show the turned picture"
         )
     alike = by_content(np.stack(reader.pixels[reader.modalities[0]])) if reader.kept else np.arange(len(labelled))
     train, watched, held, more = item_splits(place, [item.split for item in reader.items], labelled, alike, test, valid)
     for name in reader.modalities:
         lacking = len(everything) - int(everything.present(name).sum())
         if lacking:
-            notes.append(f"{place}: {lacking} of {len(everything)} items lack the modality {name}")
+            notes.append(
+                f"{place}: {lacking} of {counted(len(everything), 'item lacks', 'items lack')} the modality {name}"
+            )
     reader.accounts.check()
     reader.accounts.write()
     domains: tuple[str, ...] = ()

@@ -38,6 +38,7 @@ from counterpoint.data.sounds import checked_rate
 from counterpoint.data.targets import TargetData
 from counterpoint.data.valid import SHARE, by_content, carve, linked
 from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.words import counted
 
 NAME = "memory"
 SIZE = 64  # pixels, where the object has no size of its own
@@ -333,7 +334,7 @@ def bag_data(value: Mapping[str, Any], options: Options, frames: int = 16) -> Ba
         if key not in ("visual", "audio", "label", "truth", "split", "group", "name"):
             raise unknown("column of bags", key, ["visual", "audio", "label", "truth", "split", "group", "name"])
         if len(value[key]) != count:
-            raise DataError(f"bags: {count} labels and {len(value[key])} of {key}; pass one for each bag")
+            raise DataError(f"bags: {counted(count, 'label')} and {len(value[key])} of {key}; pass one for each bag")
     labels = np.asarray(value["label"], np.int64)
     if not np.isin(labels, (0, 1)).all():
         raise DataError("bags: labels must be 0 (no event in the bag) or 1 (an event in the bag)")
@@ -348,7 +349,7 @@ def bag_data(value: Mapping[str, Any], options: Options, frames: int = 16) -> Ba
     for number, (visual, audio) in enumerate(zip(rows["visual"], rows["audio"], strict=True)):
         if len(visual) != len(audio):
             raise DataError(
-                f"bags: bag {number} has {len(visual)} visual and {len(audio)} audio snippets; pass equal numbers"
+                f"bags: bag {number} has {len(visual)} visual and {counted(len(audio), 'audio snippet')}; pass equal numbers"
             )
     names = [str(name) for name in value.get("name", range(count))]
     train, valid, test, notes = _bag_splits(value, rows, labels, options)
@@ -396,12 +397,14 @@ def _bag_splits(
         share = float(options.test or FRACTION)
         kept, cut = split_positions(len(left), share, labels[left], together[left])
         test, left = left[cut], left[kept]
-        notes.append(f"bags: the test split is made here, {len(test)} of {len(every)} bags")
+        notes.append(f"bags: the test split is made here, {len(test)} of {counted(len(every), 'bag')}")
     valid = left[named[left] == "validation"]
     train = left[named[left] != "validation"]
     if not len(valid):
         train, valid = carve("bags", train, float(options.valid or SHARE), labels[train], together[train])
-        notes.append(f"bags: the valid split is made here, {len(valid)} of {len(train) + len(valid)} training bags")
+        notes.append(
+            f"bags: the valid split is made here, {len(valid)} of {counted(len(train) + len(valid), 'training bag')}"
+        )
     return train, valid, test, notes
 
 

@@ -20,6 +20,7 @@ from counterpoint.data.targets import TargetData, Targets
 from counterpoint.data.valid import SHARE, carve, checked_count
 from counterpoint.data.worlds import digits as world
 from counterpoint.errors import DataError
+from counterpoint.words import counted
 
 SECONDS = 4  # of a series of pulses
 RATE = 16  # its samples per second
@@ -68,7 +69,9 @@ def load_numbers(
         numbers = rng.choice(100, count, p=chance / chance.sum())
         of_digit = [pool[labels[pool] == digit] for digit in range(10)]
         if not all(map(len, of_digit)):
-            raise DataError(f"digit-numbers: {len(pool)} digits of a split lack a class; set a larger share")
+            raise DataError(
+                f"digit-numbers: {counted(len(pool), 'digit')} of a split without a class; set a larger share"
+            )
         chosen = np.array(
             [[rng.choice(of_digit[digit]) for digit in divmod(number, 10)] for number in numbers.tolist()]
         )

@@ -17,6 +17,7 @@ from counterpoint.data.accounts import Accounts
 from counterpoint.data.dense import Boxes
 from counterpoint.data.images import Indices, Pixels
 from counterpoint.errors import DataError
+from counterpoint.words import counted
 
 SOURCE, TARGET = 0, 1
 UNKNOWN = -1  # class of a proposal in a picture without boxes
@@ -91,7 +92,10 @@ class ArrayRegions:
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
             raise DataError(f"pixels must be uint8 [N, size, size, 3], got {pixels.dtype} {list(pixels.shape)}")
         if not len(pixels) == len(found) == len(domains):
-            raise DataError(f"{len(pixels)} pictures have {len(found)} lists of proposals and {len(domains)} domains")
+            raise DataError(
+                f"{counted(len(pixels), 'picture has', 'pictures have')} {counted(len(found), 'list')} of proposals and "
+                f"{counted(len(domains), 'domain')}"
+            )
         self.pixels, self.found, self.domains = pixels, found, domains
 
     def __len__(self) -> int:

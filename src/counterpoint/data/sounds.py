@@ -32,6 +32,7 @@ from counterpoint.data.media.opened import choose, clock_of, decodable, load_av,
 from counterpoint.data.media.random import measured_length
 from counterpoint.data.media.waves import SILENCE, SoundLine
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.words import counted
 
 Wave = NDArray[np.float32]
 
@@ -411,4 +412,4 @@ def resampled_note(rates: Mapping[int, int], rate: int) -> list[str]:
     if not other:
         return []
     shown = ", ".join(f"{own} Hz: {count}" for own, count in sorted(other.items()))
-    return [f"{sum(other.values())} of {sum(rates.values())} sounds resampled to {rate} Hz ({shown})"]
+    return [f"{sum(other.values())} of {counted(sum(rates.values()), 'sound')} resampled to {rate} Hz ({shown})"]

@@ -46,6 +46,7 @@ from counterpoint.data.images import ArrayImages, ImageSplit, Indices, Pixels
 from counterpoint.data.pairs import AlignedColumns, AlignedData, ArrayWaves, Modality
 from counterpoint.data.valid import SHARE, carve, checked_share
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.words import counted
 
 # Accents of English, voices of other languages that read English, and espeak's voice variants.
 VOICES = tuple(
@@ -189,7 +190,8 @@ def _named(
         short = np.array([n for n, text in enumerate(names) if len(text.split()) <= words], np.int64)
         if len(short) < count:
             raise CounterpointError(
-                f"speech: glyphs has {len(short)} icons for {name} with names of at most {words} words, got {name}={count}"
+                f"speech: glyphs has {counted(len(short), 'icon')} for {name} with names of at most {words} words, got "
+                f"{name}={count}"
             )
         rows = np.sort(rng.permutation(short)[:count])
         parts[name] = split, rows, [names[n] for n in rows]

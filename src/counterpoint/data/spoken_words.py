@@ -26,6 +26,7 @@ from counterpoint.data.speech import VOICES
 from counterpoint.data.valid import SHARE, carve, checked_share
 from counterpoint.data.worlds.digits import NAMES
 from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.words import counted
 
 FILE, RATE, TEST_TAKES = "fsdd.npz", 8000, 5
 ACTIONS = (("turn on", "switch on"), ("turn off", "stop"), ("turn up", "increase"), ("turn down", "reduce"))
@@ -112,7 +113,7 @@ def _recorded(place: Path, count: int, train: int, test: int, valid: float, samp
             or int(length.sum()) != len(audio)
             or len({len(length), len(speaker), len(digit), len(take)}) > 1
         ):
-            raise ValueError(f"{len(audio)} samples at {rate} Hz for lengths of {int(length.sum())} in all")
+            raise ValueError(f"{counted(len(audio), 'sample')} at {rate} Hz for lengths of {int(length.sum())} in all")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{file}: does not hold the expected arrays ({error}); counterpoint/data/spoken_words.py lists them"
@@ -131,10 +132,11 @@ def _recorded(place: Path, count: int, train: int, test: int, valid: float, samp
         wave = audio[starts[row] : starts[row] + min(samples, length[row])]
         sounds[n, : len(wave)] = wave
     cut = int((length[at] > samples).sum())
-    notes = [f"{file}: {len(at)} of {len(length)} recordings of spoken digits"]
+    notes = [f"{file}: {len(at)} of {counted(len(length), 'recording')} of spoken digits"]
     if cut:
         notes.append(
-            f"spoken-words: {cut} of {len(at)} sounds are longer than {samples / RATE:g} s and are cut at the end"
+            f"spoken-words: {cut} of {counted(len(at), 'sound is', 'sounds are')} longer than {samples / RATE:g} s and are cut "
+            "at the end"
         )
     speakers, heard = np.unique(speaker, return_inverse=True)
     labels = digit[at].astype(np.int64)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from counterpoint.data.images import ImageData, Indices, Listed, Pixels
 from counterpoint.data.pairs import AlignedData, Column
 from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.words import counted
 
 WAYS = ("class", "domain", "group", "source")
 SPLITS = ("train", "valid", "test")
@@ -145,7 +146,7 @@ def load(
         items.domains = place[phase[split]]
         kept = np.flatnonzero(items.domains >= 0)
         if left := len(items) - len(kept):
-            notes.append(f"{name}: {left} items of {split} have no {by}, and so no phase; they are left out")
+            notes.append(f"{name}: left out of {split}, without {by} and so without phase: {counted(left, 'item')}")
         made[split] = items.take(kept)
         counts = np.bincount(made[split].domains, minlength=several)
         if not counts.all():

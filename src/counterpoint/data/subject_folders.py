@@ -19,6 +19,7 @@ from counterpoint.data.generation import PLACEHOLDER, GenerationData, Generation
 from counterpoint.data.images import ArrayImages, Pixels, checked_size, decode, split_positions
 from counterpoint.data.valid import SHARE, carve, checked_share
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.words import counted
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 CAPTIONS = "captions.jsonl"
@@ -72,7 +73,7 @@ def load(place: str, *, size: int = 32, valid: float = SHARE, test: float = 0.2)
     accounts.write()
     if len(names) < 4:
         raise DataError(
-            f"{place}: has {len(names)} subjects with a picture that can be read, and needs 4: a folder for each"
+            f"{place}: has {counted(len(names), 'subject')} with a picture that can be read, and needs 4: a folder for each"
         )
     kinds, stack = np.array(subjects), np.stack(pictures)
     rest, held = split_positions(len(kinds), test, together=kinds)
@@ -82,7 +83,10 @@ def load(place: str, *, size: int = 32, valid: float = SHARE, test: float = 0.2)
         for rows in (train, watched, held)
     )
     notes = (
-        [f"{place}: {plain} of {len(kinds)} pictures have no caption in {CAPTIONS}; theirs is '{PLACEHOLDER}'"]
+        [
+            f"{place}: {plain} of {counted(len(kinds), 'picture has', 'pictures have')} no caption in {CAPTIONS}; theirs is "
+            f"'{PLACEHOLDER}'"
+        ]
         if plain
         else []
     )

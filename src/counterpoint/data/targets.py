@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from counterpoint.data.accounts import Accounts
 from counterpoint.data.images import ArrayImages, ImageSplit, Indices
 from counterpoint.errors import DataError
+from counterpoint.words import counted
 
 Kind = Literal["image", "table", "series"]
 AT_ONCE = 4096  # items that are read together for their statistics
@@ -71,7 +72,9 @@ class Targets:
                 f"targets have shape {list(self.targets.shape)}, expected [{len(items)}]: one for each item"
             )
         if not np.isfinite(self.targets).all():
-            raise DataError(f"{int((~np.isfinite(self.targets)).sum())} of {len(items)} targets are NaN or infinite")
+            raise DataError(
+                f"{int((~np.isfinite(self.targets)).sum())} of {counted(len(items), 'target is', 'targets are')} NaN or infinite"
+            )
         if isinstance(self.items, np.ndarray) and not np.isfinite(self.items).all():
             raise DataError("columns hold NaN or infinite values")
         self._names, self._files = row_names, files

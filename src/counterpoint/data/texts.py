@@ -32,6 +32,7 @@ from counterpoint.data.own.places import SPLITS
 from counterpoint.data.own.table import Table
 from counterpoint.data.tokens import FloatArray, TokenData, TokenSplit
 from counterpoint.errors import DataError
+from counterpoint.words import counted
 
 TEXT = ("text", "sentence", "caption", "content")
 VIDEO = ("video", "clip", "features")
@@ -198,10 +199,13 @@ def _clips(paths: list[str], visual: str, seconds: float, notes: list[str]) -> t
         raise DataError(f"clips must have rows of one width, have {said}; make all features with one network")
     rows = [n for n, path in enumerate(paths) if path not in bad]
     if not rows:
-        raise DataError(f"none of {len(paths)} videos can be read: {left_out[0][0]}: {left_out[0][1]}")
+        raise DataError(
+            f"none of {counted(len(paths), 'video can be', 'videos can be')} read: {left_out[0][0]}: {left_out[0][1]}"
+        )
     if left_out:
         notes.append(
-            f"{len(paths) - len(rows)} of {len(paths)} texts with a video are left out, because it cannot be read, such as "
+            f"{len(paths) - len(rows)} of {counted(len(paths), 'text')} with a video are left out, because it cannot be read, "
+            "such as "
             f"{left_out[0][0]}: {left_out[0][1]}"
         )
     return rows, LazyItems(len(rows), lambda n: read(paths[rows[n]]))

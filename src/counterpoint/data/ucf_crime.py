@@ -26,6 +26,7 @@ from counterpoint.data.valid import SHARE, carve, checked_share
 from counterpoint.data.videos import FRAMES, extract, read_features
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.files import walk
+from counterpoint.words import counted
 
 TRAIN = "Anomaly_Train.txt"
 TEST = ("Temporal_Anomaly_Annotation_for_Testing_Videos.txt", "Temporal_Anomaly_Annotation.txt")
@@ -83,7 +84,7 @@ def load(
     kept = extract(list(found.values()), eye, ear, backbones, snippet_seconds, notes, left_out)
     if left_out:
         notes.append(
-            f"{len(left_out)} of {len(found)} videos left out: {some([f'{p.name}: {why}' for p, why in left_out])}"
+            f"{len(left_out)} of {counted(len(found), 'video')} left out: {some([f'{p.name}: {why}' for p, why in left_out])}"
         )
     every = [(name, int("normal" not in name.lower())) for name in listed if found[name] in kept]
     test = [video for video in annotated if found[video.name] in kept]
@@ -94,7 +95,8 @@ def load(
     rows, cut = carve("ucf-crime", np.arange(len(every)), valid, labels, copies)
     train, watched = [every[n] for n in rows], [every[n] for n in cut]
     notes.append(
-        f"the valid split is made here, {len(watched)} of {len(every)} training videos; they have no windows, so every frame of an "
+        f"the valid split is made here, {len(watched)} of {counted(len(every), 'training video')}; they have no windows, so "
+        "every frame of an "
         "anomalous one counts"
     )
 
@@ -213,7 +215,8 @@ def _found(root: Path, files: list[Path], names: list[str]) -> dict[str, Path]:
     missing = [name for name, place in places.items() if place is None]
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(names)} listed videos are not under {root}: {some(missing)}. Unpack the archives there, or "
+            f"{len(missing)} of {counted(len(names), 'listed video is', 'listed videos are')} not under {root}: {some(missing)}. "
+            "Unpack the archives there, or "
             "take the videos out of the lists"
         )
     return {name: place for name, place in places.items() if place is not None}

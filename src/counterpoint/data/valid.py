@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from counterpoint.data.images import Indices, split_positions
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.words import counted
 
 SHARE = 0.1  # of the training items, by default
 FEWEST = 2  # items of a valid split that is cut here, where there are enough
@@ -77,7 +78,7 @@ def carve(
             cut_group = together == names[sizes.argmin()]
             return rows[~cut_group], rows[cut_group]
         raise CounterpointError(
-            f"{source}: the valid split would be empty: {len(rows)} training items cannot be divided with "
+            f"{source}: the valid split would be empty: {counted(len(rows), 'training item')} cannot be divided with "
             f"valid={share:g}; ask for more items, or another share (?valid={SHARE:g})"
         ) from error
     return rows[kept], rows[cut]

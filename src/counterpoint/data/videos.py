@@ -32,6 +32,7 @@ from counterpoint.data.bags import Bag, BagData, LazyItems, TestVideo
 from counterpoint.data.valid import SHARE, carve, checked_share
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.files import cache_folder, replacing, walk
+from counterpoint.words import counted
 
 VERSION = 2  # of the feature extraction; increase it with every change, or stale caches are read
 FRAMES = 16
@@ -93,7 +94,9 @@ def load(
     found = len(wanted) + sum(path not in set(wanted) for path, _ in left_out)
     _account(root, found, len(kept), left_out, notes)
     if len(train) < FEW:
-        notes.append(f"only {len(train)} training videos: too few for scores that generalise; use {FEW} or more")
+        notes.append(
+            f"only {counted(len(train), 'training video')}: too few for scores that generalise; use {FEW} or more"
+        )
     of_valid = [(p, LABELS[label]) for label in LABELS for p in files.get((given, label), []) if p in kept]
     test, windows = _matched(root, test, of_valid, truth, notes)
     if not given:
@@ -149,7 +152,7 @@ def _carved(
     copies = np.unique([str(kept[path]) for path, _ in train], return_inverse=True)[1]
     labels = np.array([label for _, label in train], np.int64)
     rows, cut = carve("videos", np.arange(len(train)), share, labels, copies)
-    notes.append(f"{root}: the valid split is made here, {len(cut)} of {len(train)} training videos")
+    notes.append(f"{root}: the valid split is made here, {len(cut)} of {counted(len(train), 'training video')}")
     return [train[n] for n in rows], [train[n] for n in cut]
 
 

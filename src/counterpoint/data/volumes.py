@@ -26,6 +26,7 @@ from counterpoint.data.own.item_splits import item_splits
 from counterpoint.data.own.places import SPLITS, is_folder
 from counterpoint.errors import CounterpointError, DataError, needs_extra
 from counterpoint.files import walk
+from counterpoint.words import counted
 
 IMAGES = ("images", "image", "imagestr", "volumes")
 MASKS = ("masks", "mask", "labels", "labelstr", "segmentations")
@@ -221,15 +222,19 @@ def _data(
         )
     if found.unspaced:
         notes.append(
-            f"{place}: {found.unspaced} volumes have no spacing in their header; their voxels are taken as square"
+            f"{place}: {counted(found.unspaced, 'volume has', 'volumes have')} no spacing in their header; their voxels are "
+            "taken as square"
         )
     if found.uneven:
         notes.append(
-            f"{place}: {found.uneven} volumes have slices of uneven spacing; they are resampled to square pixels"
+            f"{place}: {counted(found.uneven, 'volume has', 'volumes have')} slices of uneven spacing; they are resampled to "
+            "square pixels"
         )
     without = int((~has).sum())
     if without:
-        notes.append(f"{place}: {without} volumes have no mask; they are used for training, without labels")
+        notes.append(
+            f"{place}: {counted(without, 'volume has', 'volumes have')} no mask; they are used for training, without labels"
+        )
     *parts, more = item_splits(place, found.splits, has, np.arange(len(has)), test, valid)
     splits = []
     for name, rows in zip(("train", "valid", "test"), parts, strict=True):

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from counterpoint.data.bags import Bag, BagData, LazyItems, TestVideo
 from counterpoint.data.valid import SHARE, carve, checked_share
 from counterpoint.errors import DataError
+from counterpoint.words import counted
 
 VISUAL, AUDIO, CROPS, FRAMES = 1024, 128, 5, 16
 _LISTS = {"train": ("rgb.list", "audio.list"), "test": ("rgb_test.list", "audio_test.list")}
@@ -80,7 +81,8 @@ def load(directory: str, *, valid: float = SHARE) -> BagData:
         uneven = [f"{v.name} {v.lengths}" for v in videos if len(set(v.lengths)) > 1]
         if uneven:
             notes.append(
-                f"{split}: {len(uneven)} videos have crops or sound of different length and are cut to the shortest "
+                f"{split}: {counted(len(uneven), 'video has', 'videos have')} crops or sound of different length and are cut to "
+                "the shortest "
                 f"(snippets of crops 0-4, sound): {_some(uneven)}"
             )
     truth = _truth(root, splits["test"], notes)
@@ -90,7 +92,8 @@ def load(directory: str, *, valid: float = SHARE) -> BagData:
     kept, cut = carve("xd-violence", rows, valid, labels, films)
     train, watched = [every[n] for n in kept], [every[n] for n in cut]
     notes.append(
-        f"the valid split is made here, {len(watched)} of {len(every)} training videos; they have no truth per frame, so every "
+        f"the valid split is made here, {len(watched)} of {counted(len(every), 'training video')}; they have no truth per frame, "
+        "so every "
         "frame of a violent one counts as violent"
     )
     return BagData(
@@ -172,7 +175,7 @@ def _videos(root: Path, split: str) -> list[_Video]:
     audio_file, audio = _lines(root, _LISTS[split][1])
     problems: list[str] = []
     if len(rgb) % CROPS:
-        raise DataError(f"{rgb_file}: {len(rgb)} lines, not a multiple of five; each video needs five crops")
+        raise DataError(f"{rgb_file}: {counted(len(rgb), 'line')}, not a multiple of five; each video needs five crops")
     names = []
     for start in range(0, len(rgb), CROPS):
         stems = [_stem(line) for line in rgb[start : start + CROPS]]
@@ -185,7 +188,9 @@ def _videos(root: Path, split: str) -> list[_Video]:
             f"{rgb_file}: five lines in a row must be crops NAME__0 .. NAME__4 of one video; wrong at {_some(problems)}"
         )
     if len(audio) != len(names):
-        raise DataError(f"{audio_file}: {len(audio)} lines for the {len(names)} videos of {rgb_file.name}")
+        raise DataError(
+            f"{audio_file}: {counted(len(audio), 'line')} for the {counted(len(names), 'video')} of {rgb_file.name}"
+        )
     for i, (name, line) in enumerate(zip(names, audio, strict=True)):
         if _stem(line).removesuffix("__vggish") != name:
             problems.append(f"line {i + 1}: {_stem(line)} (the video is {name})")
@@ -210,7 +215,8 @@ def _videos(root: Path, split: str) -> list[_Video]:
     ]
     if missing:
         raise DataError(
-            f"{len(missing)} files listed in {rgb_file.name} and {audio_file.name} are not under {root}: {_some(missing)}. "
+            f"{counted(len(missing), 'file')} listed in {rgb_file.name} and {audio_file.name} are not under {root}: "
+            f"{_some(missing)}. "
             "Unpack the feature archives there, or take the videos out of the lists"
         )
     return videos
@@ -259,7 +265,7 @@ def _read_headers(videos: list[_Video]) -> None:
                 problems.append(str(error))
         video.lengths = tuple(lengths)
     if problems:
-        raise DataError(f"{len(problems)} feature files cannot be used:\n  " + _some(problems, "\n  "))
+        raise DataError(f"{counted(len(problems), 'feature file')} cannot be used:\n  " + _some(problems, "\n  "))
 
 
 # --- truth ------------------------------------------------------------------------------------------------------------
@@ -336,7 +342,8 @@ def _truth(root: Path, videos: list[_Video], notes: list[str]) -> list[NDArray[n
         off = len(truth) - sum(lengths)
         uneven = [f"{v.name} {v.lengths}" for v in videos if len(set(v.lengths)) > 1]
         raise DataError(
-            f"{file}: {len(truth)} frames, but the {len(videos)} test videos have 16 x {sum(lengths) // FRAMES} = "
+            f"{file}: {counted(len(truth), 'frame')}, but the {counted(len(videos), 'test video has', 'test videos have')} 16 x "
+            f"{sum(lengths) // FRAMES} = "
             f"{sum(lengths)}: {abs(off)} too {'many' if off > 0 else 'few'}."
             + (f" Lengths (crops 0-4, sound) differ in {_some(uneven)}." if uneven else "")
             + (f" The truth first disagrees with the list at {wrong[0]}." if wrong else "")
@@ -359,9 +366,9 @@ def _contradictions(
     wrong = []
     for video, length, part in zip(videos, lengths, _split(truth, lengths), strict=True):
         if video.label == 0 and part.any():
-            wrong.append(f"{video.name} (a normal video with {int(part.sum())} violent frames)")
+            wrong.append(f"{video.name} (a normal video with {counted(int(part.sum()), 'violent frame')})")
         elif known is not None and len(part) and video.name in known:
             told = _marked(length, known[video.name])[: len(part)]
             if (told != part).any():
-                wrong.append(f"{video.name} ({int((told != part).sum())} frames unlike its annotation)")
+                wrong.append(f"{video.name} ({counted(int((told != part).sum()), 'frame')} unlike its annotation)")
     return wrong

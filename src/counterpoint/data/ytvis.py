@@ -28,6 +28,7 @@ from counterpoint.data.frames import OTHER, PADDING, Clip, ClipData
 from counterpoint.data.images import KEEP, Indices, Pixels, checked_size
 from counterpoint.data.own.item_splits import item_splits
 from counterpoint.errors import CounterpointError, DataError, needs_extra
+from counterpoint.words import counted
 
 MARGIN = 0.1  # by which a box is enlarged
 MANY = 200  # number of videos from which on a progress bar is shown
@@ -83,7 +84,13 @@ def load(
             for v in videos
             if v.instances
         )
-        notes = [f"{place}: {once} instances are in one frame only; they have no positive in training"] if once else []
+        notes = (
+            [
+                f"{place}: {counted(once, 'instance is', 'instances are')} in one frame only; they have no positive in training"
+            ]
+            if once
+            else []
+        )
         accounts.check()
         accounts.write()
     except CounterpointError:
@@ -122,7 +129,7 @@ def _videos(file: Path, images: str, accounts: Accounts) -> tuple[list[_Video], 
         reason = "names no video of the file" if video is None else ""
         boxes = _boxes(annotation, file) if video is not None else []
         if video is not None and len(boxes) != len(video.paths):
-            reason = f"has {len(boxes)} boxes for {len(video.paths)} frames"
+            reason = f"has {counted(len(boxes), 'box')} for {counted(len(video.paths), 'frame')}"
         if reason or video is None:
             accounts.leave(Line(str(file), number, reason, unit="instances"))
             continue

@@ -28,6 +28,7 @@ from counterpoint.encoders.chat_tokenizers import ChatTokenizer
 from counterpoint.encoders.messages import Message
 from counterpoint.encoders.no_rows import no_rows
 from counterpoint.errors import CounterpointError, needs_extra
+from counterpoint.words import counted
 
 VISION_DEPTH = 2
 
@@ -195,7 +196,8 @@ class ChatModel(nn.Module):
         longest = max(range(len(rows)), key=lambda n: len(rows[n]))
         if len(rows[longest]) + new_tokens > self.context:
             raise CounterpointError(
-                f"a prompt has {len(rows[longest])} tokens, which with {new_tokens} new tokens is more than the context of "
+                f"a prompt has {counted(len(rows[longest]), 'token')}, which with {new_tokens} new tokens is more than the "
+                "context of "
                 f"{self.context}: '{prompts[longest].messages[-1].text[:60]}'; shorten it, or lower --new-tokens"
             )
         ids, mask = (part.to(self.device) for part in padded(rows, self.tokenizer.pad, left=True))

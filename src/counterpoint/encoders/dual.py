@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from counterpoint.core.precision import wide
 from counterpoint.encoders.taps import block_names, recorded, token_rows
 from counterpoint.errors import CounterpointError, needs_extra, unknown
+from counterpoint.words import counted
 
 LIBRARIES = ("hf", "open_clip")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the pictures that arrive
@@ -211,7 +212,8 @@ def need_short(name: str, texts: Sequence[str], lengths: Sequence[int], context:
     if long:
         beside = f" beside the {room} of the context" if room else ""
         raise CounterpointError(
-            f"{name} reads {context - room} tokens{beside}, and {len(long)} texts are longer, such as '{long[0][:80]}'; shorten "
+            f"{name} reads {context - room} tokens{beside}, and {counted(len(long), 'text is', 'texts are')} longer, such as "
+            f"'{long[0][:80]}'; shorten "
             "the names of the classes, their descriptions or the template"
         )
 

@@ -34,6 +34,7 @@ from counterpoint.encoders.maps import feature_map
 from counterpoint.encoders.messages import IMAGE
 from counterpoint.encoders.text import PAD, train_bpe
 from counterpoint.errors import CounterpointError
+from counterpoint.words import counted
 
 BEGIN, END = "<s>", "<|endofchunk|>"
 TEMPLATE = (
@@ -301,7 +302,7 @@ class InterleavedModel(ChatModel):
         self.unimodal = parts.unimodal or len(layers) // 2
         if not 0 < self.unimodal < len(layers):
             raise CounterpointError(
-                f"{name} has {len(layers)} layers, so unimodal must be 1 to {len(layers) - 1}, got {self.unimodal}"
+                f"{name} has {counted(len(layers), 'layer')}, so unimodal must be 1 to {len(layers) - 1}, got {self.unimodal}"
             )
         heads = parts.heads, parts.dim_head
         self.blocks = nn.ModuleDict()
@@ -380,7 +381,8 @@ class InterleavedModel(ChatModel):
         if wrong:
             n = wrong[0]
             raise CounterpointError(
-                f"text {n} has {int(marks[n].sum())} marks {IMAGE} and {int(wanted[n])} pictures; give one picture for each mark"
+                f"text {n} has {counted(int(marks[n].sum()), 'mark')} {IMAGE} and {counted(int(wanted[n]), 'picture')}; give one "
+                "picture for each mark"
             )
         return media_times(marks)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from counterpoint.encoders.fusion import Layer
 from counterpoint.errors import CounterpointError, unknown
+from counterpoint.words import counted
 
 FUSIONS = ("coattention", "mlp")
 
@@ -143,7 +144,8 @@ def copy_layers(student: PairScorer, teacher: PairScorer, layers: Sequence[int])
     """
     if len(layers) != len(student.layers) or not all(0 <= number < len(teacher.layers) for number in layers):
         raise CounterpointError(
-            f"student_layers {list(layers)} must name {len(student.layers)} layers of the teacher, which has the layers 0 to "
+            f"student_layers {list(layers)} must name {counted(len(student.layers), 'layer')} of the teacher, which has the "
+            "layers 0 to "
             f"{len(teacher.layers) - 1}"
         )
     chosen = copy.copy(teacher)

@@ -29,6 +29,7 @@ from counterpoint.core.precision import full_precision, wide
 from counterpoint.encoders.simple import mlp
 from counterpoint.encoders.taps import block_names
 from counterpoint.errors import CounterpointError
+from counterpoint.words import counted
 
 INITIAL = ("norm_pre", "ln_pre", "pre_layrnorm")  # the norm before the blocks in timm, open_clip and transformers
 TINY = 2.3e-8  # added to the sum of squares of a style
@@ -61,7 +62,7 @@ def need_prompts(tower: nn.Module, prompts: Sequence[Tensor], name: str = "promp
     """Raise ValueError for more sets of prompts than blocks, and for another shape than [n, width]."""
     count, width = len(blocks_of(tower)), prompt_width(tower)
     if len(prompts) > count:
-        raise ValueError(f"{name} has {len(prompts)} sets for {count} blocks")
+        raise ValueError(f"{name} has {counted(len(prompts), 'set')} for {counted(count, 'block')}")
     found = {tuple(one.shape) for one in prompts}
     if len(found) > 1 or any(len(shape) != 2 or shape[1] != width for shape in found):
         raise ValueError(f"{name} must be sets of equal shape [n, {width}], got {sorted(found)}")
@@ -154,7 +155,7 @@ def replaced_prompts(tower: nn.Module, prompts: Sequence[Float[Tensor, "n width"
     need_prompts(tower, prompts)
     blocks = blocks_of(tower)
     if len(prompts) >= len(blocks):
-        raise ValueError(f"prompts has {len(prompts)} sets for the {len(blocks) - 1} blocks after the first")
+        raise ValueError(f"prompts has {counted(len(prompts), 'set')} for the {len(blocks) - 1} blocks after the first")
 
     def renew(number: int) -> Callable[[Any], Any]:
         prompt, axis = prompts[number - 1], _axis(blocks[number])
@@ -270,7 +271,9 @@ def style_content_token(
     names, count = ("style_weight", "style_bias", "content_weight", "content_bias"), len(layer_features)
     lengths = {name: len(weights[name]) for name in names} | {"rho_weight": weights["rho_weight"][0].shape[-1]}
     if not count or set(lengths.values()) != {count}:
-        raise ValueError(f"weights must be of {count} blocks, as layer_features, and at least of one, got {lengths}")
+        raise ValueError(
+            f"weights must be of {counted(count, 'block')}, as layer_features, and at least of one, got {lengths}"
+        )
     fused = []
     for z, *linear in zip(layer_features, *(weights[name] for name in names), strict=True):
         z, (a, a0, c, c0) = z.detach(), map(wide, linear)  # A_l and C_l with their biases

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from counterpoint.encoders.image_encoder import ImageEncoder
 from counterpoint.errors import CounterpointError
+from counterpoint.words import counted
 
 WIDTHS = {"unet": (16, 32, 64, 128, 128, 128), "unet-s": (8, 16, 32)}
 
@@ -45,7 +46,8 @@ class UNetEncoder(ImageEncoder):
         super().__init__()
         if size % 2 ** (len(widths) - 1):
             raise CounterpointError(
-                f"a U-Net of {len(widths)} levels halves pictures {len(widths) - 1} times; {size} pixels are not a multiple of "
+                f"a U-Net of {counted(len(widths), 'level')} halves pictures {len(widths) - 1} times; {size} pixels are not a "
+                "multiple of "
                 f"{2 ** (len(widths) - 1)}"
             )
         self.widths, self.dim = widths, widths[-1]

@@ -35,6 +35,7 @@ from counterpoint.engine.progress import Bar, Stop
 from counterpoint.engine.run import Run
 from counterpoint.engine.services import Callback, EarlyStopping, Logged, restore_states, states
 from counterpoint.engine.stages import Stage
+from counterpoint.engine.state import recorded
 from counterpoint.engine.stepper import Stepper
 from counterpoint.engine.survey import moved
 from counterpoint.errors import CounterpointError, Interrupted
@@ -80,7 +81,8 @@ def fit(
     Raises Interrupted after Ctrl-C, RunError for a checkpoint that cannot be read, CounterpointError for stages that cannot
     be trained.
     """
-    return Fit(learner, task, loop or Loop(), evaluate_every, run, callbacks, say).go(title, bar, console)
+    with recorded(run.path if run else None):
+        return Fit(learner, task, loop or Loop(), evaluate_every, run, callbacks, say).go(title, bar, console)
 
 
 class Fit:

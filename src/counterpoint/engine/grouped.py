@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from counterpoint.engine.loading import Batches
+from counterpoint.words import counted
 
 
 def grouped_batches(
@@ -51,11 +52,11 @@ def grouped_batches(
         order = np.asarray(order, np.int64)
         order = order[order >= 0]
         if len(order) != len(members) or not np.array_equal(np.sort(order), np.arange(len(members))):
-            raise ValueError(f"permutations[{group}] must order the {len(members)} members of its group")
+            raise ValueError(f"permutations[{group}] must order the {counted(len(members), 'member')} of its group")
         used = len(members) // world_size // batch_size * batch_size * world_size
         lists.append(members[order[:used][rank::world_size]].tolist())
     if int(labels.max(initial=-1)) >= len(lists):
-        raise ValueError(f"permutations cover {len(lists)} groups, but labels go up to {labels.max()}")
+        raise ValueError(f"permutations cover {counted(len(lists), 'group')}, but labels go up to {labels.max()}")
     out: list[list[int]] = []
     while any(lists):
         for left in lists:

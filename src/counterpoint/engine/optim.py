@@ -56,9 +56,8 @@ class OptimConfig(CheckedSettings):
     """Change the learning rate after each epoch, or after each step."""
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise CounterpointError(f"lr must be > 0, got {self.lr}")
-        self.need_known_words()
+        self.need_sound_values()
+        self.need_positive("lr")
         if self.weight_decay < 0 or self.warmup_epochs < 0 or (self.final_weight_decay or 0) < 0:
             raise CounterpointError("weight_decay, final_weight_decay and warmup_epochs must not be negative")
         for name in ("bias_lr", "clip_norm"):

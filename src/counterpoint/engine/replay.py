@@ -17,6 +17,7 @@ from counterpoint.engine.stepper import Stepper
 from counterpoint.engine.survey import Survey, moved
 from counterpoint.engine.teachers import teachers_of
 from counterpoint.errors import CounterpointError, RunError
+from counterpoint.words import counted
 
 MOST = 5  # maximum number of modules, and of parameters, in a report
 
@@ -114,7 +115,8 @@ def replay(learner: Learner, task: Any, kept: Mapping[str, Any], loop: Loop) -> 
     position = kept["position"]
     if not 0 <= position["stage"] < len(learner.stages()):
         raise RunError(
-            f"the kept batch is of stage {position['stage'] + 1}, but the learner has {len(learner.stages())} stages; replay it "
+            f"the kept batch is of stage {position['stage'] + 1}, but the learner has {counted(len(learner.stages()), 'stage')}; "
+            "replay it "
             "with the settings of its run"
         )
     survey = learner.survey = Survey(task, learner)

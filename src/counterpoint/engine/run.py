@@ -9,6 +9,7 @@
       chance.json         the chance level of each metric that has one
       model.safetensors   the trained weights; its metadata names the system
       last.ckpt           everything needed to resume; removed when the run is complete
+      state.json          the process that trains, or how its training ended; removed when the run is complete
       calibration.json    map from scores to probabilities, and threshold (see counterpoint calibrate)
       calibration.html    its page
       figures.json        figures of the last evaluation, besides its metrics (see counterpoint.report.found)
@@ -42,6 +43,7 @@ from torch import Tensor
 
 import counterpoint
 from counterpoint.core.weights import read_weights, write_weights
+from counterpoint.engine.state import STATE, State, read_state
 from counterpoint.errors import RunError
 from counterpoint.files import quoted, replacing
 
@@ -76,7 +78,7 @@ from counterpoint.files import quoted, replacing
 )
 FILES = (
     *(CONFIG, ENVIRONMENT, FACTS, STRUCTURE, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT, REPORT, BAD_BATCH),
-    *(CALIBRATION, CALIBRATED),
+    *(CALIBRATION, CALIBRATED, STATE),
 )
 
 
@@ -189,11 +191,26 @@ class Run:
     def finished(cls, path: Path | str) -> Run:
         """Open a run that was trained to its end. RunError for a path that is no run, and for one that is not finished."""
         run = cls.open(path)
-        if not run.complete:
-            raise RunError(
-                f"{run.path} is not finished; finish it first: counterpoint train --resume {quoted(run.path)}"
-            )
+        run.need_complete()
         return run
+
+    def need_complete(self) -> None:
+        """Raise RunError for a run that is not finished: how its training stands, and what to do."""
+        if self.complete:
+            return
+        state = self.state
+        why = f": {state.said}" if state else ""
+        what = f"finish it first: counterpoint train --resume {quoted(self.path)}"
+        if state and state.alive:
+            what = "wait for its end"
+        elif state and state.state == "diverged":
+            what = "train again with a lower --lr"
+        raise RunError(f"{self.path} is not finished{why}; {what}")
+
+    @property
+    def state(self) -> State | None:
+        """The record of its training. None for a complete run, and for one that an older version trained."""
+        return None if self.complete else read_state(self.path)
 
     @property
     def complete(self) -> bool:

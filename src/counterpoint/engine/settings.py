@@ -24,9 +24,17 @@ class CheckedSettings:
 
     late: ClassVar[Mapping[str, tuple[str, int]]] = {}
 
-    def need_known_words(self) -> None:
-        """Raise CounterpointError for the first value that its setting's annotation lacks, a `Literal` or a tuple of such words."""
+    def need_sound_values(self) -> None:
+        """Raise CounterpointError for the first setting with a number that is NaN or infinite, or with an unknown word.
+
+        A word is known when the annotation of the setting has it, a `Literal` or a tuple of such words.
+        """
         kind: Any = type(self)
+        for field in fields(kind):
+            value = getattr(self, field.name)
+            for number in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise CounterpointError(f"{field.name} must be finite, got {number}")
         for name, known in _words(kind).items():
             value = getattr(self, name)
             for word in value if isinstance(value, tuple | list) else (value,):

@@ -26,7 +26,7 @@ from counterpoint.engine.sharded import Shards, check_shardable, need_processes
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import teachers_of
-from counterpoint.errors import CounterpointError, Interrupted, RunError
+from counterpoint.errors import CounterpointError, Interrupted, RunError, diverged
 from counterpoint.files import quoted
 
 ENTER = 1  # part of the seed: separates the random numbers of a stage's beginning from those of its steps
@@ -243,9 +243,7 @@ class Stepper:
             losses = self.losses(turn, batch)
             loss = losses[turn.minimise]
             if not bool(loss.isfinite()):
-                raise CounterpointError(
-                    f"the loss is {float(loss.detach())} at step {learner.position.all_steps}: training diverged; lower --lr"
-                )
+                raise diverged(f"the loss is {float(loss.detach())} at step {learner.position.all_steps}")
             if not turn.optimizers:
                 return losses
             for optimizer in turn.optimizers:

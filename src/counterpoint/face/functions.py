@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.errors import CounterpointError
+from counterpoint.words import counted
 
 if TYPE_CHECKING:
     from counterpoint.data.memory import Own
@@ -251,7 +252,7 @@ class Comparison:
 
     def __repr__(self) -> str:
         pairs = {pair["arm"]: pair for pair in self.record["comparisons"]}
-        lines = [f"{self.metric} on {self.record['data']}, {len(self.record['seeds'])} seeds"]
+        lines = [f"{self.metric} on {self.record['data']}, {counted(len(self.record['seeds']), 'seed')}"]
         for slug, mean in self.means.items():
             line = f"  {slug:20} {mean:.4f}"
             if pair := pairs.get(slug):

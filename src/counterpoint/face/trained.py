@@ -20,6 +20,7 @@ from counterpoint.engine.run import REPORT, Run
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.face import finding
+from counterpoint.files import check_folder
 from counterpoint.search.encoder import BATCH, Encoder
 from counterpoint.training import Measured
 from counterpoint.use import hub, library_folders, model_cards
@@ -229,7 +230,9 @@ class Trained(ModelHubMixin):
             if to is not None and format is not None and to != format:
                 raise CounterpointError(f"to={to!r} and format={format!r} name two formats; give one")
             format = to or format
-            if out is None:
+            if out is not None:
+                check_folder(Path(out).parent)
+            else:
                 out = self._place(format)
             if format == "set" or (format is None and Path(out).suffix in distilled.ENDINGS):
                 learner: Any = self.learner

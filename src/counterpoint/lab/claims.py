@@ -14,6 +14,7 @@ from counterpoint.lab.protocol import Protocol, of_system, slugs
 from counterpoint.lab.runner import PACKAGE
 from counterpoint.lab.verify import FOLDER, judge, missing, read_record
 from counterpoint.lab.verify import write as write_record
+from counterpoint.words import counted
 
 BEGIN, END = "<!-- all-claims:begin -->", "<!-- all-claims:end -->"
 
@@ -151,7 +152,7 @@ def _differences(part: Protocol, found: Mapping[str, Any]) -> list[str]:
     if added := sorted(set(part.arms) - set(found["arms"])):
         said.append(f"the protocol has the arm {', '.join(added)}, which was not run")
     if len(found["seeds"]) < part.seeds:
-        said.append(f"the protocol asks for {part.seeds} seeds, the figures have {len(found['seeds'])}")
+        said.append(f"the protocol asks for {counted(part.seeds, 'seed')}, the figures have {len(found['seeds'])}")
     if part.tuning is not None and "tuned" not in found:
         said.append(f"the protocol tunes {', '.join(part.tuning.grid)} on valid, the figures were not tuned")
     return said

@@ -23,6 +23,7 @@ from counterpoint.lab import runner, statistics
 from counterpoint.lab.cluster import Cluster
 from counterpoint.lab.verify import RunOne, interval_said, write
 from counterpoint.systems.settings import flat
+from counterpoint.words import counted
 
 SAID = {statistics.HOLDS: "better", statistics.REVERSED: "worse"}
 FOLDER = Path("results/compare")
@@ -61,7 +62,7 @@ def compare(
         run_one: Function that runs a system. Default: `lab.runner.run_one`.
         cluster: The cluster whose machines run the systems. Default: this machine alone. The figures are the same.
 
-    Raises CounterpointError for systems of tasks that cannot be compared.
+    Raises CounterpointError for systems of tasks that cannot be compared, and for a metric that a system lacks.
     """
     overrides = overrides or {}
     if len(slugs) < 2 or len(set(slugs)) < len(slugs):
@@ -84,7 +85,11 @@ def compare(
     name = re.sub(r"[^\w.-]+", "-", f"{'-'.join(slugs)}-on-{data}{'-by-domain' if leave_one_domain_out else ''}")[:120]
     done = runner.run_all(
         {
-            _key(slug, seed, number): (slug, spec, {}, given[slug], seed, True)
+            # A metric that a system lacks is found in its first run, after one epoch.
+            _key(slug, seed, number): (
+                *(slug, spec, {}, given[slug], seed, True),
+                *([metric] if metric and seed == number == 0 and run_one is None else ()),
+            )
             for seed in range(seeds)
             for slug in slugs
             for number, spec in enumerate(specs.values())
@@ -93,7 +98,7 @@ def compare(
         cache=out / ".partial" / name,
         stamp=runner.stamp_of([*specs.values(), everything]),
         jobs=jobs,
-        title=f"compare {len(slugs)} systems on {data}",
+        title=f"compare {counted(len(slugs), 'system')} on {data}",
         console=console,
         cluster=cluster,
     )

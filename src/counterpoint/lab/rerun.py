@@ -15,11 +15,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import CounterpointError, Interrupted
 from counterpoint.lab import claims
 from counterpoint.lab.protocol import of_system, slugs
 from counterpoint.lab.verify import FOLDER, read_record, verify
 from counterpoint.report.claim import write_claim_report
+from counterpoint.words import counted
 
 
 def due(folder: Path = FOLDER) -> list[str]:
@@ -37,7 +38,7 @@ def due(folder: Path = FOLDER) -> list[str]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the named claims, or those that are due. Return the number of failures."""
+    """Run the named claims, or those that are due. Return the number of failures, or 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="python -m counterpoint.lab.rerun", description=(__doc__ or "").split("\n")[0]
     )
@@ -53,12 +54,16 @@ def main(words: Sequence[str] | None = None) -> int:
     for slug in todo:
         protocol = of_system(slug)
         print(
-            f"{slug}: {protocol.seeds} seeds, {len(protocol.arms)} arms, at most {protocol.minutes:g} processor minutes"
+            f"{slug}: {counted(protocol.seeds, 'seed')}, {counted(len(protocol.arms), 'arm')}, at most {protocol.minutes:g} "
+            "processor minutes"
         )
         if options.list:
             continue
         try:
             record = verify(slug, jobs=options.jobs, out=options.out, variants=not options.no_variants)
+        except Interrupted as error:
+            print(error, file=sys.stderr)
+            return 130
         except CounterpointError as error:
             failed += 1
             print(f"{slug} failed: {error}", file=sys.stderr)

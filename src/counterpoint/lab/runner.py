@@ -6,12 +6,13 @@ versions and every source file of the package. A change to any of them therefore
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import counterpoint
 from counterpoint.engine.run import versions
+from counterpoint.errors import Interrupted
 from counterpoint.experiment import Experiment
 from counterpoint.files import check_folder, replacing
 from counterpoint.lab.cluster import Cluster, run_tasks
+from counterpoint.lab.needed import NeedMetric
+from counterpoint.words import counted
 
 PACKAGE = Path(counterpoint.__file__).parent
 SECONDS, DATA = "seconds", "data"  # beside the figures of a run: processor time, and a digest of its training data
@@ -49,8 +53,29 @@ def figures(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return found
 
 
+@contextlib.contextmanager
+def continued(done: Callable[[], str]) -> Iterator[None]:
+    """Name, at an interruption, what is done. The message of one of several runs would continue that run alone.
+
+    Args:
+        done: Returns what is finished, such as "3 runs".
+
+    Raises Interrupted at Ctrl-C.
+    """
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as error:
+        raise Interrupted(f"stopped after {done()}; the same command or call continues") from error
+
+
 def run_one(
-    slug: str, data: str, options: Mapping[str, Any], settings: Mapping[str, Any], seed: int, recipe: bool
+    slug: str,
+    data: str,
+    options: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    seed: int,
+    recipe: bool,
+    metric: str | None = None,
 ) -> dict[str, Any]:
     """Train one system on one thread and return its figures, its processor time and a digest of its training data.
 
@@ -61,23 +86,31 @@ def run_one(
         settings: Settings that replace the paper's, or the recipe's.
         seed: Seed of initialisation, order of the data and dropout.
         recipe: Start from the system's recipe for this data. False: from the paper's settings.
+        metric: End the run after its first measured epoch when it lacks this metric. Default: check none.
     """
     import torch
 
     torch.set_num_threads(1)  # one thread a run, so that figures do not depend on what else is running
     started = time.process_time()
-    rows, digest = _rows(slug, data, dict(options), dict(settings), seed, recipe)
+    rows, digest = _rows(slug, data, dict(options), dict(settings), seed, recipe, metric)
     return {**figures(rows), SECONDS: time.process_time() - started, DATA: digest}
 
 
 def _rows(
-    slug: str, data: str, options: dict[str, Any], settings: dict[str, Any], seed: int, recipe: bool
+    slug: str,
+    data: str,
+    options: dict[str, Any],
+    settings: dict[str, Any],
+    seed: int,
+    recipe: bool,
+    metric: str | None = None,
 ) -> tuple[list[dict[str, float]], str | None]:
     """Train, and return the rows of the run and a digest of its data. No other function here calls a system's training."""
     experiment = Experiment.resolve(slug, data, overrides=settings, options=options, recipe=recipe)
     source = experiment.source()
     digest = digest_of(source)  # before training: a split may keep items that it has read
-    return experiment.run(seed, source=source), digest
+    checks = [NeedMetric(metric)] if metric else []
+    return experiment.run(seed, source=source, callbacks=checks), digest
 
 
 def digest_of(source: Any) -> str | None:
@@ -113,7 +146,7 @@ def run_all(
         console: Console of the progress bar. Default: standard error.
         cluster: The cluster whose machines run them. Default: this machine alone.
 
-    Raises CounterpointError, before anything runs, where the cache cannot be written.
+    Raises CounterpointError, before anything runs, where the cache cannot be written. Raises Interrupted after Ctrl-C.
     """
     check_folder(cache)
     done: dict[str, dict[str, Any]] = {}
@@ -132,7 +165,7 @@ def run_all(
         TimeRemainingColumn(),
         console=console or Console(stderr=True),
     )
-    with progress:
+    with continued(lambda: f"{len(done)} of {counted(len(todo), 'run')}"), progress:
         bar = progress.add_task(title, total=len(todo), completed=len(done))
 
         def finish(key: str, metrics: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.files import replacing
 from counterpoint.lab.runner import figures, run_all, stamp_of
+from counterpoint.words import counted
 
 GRID = (0.03, 0.07, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 MEASURES = ("embedding_uniformity", "embedding_tolerance", "knn_accuracy", "linear_accuracy")
@@ -92,7 +93,7 @@ def temperature_sweep(
             f"the setting temperature has no effect in this run of {run.slug}: {grid[0]:g} and {grid[-1]:g} give the same "
             "figures to the last digit; choose a run of a system that uses it"
         )
-    done = measured(list(todo), f"{len(grid)} temperatures")
+    done = measured(list(todo), f"{counted(len(grid), 'temperature')}")
     names = [name for name in MEASURES if all(name in found for found in done.values())]
     record = {
         "run": run.path.name,

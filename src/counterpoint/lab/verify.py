@@ -27,6 +27,7 @@ from counterpoint.files import replacing
 from counterpoint.lab import runner, statistics
 from counterpoint.lab.cluster import Cluster
 from counterpoint.lab.protocol import LEAST_SEEDS, Conjunct, Protocol, Results, fault, of_system
+from counterpoint.words import counted
 
 RunOne = Callable[[str, str, Mapping[str, Any], Mapping[str, Any], int, bool], dict[str, Any]]
 FOLDER = Path("results/claims")
@@ -153,7 +154,7 @@ def verify(
         raise CounterpointError("--seeds and --jobs must be at least 1")
     if count < LEAST_SEEDS and not quick:
         raise ProtocolError(
-            f"claim of {slug}: {count} seeds; a claim needs at least {LEAST_SEEDS} (or --quick, for a rehearsal)"
+            f"claim of {slug}: {counted(count, 'seed')}; a claim needs at least {LEAST_SEEDS} (or --quick, for a rehearsal)"
         )
     if not quick and protocol.path and runner.uncommitted(protocol.path):
         raise ProtocolError(f"claim of {slug}: {protocol.path} is not committed; commit it before its seeds run")

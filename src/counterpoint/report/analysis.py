@@ -14,6 +14,7 @@ from counterpoint.report import figures
 from counterpoint.report import page as parts
 from counterpoint.report.claim import by_unit, label, rule_said
 from counterpoint.report.page import Page, number
+from counterpoint.words import counted
 
 SAID = {
     "embedding_uniformity": "uniformity of what the loss compares (lower: more evenly spread)",
@@ -28,7 +29,7 @@ def write_sweep_report(record: Mapping[str, Any], path: Path) -> Path:
     count = len(record["seeds"])
     page = Page(
         f"{record['slug']} over the temperature",
-        f"{record['data']}, {count} seed{'s' * (count > 1)} at each of {len(record['temperatures'])} temperatures",
+        f"{record['data']}, {counted(count, 'seed')} at each of {len(record['temperatures'])} temperatures",
     )
     grid = np.log10(np.asarray(record["temperatures"], float))
     mean = {name: np.mean(np.asarray(rows, float), axis=1) for name, rows in record["measures"].items()}
@@ -64,7 +65,7 @@ def claims_table(records: Sequence[Mapping[str, Any]]) -> str:
     for record in records:
         for row_number, row in enumerate(record["conjuncts"]):
             first = row_number == 0
-            seeds = f"{len(record['seeds'])} seeds"
+            seeds = counted(len(record["seeds"]), "seed")
             cells = [
                 f"`{record['slug']}`" if first else "",
                 record["kind"] if first else "",

@@ -8,6 +8,7 @@ from typing import Any
 
 from counterpoint.report import page as parts
 from counterpoint.report.page import Page
+from counterpoint.words import counted
 
 
 def write_asked_report(
@@ -28,7 +29,7 @@ def write_asked_report(
         found: Names of methods with their answers (see `counterpoint.encoders.decoding.Answer`).
         made: What the first answer's modalities became (see `counterpoint.use.converters.Made`).
     """
-    page = Page(question, f"Answers of {model} by {len(found)} methods of decoding.")
+    page = Page(question, f"Answers of {model} by {counted(len(found), 'method')} of decoding.")
     if pictures:
         page.section(
             "Pictures",

@@ -16,6 +16,7 @@ from counterpoint.files import quoted
 from counterpoint.report import figures
 from counterpoint.report import page as parts
 from counterpoint.report.page import Page, number
+from counterpoint.words import counted
 
 _CLASSES = {"holds": "holds", "reversed": "reversed", "better": "holds", "worse": "reversed"}
 
@@ -54,7 +55,9 @@ def _origin(record: Mapping[str, Any]) -> dict[str, Any]:
 def write_comparison_report(record: Mapping[str, Any], path: Path) -> Path:
     """Write the page of a comparison's record (see `counterpoint.lab.compare`). Return `path`."""
     arms = list(record["results"])
-    page = Page(f"{', '.join(arms)} on {record['data']}", f"{len(record['seeds'])} seeds each, by {record['metric']}")
+    page = Page(
+        f"{', '.join(arms)} on {record['data']}", f"{counted(len(record['seeds']), 'seed')} each, by {record['metric']}"
+    )
     comparison_sections(page, record)
     return page.write(path)
 

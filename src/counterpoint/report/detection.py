@@ -17,6 +17,7 @@ from counterpoint.report import figures
 from counterpoint.report import page as parts
 from counterpoint.report.page import Page, clock
 from counterpoint.tasks.moments import Detection, ranked
+from counterpoint.words import counted
 
 EMBED_BYTES = 20 * 2**20  # a larger video is linked, not embedded
 PAGE_BYTES = 60 * 2**20  # maximum size of all embedded videos of a page, so that browsers still open it
@@ -54,7 +55,7 @@ def write_detection_report(
     if len(detections) == 1:
         title = f"Moments found in {detections[0].video.name}"
     else:
-        title = f"Moments found in {len(detections)} videos"
+        title = f"Moments found in {counted(len(detections), 'video')}"
     runs = sorted({d.run for d in detections})
     named = ", ".join(run if run.startswith("the ") else f"the run {run}" for run in runs)
     page = Page(title, f"Found by {named} from picture and sound. {about}".rstrip() if runs else "")
@@ -243,7 +244,8 @@ def _told(detection: Detection) -> str:
     best = int(np.nanargmax(detection.score))
     return (
         f"Score curves of {detection.video.name}. The fused score is highest, {detection.score[best]:.2f}, at "
-        f"{clock((best + 0.5) * detection.snippet_seconds)}; {len(detection.intervals)} moments lie above the "
+        f"{clock((best + 0.5) * detection.snippet_seconds)}; {counted(len(detection.intervals), 'moment lies', 'moments lie')} "
+        "above the "
         f"threshold {detection.threshold:.2f}"
     )
 
@@ -253,8 +255,7 @@ def _caption(detection: Detection, shown: int) -> str:
     if total == 0:
         high = f"{np.nanmax(detection.score):.2f}" if np.isfinite(detection.score).any() else parts.DASH
         return f"No moment scores above {detection.threshold:.2f}; the highest score is {high}."
-    moments = "1 moment" if total == 1 else f"{total:,} moments"
-    return f"{moments} above {detection.threshold:.2f}" + (
+    return f"{counted(total, 'moment', commas=True)} above {detection.threshold:.2f}" + (
         f"; the {shown} highest-scoring are listed" if shown < total else ""
     )
 

@@ -14,6 +14,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
+from counterpoint.words import counted
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -293,7 +295,8 @@ def matrix(
         right = float(np.trace(values) / max(1.0, values.sum()))
         return svg(
             figure,
-            alt or f"Confusion of {len(values)} classes; {right:.0%} of {int(values.sum())} items on the diagonal",
+            alt
+            or f"Confusion of {counted(len(values), 'class')}; {right:.0%} of {counted(int(values.sum()), 'item')} on the diagonal",
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from counterpoint.report import page as parts
 from counterpoint.report.page import Page
+from counterpoint.words import counted
 
 
 def write_generated_report(
@@ -21,7 +22,7 @@ def write_generated_report(
         found: Prompts, their unknown words, and their pictures as PNGs in base64.
     """
     many = sum(len(pictures) for _, _, pictures in found)
-    page = Page("Generated pictures", f"{many} pictures by {run}, seed {seed}.")
+    page = Page("Generated pictures", f"{counted(many, 'picture')} by {run}, seed {seed}.")
     for n, (prompt, unknown, pictures) in enumerate(found, 1):
         drawn = parts.part("pictures", [str(k) for k, _ in enumerate(pictures, 1)], [list(pictures)])
         said = parts.text(f"Words that the run does not know: {', '.join(unknown)}.") if unknown else ""

@@ -14,6 +14,7 @@ from counterpoint.data.shown import png
 from counterpoint.report import page as parts
 from counterpoint.report.found import found_sections
 from counterpoint.report.page import Page, number
+from counterpoint.words import counted
 
 SHOWN = 30  # pictures in each gallery
 
@@ -38,7 +39,9 @@ def write_predicted_report(
         read: Function from positions to pixels [n, H, W, 3].
         faults: Name and fault of each file that could not be read.
     """
-    page = Page("Predicted classes", f"{len(found)} pictures by {run}. The number beside a class is its {score}.")
+    page = Page(
+        "Predicted classes", f"{counted(len(found), 'picture')} by {run}. The number beside a class is its {score}."
+    )
     known = [one for one in found if one.true is not None]
     counts = Counter(one.label for one in found)
     rows = [(name, counts[name], counts[name] / len(found)) for name in sorted(counts, key=lambda n: -counts[n])]
@@ -53,13 +56,18 @@ def write_predicted_report(
         (_, drawn), *_ = found_sections(
             {"confusion": {"kind": "matrix", "values": table.tolist(), "names": list(classes)}}
         )
-        said = parts.text(f"The class is known for {len(known)} pictures; {100 * right:.1f} % are classified right.")
+        said = parts.text(
+            f"The class is known for {counted(len(known), 'picture')}; {100 * right:.1f} % are classified right."
+        )
         page.section("Known classes", parts.join(said, drawn), anchor="known")
     order = np.argsort([one.score for one in found], kind="stable")
     for heading, at in (("Least sure", order[:SHOWN]), ("Surest", order[::-1][:SHOWN])):
         rows_of_six = [at[n : n + 6].tolist() for n in range(0, len(at), 6)]
         cells = [{"cells": [_cell(found[n], read([n])[0]) for n in row]} for row in rows_of_six]
-        caption = f"The {len(at)} pictures whose best class has the {'lowest' if heading == 'Least sure' else 'highest'} score."
+        caption = (
+            f"The {counted(len(at), 'picture')} whose best class has the "
+            f"{'lowest' if heading == 'Least sure' else 'highest'} score."
+        )
         (_, drawn), *_ = found_sections({heading: {"kind": "captioned", "rows": cells, "caption": caption}})
         page.section(heading, drawn, anchor=heading.lower().replace(" ", "-"))
     if faults:

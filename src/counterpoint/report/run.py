@@ -18,6 +18,7 @@ from counterpoint.report import figures
 from counterpoint.report import page as parts
 from counterpoint.report.found import found_sections
 from counterpoint.report.page import Page, number
+from counterpoint.words import counted
 
 AXES = ("epoch", "step")  # columns of the position, not of a metric
 GROUPS = {"train": "Training", "test": "Test metrics", "valid": "Validation metrics", "lr": "Learning rates"}
@@ -136,9 +137,12 @@ def values(rows: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
 
 
 def epochs(rows: Sequence[Mapping[str, float]]) -> np.ndarray:
-    """Return the epoch of every row [epochs], or the row's number where the column is missing."""
+    """Return the epoch of every row [epochs], from 1 as the progress bar counts; the file counts from 0.
+
+    A row without the column has its own number.
+    """
     found = values(rows, "epoch")
-    return np.where(np.isnan(found), np.arange(len(rows)), found)
+    return np.where(np.isnan(found), np.arange(len(rows)), found) + 1
 
 
 def group(name: str) -> str:
@@ -228,7 +232,7 @@ def outcome(rows: Sequence[Mapping[str, float]], file: Path, chance: Mapping[str
         parts.table(
             [*heads, *(["chance"] if chance else [])],
             lines,
-            caption=f"After {len(rows)} epoch{'s' if len(rows) != 1 else ''}. {judged}",
+            caption=f"After {counted(len(rows), 'epoch')}. {judged}",
         ),
     )
 

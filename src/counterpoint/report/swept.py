@@ -12,6 +12,7 @@ import numpy as np
 from counterpoint.report import figures
 from counterpoint.report import page as parts
 from counterpoint.report.page import Page
+from counterpoint.words import counted
 
 
 def write_sweep_page(path: Path, record: Mapping[str, Any]) -> Path:
@@ -21,7 +22,7 @@ def write_sweep_page(path: Path, record: Mapping[str, Any]) -> Path:
     ended = len(record["trials"]) - len(done)
     page = Page(
         f"Sweep of {record['slug']}",
-        f"{len(done)} trials on {record['data']}, judged by {metric} on valid; {ended} more were ended early.",
+        f"{counted(len(done), 'trial')} on {record['data']}, judged by {metric} on valid; {ended} more were ended early.",
     )
     test = best["test"].get(f"test/{metric}")
     shown = [

@@ -12,7 +12,7 @@ import numpy as np
 
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError, unknown
-from counterpoint.files import check_writable, quoted
+from counterpoint.files import check_there, check_writable, quoted
 from counterpoint.search.encoder import Encoder
 from counterpoint.search.nearest import nearest_rows
 from counterpoint.search.stored import Embeddings, Hit, check_embeddings, check_local, read_embeddings
@@ -73,7 +73,10 @@ def search(
         check_local(path, "a run is a folder")
     check_embeddings(embeddings)
     page = None if html is None else check_writable(html)
-    encoder = Encoder.load(path)
+    run = path if isinstance(path, Run) else Run.open(path)
+    if run.config.get("task") != "sequences":  # its queries are names, which may look like files
+        check_there(file for query in queries if (file := _file_asked(query)))
+    encoder = Encoder.load(run)
     found = read_embeddings(embeddings)
     for note in found.notes:
         say(f"note: {note}")
@@ -204,6 +207,13 @@ def _is_there(file: Path) -> bool:
         return file.is_file()
     except OSError:  # words that are too long for the name of a file
         return False
+
+
+def _file_asked(query: str) -> str:
+    """Return the path that a query names by its ending, with or without a modality before it; "" for words."""
+    named, sign, rest = query.partition("=")
+    file = rest if sign and re.fullmatch(r"\w+", named) else query
+    return file if Path(file).suffix.lower() in (*PICTURES, *SOUNDS, *VECTORS) and "://" not in file else ""
 
 
 def _query(query: str, encoder: Encoder, taken: Mapping[str, Any]) -> tuple[str, Any]:

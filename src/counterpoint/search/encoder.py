@@ -37,6 +37,16 @@ TASKS = (
 ARGUMENT = {"image": "images", "text": "texts", "audio": "sounds", "vector": "vectors"}
 
 
+def embeddable(run: Run) -> Experiment:
+    """Return the experiment of a run. CounterpointError for a run of a task without embeddings."""
+    experiment = Experiment.of_run(run)
+    if experiment.system.task not in TASKS:
+        raise CounterpointError(
+            f"{run.path} is a run of the task {experiment.system.task}; this needs a run of {', '.join(TASKS[:-1])} or {TASKS[-1]}"
+        )
+    return experiment
+
+
 @dataclass
 class Encoder:
     """A trained run, loaded once, that embeds items of its modalities.
@@ -70,14 +80,10 @@ class Encoder:
         Raises RunError for a folder that is no finished run, CounterpointError for a run of a task without embeddings.
         """
         run = path if isinstance(path, Run) else Run.open(path)
-        experiment = Experiment.of_run(run)
-        system, config = experiment.system, experiment.config
-        if system.task not in TASKS:
-            raise CounterpointError(
-                f"{run.path} is a run of the task {system.task}; this needs a run of {', '.join(TASKS[:-1])} or {TASKS[-1]}"
-            )
+        experiment = embeddable(run)
+        config = experiment.config
         learner = load_learner(run) if learner is None else learner
-        return cls(run, learner, config, Transform.of_facts(run.facts(), config), system.task)
+        return cls(run, learner, config, Transform.of_facts(run.facts(), config), experiment.system.task)
 
     @property
     def kinds(self) -> dict[str, str]:

@@ -31,6 +31,7 @@ from counterpoint.core.rows import distinct_rows
 from counterpoint.errors import CounterpointError, DataError, needs_extra
 from counterpoint.files import check_writable, quoted, replacing
 from counterpoint.search.stored import Embeddings, read_embeddings
+from counterpoint.words import counted
 
 LISTS = 4  # lists of an index, in multiples of the square root of its rows
 LEAST = 39  # rows of a list at least, on average: what k-means wants
@@ -63,7 +64,10 @@ class IndexReport:
     def __str__(self) -> str:
         used = f"used for k up to {self.reach}" if self.reach else f"below {ENOUGH}: exact search is used"
         repeated = f", {self.distinct} of them different" if self.distinct < self.rows else ""
-        return f"{self.modality}: {self.rows} rows{repeated}; recall@10 against exact search {self.recall_at_10:.3f}, {used}"
+        return (
+            f"{self.modality}: {counted(self.rows, 'row')}{repeated}; recall@10 against exact search {self.recall_at_10:.3f}, "
+            f"{used}"
+        )
 
 
 @dataclass(frozen=True)

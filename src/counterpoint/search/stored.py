@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from counterpoint.errors import DataError
 from counterpoint.files import quoted
+from counterpoint.words import counted
 
 WORDED = ("text", "history", "set", "item")  # kinds of modalities that a column of texts shows
 RESERVED = ("item", "split", "label", "source")  # columns that are not texts of a modality
@@ -41,7 +42,7 @@ class Embeddings:
 
     def __repr__(self) -> str:
         of = ", ".join(f"{name} ({rows.shape[1]} numbers)" for name, rows in self.vectors.items())
-        return f"<embeddings of {len(self.item):,} items in {self.path}: {of}; by {self.run}>"
+        return f"<embeddings of {counted(len(self.item), 'item', commas=True)} in {self.path}: {of}; by {self.run}>"
 
     def stamp(self, modality: str) -> str:
         """Return a digest of an index's content: the weights' key, the presence of rows, and their values."""
@@ -180,7 +181,9 @@ def read_embeddings(path: Path | str) -> Embeddings:
         for name in modalities:
             values = vectors.setdefault(name, np.zeros((rows, 1), np.float32))
             if (bad := ~np.isfinite(values).all(1)).any():
-                notes.append(f"{path}: {int(bad.sum())} embeddings of {name} are not finite and are not searched")
+                notes.append(
+                    f"{path}: the search leaves out {counted(int(bad.sum()), 'embedding')} of {name} with NaN or infinite values"
+                )
                 values[bad], present[name][bad] = 0, False
         for name in ("split", "label", *(text_column(name) for name, kind in modalities.items() if kind in WORDED)):
             if rows and name not in words:

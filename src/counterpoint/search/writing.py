@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.data.memory import is_memory
-from counterpoint.engine.run import Run
+from counterpoint.engine.run import WEIGHTS, Run
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.experiment import Experiment
 from counterpoint.files import check_writable, held
 from counterpoint.lab.cluster import Cluster, run_tasks
-from counterpoint.search.encoder import Encoder
+from counterpoint.search.encoder import Encoder, embeddable
 from counterpoint.search.items import SPLITS, Items
 from counterpoint.search.stored import arrow, check_local, shard_name, shards_of
 from counterpoint.search.table import Batch, Layout, Maker, survey
+from counterpoint.words import counted
 
 SHARD = 65_536  # rows of a shard
 TEXTS = ".texts"  # in a folder of shards, until it is complete: the embeddings of texts that occur more than once
@@ -97,14 +98,17 @@ def embed(
     if not folder and (jobs != 1 or cluster is not None):
         raise CounterpointError("several processes write shards: name a folder, -o embeddings/")
     check_writable(out / shard_name(0) if out.is_dir() else out)
-    encoder = Encoder.load(path)
-    experiment = Experiment.of_run(encoder.run)
+    run = path if isinstance(path, Run) else Run.open(path)
+    if not (run.path / WEIGHTS).is_file():
+        run.load_weights()  # raises, with the reason
+    experiment = embeddable(run)
     spec = data or experiment.data
     if is_memory(spec) and (jobs != 1 or cluster is not None):
         raise CounterpointError("an object in memory is embedded by this process alone; save the data as files")
     source = experiment.source(data)
     for note in source.notes:
         say(f"note: {note}")
+    encoder = Encoder.load(run)
     items = Items.of(source, encoder, split)
     said = {"run": str(encoder.run.path), "key": encoder.key, "data": spec, "modalities": encoder.kinds, "split": split}
     if not folder:
@@ -208,7 +212,7 @@ def _write_shards(job: Job, out: Path, jobs: int | None, cluster: Cluster | None
     there = {file.name for file in shards_of(out)}
     missing = [number for number in range(len(shards)) if shard_name(number) not in there]
     if len(missing) < len(shards):
-        say(f"{len(shards) - len(missing)} of {len(shards)} shards are in {out}")
+        say(f"{len(shards) - len(missing)} of {counted(len(shards), 'shard is', 'shards are')} in {out}")
     here = cluster is None and (jobs == 1 or len(missing) <= 1)
     threads = 0 if here else max(1, int(cluster.cpus)) if cluster is not None else 1
     with _bar(sum(len(batch.rows) for number in missing for batch in shards[number])) as advance:
@@ -216,7 +220,7 @@ def _write_shards(job: Job, out: Path, jobs: int | None, cluster: Cluster | None
             _HELD["maker"][1].progress = advance
 
         def finish(name: str, rows: int) -> None:
-            say(f"{out / name}: {rows} rows")
+            say(f"{out / name}: {counted(rows, 'row')}")
             if not here:
                 advance(rows)
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from counterpoint.engine.state import born
 from counterpoint.errors import CounterpointError
 from counterpoint.files import replacing
 from counterpoint.serve.places import OutsideError, Places
@@ -90,7 +91,7 @@ class Jobs:
             del self._children[job.pid]
             self._write(replace(job, code=code))
             return False
-        return job.code is None and bool(job.born) and _born(job.pid) == job.born
+        return job.code is None and bool(job.born) and born(job.pid) == job.born
 
     def processes(self) -> dict[str, str]:
         """Return "alive" or "ended" for each training, by the path of its run."""
@@ -128,7 +129,7 @@ class Jobs:
                     start_new_session=True,  # Ctrl-C at the server is not for its trainings
                 )
             self._children[child.pid] = child
-            job = Job(name, str(run), command, child.pid, _born(child.pid), time.time())
+            job = Job(name, str(run), command, child.pid, born(child.pid), time.time())
             self._write(job)
             return job
 
@@ -168,12 +169,3 @@ def environment() -> dict[str, str]:
     """Return the environment of a training: the server's own, without its token."""
     kept = {name: value for name, value in os.environ.items() if name != "COUNTERPOINT_TOKEN"}
     return {**kept, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
-
-
-def _born(pid: int) -> str:
-    """Return the start time of a process as Linux counts it; "" for no process, for a dead one, and on other systems."""
-    try:
-        rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if rest[0] in ("Z", "X") else rest[19]

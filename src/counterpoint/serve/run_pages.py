@@ -19,11 +19,13 @@ from counterpoint.report.found import found_sections
 from counterpoint.report.run import columns, curve_sections, epochs, outcome, reproduce, values
 from counterpoint.serve.runs import Summary, log_of, matching, measured, sorted_by, summarised
 from counterpoint.serve.showing import Site, reading, shown
+from counterpoint.words import counted
 
 PAGE = 50  # runs on a page
 SIDE_BY_SIDE = 8  # maximum number of runs side by side
 DRAWN = 6  # maximum number of metrics whose curves are compared
 LOG = 16_000  # bytes of a log's end
+RESUMED = ("interrupted", "failed", "stopped")  # states from which a checkpoint is continued
 COLUMNS = ("name", "system", "data", "seed", "state", "epochs", "time")
 
 
@@ -112,7 +114,7 @@ def one(site: Site, request: Request) -> Response:
         sections=sections,
         job=job,
         done=summary.complete,
-        can_resume=summary.state == "stopped" and summary.resumable and run.path.parent == site.jobs.out,
+        can_resume=summary.state in RESUMED and summary.resumable and run.path.parent == site.jobs.out,
     )
 
 
@@ -144,10 +146,11 @@ def _live(site: Site, run: Run, summary: Summary, seen: str | None = None) -> tu
 
 
 def _state(run: Summary) -> str:
-    done = f"{run.epochs} epoch{'' if run.epochs == 1 else 's'}"
-    if run.state == "stopped" and not run.resumable:
-        return f"stopped after {done}; it has no checkpoint to resume"
-    return f"{run.state}, {done}"
+    done = counted(run.epochs, "epoch")
+    why = f": {run.why}" if run.why else ""
+    if run.state in RESUMED and not run.resumable:
+        return f"{run.state} after {done}{why}; it has no checkpoint to resume"
+    return f"{run.state}, {done}{why}"
 
 
 def compared(site: Site, request: Request) -> Response:

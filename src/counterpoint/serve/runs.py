@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -17,16 +18,17 @@ from typing import Any
 import yaml
 
 from counterpoint.engine.run import CHECKPOINT, CONFIG, METRICS, WEIGHTS
+from counterpoint.engine.state import STATE, State, state_of
 from counterpoint.errors import CounterpointError
 from counterpoint.files import cache_folder, replacing
-from counterpoint.serve.places import Places
+from counterpoint.serve.places import OutsideError, Places
 from counterpoint.serve.walking import Walk
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten times as fast
 TEXT = 8192  # characters of the settings that words are looked for in
-ALIVE = 900.0  # seconds: an unfinished run that wrote more recently is taken to be training; it saves every few minutes
+ALIVE = 900.0  # seconds: a run of another machine that wrote more recently is taken to be training; it saves every few minutes
 MANY = 200  # summaries that are worth keeping on disk
-STATES = ("finished", "training", "stopped")
+STATES = ("finished", "training", "interrupted", "diverged", "failed", "stopped")
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Summary:
     text: str = ""  # the name and the settings in lower case, for words
     damaged: str = ""
     process: str = ""  # "alive" or "ended", where the server started its training
+    record: dict[str, Any] = field(default_factory=dict)  # the fields of its state.json; {}: there is none
 
     @property
     def time(self) -> float:
@@ -54,11 +57,23 @@ class Summary:
 
     @property
     def state(self) -> str:
-        """One of STATES."""
+        """One of STATES. "stopped": its process ended without a word, as at `kill`."""
+        record = State(**self.record) if self.record else None
         if self.complete:
             return "finished"
-        alive = self.process == "alive" if self.process else time.time() - self.time < ALIVE
+        if self.process == "alive":
+            return "training"
+        if record is not None and record.state != "training":
+            return record.state
+        alive = record.alive if record is not None else None
+        if alive is None:
+            alive = not self.process and time.time() - self.time < ALIVE
         return "training" if alive else "stopped"
+
+    @property
+    def why(self) -> str:
+        """The reason why its training diverged or failed; "" for others."""
+        return str(self.record.get("why", "")) if self.state in ("diverged", "failed") else ""
 
 
 def last_values(text: str) -> tuple[int, dict[str, float]]:
@@ -95,6 +110,10 @@ def summarised(places: Places, path: str, stamp: int) -> Summary:
         names = set(os.listdir(path))
         made.resumable = CHECKPOINT in names
         made.complete = WEIGHTS in names and not made.resumable
+        if STATE in names:
+            with contextlib.suppress(OutsideError):  # the training has ended meanwhile
+                record = state_of(places.read(os.path.join(path, STATE)))
+                made.record = asdict(record) if record else {}
         if METRICS in names:
             made.epochs, made.metrics = last_values(places.read(os.path.join(path, METRICS)))
     except (CounterpointError, OSError, ValueError, yaml.YAMLError, csv.Error, RecursionError) as error:

@@ -26,6 +26,7 @@ from counterpoint.serve.review import Reviews
 from counterpoint.serve.runs import Index
 from counterpoint.serve.space import Space
 from counterpoint.serve.walking import Walk
+from counterpoint.words import counted
 
 STATIC = {  # name -> package and file; nothing else is served as a static file
     "page.css": ("counterpoint.report", "page.css"),
@@ -65,7 +66,7 @@ def environment() -> Environment:
     """Return the environment of this room's templates, with escaping and the filters of the reports."""
     found = parts.environment("serve/templates")
     found.globals.update(tabs=TABS, version=__version__, plain=parts.plain)
-    found.filters.update(ago=ago, path=quote)
+    found.filters.update(ago=ago, path=quote, counted=counted)
     return found
 
 

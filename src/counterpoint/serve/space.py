@@ -25,6 +25,7 @@ from counterpoint.search.items import shown_items
 from counterpoint.search.stored import Embeddings, Hit, facts_of, is_shard, read_embeddings
 from counterpoint.serve.places import OutsideError, Places
 from counterpoint.serve.walking import Walk
+from counterpoint.words import counted
 
 SAMPLE = 20_000  # maximum number of points of a map
 FITTED = 5_000  # maximum number of points that the axes of a map are computed from
@@ -279,7 +280,7 @@ def grouped(names: list[str | None]) -> tuple[list[str], list[int]]:
     order = sorted(counts, key=lambda name: (name == "", -counts[name], name))
     shown, rest = (order, []) if len(order) <= GROUPS + 1 else (order[:GROUPS], order[GROUPS:])
     number = {name: n for n, name in enumerate(shown)} | dict.fromkeys(rest, len(shown))
-    titles = [name or "without a label" for name in shown] + ([f"{len(rest)} others"] if rest else [])
+    titles = [name or "without a label" for name in shown] + ([f"{counted(len(rest), 'other')}"] if rest else [])
     return titles, [number[name or ""] for name in names]
 
 

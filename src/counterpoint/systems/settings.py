@@ -50,7 +50,7 @@ class PartConfig(CheckedSettings):
     """Settings of a part. Subclasses add fields."""
 
     def __post_init__(self) -> None:
-        self.need_known_words()
+        self.need_sound_values()
 
     def facts(self, data: Any) -> dict[str, Any]:
         """Return the facts of the data that the part needs in addition to the base's, fit for JSON."""

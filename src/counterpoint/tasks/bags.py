@@ -31,6 +31,7 @@ from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.settings import CheckedSettings
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.splits import check_watched, named_split
+from counterpoint.words import counted
 
 FEW = 0.1  # share of different scores below which the evaluation adds a note
 
@@ -51,7 +52,7 @@ class BagsConfig(CheckedSettings):
     """Largest norm of the gradients of all parameters of a network together; larger ones are scaled down. None: no limit."""
 
     def __post_init__(self) -> None:
-        self.need_known_words()
+        self.need_sound_values()
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise CounterpointError(f"clip_norm must be > 0 or None, got {self.clip_norm}")
         self.need_count("epochs", "batch_size", "max_length")
@@ -162,7 +163,7 @@ def checked(bag: Bag | TestVideo, data: BagData) -> None:
             f"those of the set have {data.visual_dim} and {data.audio_dim}; extract them with the same backbones"
         )
     if visual.shape[-2] != len(audio):
-        raise DataError(f"{bag.name}: {visual.shape[-2]} visual but {len(audio)} audio snippets")
+        raise DataError(f"{bag.name}: {visual.shape[-2]} visual but {counted(len(audio), 'audio snippet')}")
     for kind, values in (("visual", visual), ("audio", audio)):
         if not np.isfinite(values).all():
             raise DataError(f"{bag.name}: {kind} features hold NaN or infinite values; extract them again or remove it")

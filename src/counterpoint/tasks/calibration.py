@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from counterpoint.errors import DataError, RunError
+from counterpoint.words import counted
 
 ISOTONIC_VIDEOS = 100  # with fewer videos, isotonic regression follows their chance differences
 ISOTONIC_SNIPPETS = 1000  # snippets of either kind that it needs, too
@@ -87,7 +88,8 @@ def check_videos(videos: Sequence[Watched]) -> None:
     positive = sum(bool(video.truth.any()) for video in videos)
     if not positive:
         raise DataError(
-            f"none of the {len(videos)} validation videos has a violent moment; add some to valid/violent, and rows to truth.csv"
+            f"none of the {counted(len(videos), 'validation video')} has a violent moment; add some to valid/violent, and rows "
+            "to truth.csv"
         )
     negative = len(videos) - positive
     if min(positive, negative) < LEAST:

@@ -52,6 +52,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, RunError
 from counterpoint.tasks.measures.answers import ChatEvaluator
 from counterpoint.tasks.splits import check_watched, named_split
+from counterpoint.words import counted
 
 AT_ONCE = 128  # chats in a batch of the evaluation
 
@@ -411,7 +412,8 @@ class ChatsTask:
         left = len(self.data.train) - len(self.rows)
         if left:
             self.notes.append(
-                f"{left} of {len(self.data.train)} training chats have more than {self.config.context} tokens and are left out; "
+                f"{left} of {counted(len(self.data.train), 'training chat has', 'training chats have')} more than "
+                f"{self.config.context} tokens and are left out; "
                 "raise --context to use them"
             )
 

@@ -34,6 +34,7 @@ from counterpoint.tasks.aligned import AlignedConfig, AlignedLearner
 from counterpoint.tasks.phases import Phased, check_phases, heat_map
 from counterpoint.tasks.rehearsal import RehearsalBatches, exemplars, herded, need_memory
 from counterpoint.tasks.streams import Space, stream_figures
+from counterpoint.words import counted
 
 LISTED = 8  # kept items that the table names for a class
 
@@ -82,7 +83,9 @@ class ClassStreamLearner(Phased, AlignedLearner):
         if not names:
             raise DataError("the data have no classes, which are what the phases of this stream differ in")
         if config.phases > len(names):
-            raise DataError(f"--phases {config.phases} exceeds the {len(names)} classes of the data; use fewer")
+            raise DataError(
+                f"--phases {config.phases} exceeds the {counted(len(names), 'class')} of the data; use fewer"
+            )
         self.class_names = names
         self.set_phases(config, [])
         order = np.arange(len(names))
@@ -124,7 +127,8 @@ class ClassStreamLearner(Phased, AlignedLearner):
         labels, part = self._labels(survey, "train"), survey.split("train")
         if unknown := int((labels < 0).sum()):
             raise DataError(
-                f"{unknown} of {len(labels)} training items have no class; give each a class, or leave them out"
+                f"{unknown} of {counted(len(labels), 'training item has', 'training items have')} no class; give each a class, "
+                "or leave them out"
             )
         counts = np.bincount(labels, minlength=len(self.class_names))
         if not counts.min():
@@ -132,7 +136,10 @@ class ClassStreamLearner(Phased, AlignedLearner):
                 f"the class '{self.class_names[int(counts.argmin())]}' has no training item; remove its name"
             )
         if missing := int((~part.present(self.first, np.arange(len(labels)))).sum()):
-            raise DataError(f"{missing} of {len(labels)} training items lack {self.first}, which is to be classified")
+            raise DataError(
+                f"{missing} of {counted(len(labels), 'training item lacks', 'training items lack')} {self.first}, which is to be "
+                "classified"
+            )
 
     def _labels(self, survey: Survey, split: str) -> NDArray[np.int64]:
         labels = survey.split(split).labels
@@ -233,7 +240,8 @@ class ClassStreamLearner(Phased, AlignedLearner):
                 "kind": "table",
                 "columns": ["phase", "class", "kept items", "their positions in the training split"],
                 "rows": rows,
-                "caption": f"{len(memory)} of {len(labels)} training items were kept by {self.config.selection}; classes of the "
+                "caption": f"{len(memory)} of {counted(len(labels), 'training item was', 'training items were')} kept by "
+                f"{self.config.selection}; classes of the "
                 "last phase have none.",
             },
         }

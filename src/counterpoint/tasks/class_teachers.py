@@ -44,6 +44,7 @@ from counterpoint.tasks.aligned import AlignedLearner, one_each
 from counterpoint.tasks.class_texts import templates_of, texts_of
 from counterpoint.tasks.images import ImageLearner
 from counterpoint.tasks.open_classes import OpenConfig
+from counterpoint.words import counted
 
 KINDS = ("run", "fit", "hf", "open_clip", "file")
 
@@ -127,14 +128,14 @@ class Table:
             bad = np.unique(np.nonzero(~np.isfinite(values).all(-1) | ~values.any(-1))[0])
             if len(bad):
                 raise DataError(
-                    f"{place}: {len(bad)} rows of {key} are zero, NaN or infinite, the first is row {bad[0]}"
+                    f"{place}: {key} has {counted(len(bad), 'row')} of zeros, NaN or infinity, the first is row {bad[0]}"
                 )
         if scale.size != 1 or not 0 < scale.item() < np.inf:
             raise DataError(f"{place}: scale must be one number > 0, got {scale.tolist()}")
         classes, names = (tuple(map(str, arrays.get(key, ()))) for key in ("classes", "names"))
         if classes and (len(classes) != len(text) or len(set(classes)) < len(classes)):
             raise DataError(
-                f"{place}: classes must name each of the {len(text)} texts once, got {len(classes)} names of which "
+                f"{place}: classes must name each of the {counted(len(text), 'text')} once, got {len(classes)} names of which "
                 f"{len(set(classes))} differ"
             )
         return cls(name, rows, text, scale.item(), classes, names)
@@ -145,17 +146,18 @@ class Table:
         if self.classes:
             missing = [name for name in classes if name not in self.classes]
             if missing:
-                raise DataError(f"{self.name}: has no text of {len(missing)} classes, such as '{missing[0]}'")
+                raise DataError(f"{self.name}: has no text of {counted(len(missing), 'class')}, such as '{missing[0]}'")
             text = text[[self.classes.index(name) for name in classes]]
         if len(text) != len(classes):
-            raise DataError(f"{self.name}: has texts of {len(text)} classes, the data has {len(classes)}")
+            raise DataError(f"{self.name}: has texts of {counted(len(text), 'class')}, the data has {len(classes)}")
         return torch.from_numpy(text)
 
     def table(self, survey: Survey) -> Cached:
         """Return the rows by position in the training split. DataError for another number or order of pictures."""
         if len(self.rows) != survey.examples:
             raise DataError(
-                f"{self.name}: has {len(self.rows)} rows of train, the training split has {survey.examples} pictures; embed "
+                f"{self.name}: has {counted(len(self.rows), 'row')} of train, the training split has {survey.examples} pictures; "
+                "embed "
                 "its pictures in their order"
             )
         split = survey.split()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.words import counted
 
 
 def templates_of(setting: str) -> list[str]:
@@ -86,14 +87,14 @@ def _of_file(classes: Sequence[str], file: str, what: str) -> list[str]:
             raise DataError(f"{file}: needs an object, {{class: {what}}}")
         missing = [name for name in classes if not str(given.get(name, "")).strip()]
         if missing:
-            raise DataError(f"{file}: has no {what} of {len(missing)} classes, such as '{missing[0]}'")
+            raise DataError(f"{file}: has no {what} of {counted(len(missing), 'class')}, such as '{missing[0]}'")
         return [str(given[name]).strip() for name in classes]
     lines = [line.strip() for line in text.splitlines()]
     while lines and not lines[-1]:
         lines.pop()
     if len(lines) != len(classes) or not all(lines):
         raise DataError(
-            f"{file}: has {len(lines)} lines for {len(classes)} classes; write one {what} a line, none empty"
+            f"{file}: has {counted(len(lines), 'line')} for {counted(len(classes), 'class')}; write one {what} a line, none empty"
         )
     return lines
 

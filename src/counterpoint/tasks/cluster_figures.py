@@ -13,6 +13,7 @@ from counterpoint.core.operands import unit
 from counterpoint.data.images import Indices
 from counterpoint.data.shown import png
 from counterpoint.engine.survey import Survey
+from counterpoint.words import counted
 
 COMPARED = 512  # class centres to compare with, at most
 SHOWN = 8  # pictures of the gallery, and clusters of each
@@ -44,7 +45,9 @@ def cluster_figures(
         name: [((edges[1:] + edges[:-1]) / 2).tolist(), np.histogram(part, edges, density=True)[0].tolist()]
         for name, part in (("own clusters", cosine[positive]), ("other clusters", cosine[~positive]))
     }
-    caption = f"Density, {len(positions)} training images and {len(classes)} of {len(centers)} classes."
+    caption = (
+        f"Density, {counted(len(positions), 'training image')} and {len(classes)} of {counted(len(centers), 'class')}."
+    )
     curves = {"kind": "curves", "series": series, "xlabel": "cosine with a class centre", "caption": caption}
     gallery = _gallery(survey, positions, labels, cosine, classes)
     return {"Images and their clusters": gallery, "Cosines with class centres": curves}

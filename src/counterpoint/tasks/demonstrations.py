@@ -48,6 +48,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError, RunError
 from counterpoint.tasks.measures.candidates import CandidateEvaluator
 from counterpoint.tasks.splits import check_watched, named_split
+from counterpoint.words import counted
 
 SHOWN = 8  # batches of the figure
 AT_ONCE = 32  # queries in a batch of the evaluation
@@ -414,7 +415,8 @@ class DemonstrationsTask:
             lonely = self.split(name).without_pool() if config.demonstrations else []
             if lonely:
                 raise DataError(
-                    f"{data.name}: {len(lonely)} tasks of the {name} split have no example besides a query, so no demonstration, "
+                    f"{data.name}: the {name} split has {counted(len(lonely), 'task')} without example besides a query, so "
+                    "without demonstration, "
                     f"such as '{lonely[0]}'; add examples, or set --demonstrations 0"
                 )
 
@@ -490,8 +492,9 @@ class DemonstrationsTask:
             cut = np.array([episodes._row(n)["cut"] for n in range(len(split))])
             if cut.any():
                 self.notes.append(
-                    f"{int(cut.sum())} demonstrations of {int((cut > 0).sum())} of {len(cut)} {name} queries exceed the context of "
-                    f"{self.config.context} and are shortened or left out; raise --context, or lower --demonstrations"
+                    f"shortened or left out, because they exceed the context of {self.config.context}: "
+                    f"{counted(int(cut.sum()), 'demonstration')} of {int((cut > 0).sum())} of {len(cut)} {name} queries; raise "
+                    "--context, or lower --demonstrations"
                 )
         left = len(self.data.train) - len(self.rows)
         if not len(self.rows):
@@ -500,7 +503,8 @@ class DemonstrationsTask:
             )
         if left:
             self.notes.append(
-                f"{left} of {len(self.data.train)} training queries have more tokens than the context of {self.config.context} "
+                f"{left} of {counted(len(self.data.train), 'training query has', 'training queries have')} more tokens than the "
+                f"context of {self.config.context} "
                 "holds, and are left out; raise --context to use them"
             )
 

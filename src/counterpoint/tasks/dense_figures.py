@@ -14,7 +14,7 @@ from torch import Tensor
 
 from counterpoint.data.dense import DenseData
 from counterpoint.data.shown import png
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import diverged
 from counterpoint.tasks.measures.masks import dices, ious, pixel_confusion
 from counterpoint.tasks.measures.surfaces import volume_distances
 from counterpoint.tasks.subsets import corruptions, subsets
@@ -55,7 +55,7 @@ class DenseEvaluator:
                 continue
             logits = value.detach().float().cpu()
             if not bool(torch.isfinite(logits).all()):
-                raise CounterpointError(f"the {name} hold NaN or infinite values: training diverged; lower --lr")
+                raise diverged(f"the {name} hold NaN or infinite values")
             if logits.shape[2:] != truth.shape[1:]:
                 logits = F.interpolate(logits, truth.shape[1:], mode="bilinear", align_corners=False)
             predicted = logits.argmax(1)

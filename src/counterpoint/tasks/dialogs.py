@@ -59,10 +59,11 @@ from counterpoint.encoders.dialogs import DialogEmbedding
 from counterpoint.encoders.masked_words import mask_token
 from counterpoint.encoders.text import Tokenizer, build_tokenizer
 from counterpoint.engine.loading import Batches, Position
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, diverged
 from counterpoint.tasks.measures import linear_probe, principal_axes
 from counterpoint.tasks.splits import check_watched, named_split
 from counterpoint.tasks.tokens import TEXT, LanguageModel, TokensConfig
+from counterpoint.words import counted
 
 AT_ONCE = 256  # dialogs in a batch of the evaluation
 PROBED = 200  # examples on which a probe learns
@@ -193,7 +194,7 @@ class DialogsEvaluator:
     def update(self, batch: dict[str, Any], outputs: dict[str, Any]) -> None:
         z = outputs["z"].float().cpu()
         if not bool(torch.isfinite(z).all()):
-            raise CounterpointError("the vectors hold NaN or infinite values: training diverged; lower --lr")
+            raise diverged("the vectors hold NaN or infinite values")
         self.rows.append(z)
         if "logits" in outputs:
             self.right.append((outputs["logits"].argmax(1) == batch["intent"]).cpu())
@@ -251,7 +252,8 @@ class DialogsEvaluator:
                 "kind": "points",
                 "points": common,
                 "axes": axes,
-                "caption": f"Vectors of {sum(map(len, common.values()))} test dialogs on their first two principal axes.",
+                "caption": f"Vectors of {counted(sum(map(len, common.values())), 'test dialog')} on their first two principal "
+                "axes.",
             }
         }
 
@@ -278,7 +280,9 @@ def shared_path_figure(
         cosine = part @ part.T
         series[name] = [there, [round(float(cosine[off & (depth == n)].mean()), 4) for n in there]]
     steps = ", ".join(f"{n} {SHARED[n]}" for n in there)
-    caption = f"Mean cosine of pairs of {len(rows)} test turns. Levels shared from the root of the tree: {steps}."
+    caption = (
+        f"Mean cosine of pairs of {counted(len(rows), 'test turn')}. Levels shared from the root of the tree: {steps}."
+    )
     return {"kind": "curves", "series": series, "xlabel": "levels shared", "caption": caption}
 
 

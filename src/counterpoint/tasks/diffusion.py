@@ -45,6 +45,7 @@ from counterpoint.tasks.branches import Partners
 from counterpoint.tasks.generation import GenerationConfig, GenerationLearner, eight_bit, enlarged, signed
 from counterpoint.views.images import normalise
 from counterpoint.views.subjects import on_white
+from counterpoint.words import counted
 
 STEPS = 1000  # timesteps of the noise
 MOST = 512  # training pictures whose mean feature centres the real similarity
@@ -209,7 +210,8 @@ class DiffusionLearner(GenerationLearner):
         self.frames = Partners(torch.from_numpy(split.subjects))
         if self.frames.single:
             self.warnings.append(
-                f"{self.frames.single} subjects have one picture: it is its own reference, and MACL leaves it out"
+                f"{counted(self.frames.single, 'subject has', 'subjects have')} one picture: it is its own reference, and MACL "
+                "leaves it out"
             )
         rows = np.unique(np.linspace(0, len(split) - 1, min(MOST, len(split))).astype(np.int64))
         self.mean.zero_()

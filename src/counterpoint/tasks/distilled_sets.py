@@ -38,6 +38,7 @@ from counterpoint.tasks.image_teachers import check_teacher, features_of, image_
 from counterpoint.tasks.images import ImagesConfig
 from counterpoint.tasks.views import ViewsLearner
 from counterpoint.views.images import denormalise, normalise, zero_to_one
+from counterpoint.words import counted
 
 SHOWN = 6  # synthetic images on the page
 ROUNDS = 20  # epochs at most, in which pre-training is counted
@@ -113,7 +114,8 @@ class DistilledSetConfig(ImagesConfig):
     def facts(self, data: ImageData) -> dict[str, Any]:
         if not self.start and self.pictures > len(data.train):
             raise DataError(
-                f"{data.name} has {len(data.train)} training images, fewer than {self.pictures} synthetic ones; lower --pictures"
+                f"{data.name} has {counted(len(data.train), 'training image')}, fewer than {self.pictures} synthetic ones; lower "
+                "--pictures"
             )
         return super().facts(data)
 
@@ -377,7 +379,7 @@ class DistilledSetLearner(ViewsLearner):
             return {"cells": [{"png": png(p, least=48), "text": text} for p in pictures]}
 
         caption = (
-            f"{len(chosen)} of {len(self.origin)} synthetic images, their first state, and the training image whose "
+            f"{len(chosen)} of {counted(len(self.origin), 'synthetic image')}, their first state, and the training image whose "
             "features by the teacher are nearest to the target. Values outside the range of pixels are cut."
         )
         return {"Synthetic images": {"kind": "captioned", "rows": [cells(*row) for row in rows], "caption": caption}}

@@ -48,6 +48,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.measures.episodes import OWN, EpisodeEvaluator
 from counterpoint.tasks.splits import check_watched, named_split
+from counterpoint.words import counted
 
 DRAWN = 2307_07742  # part of the seed of the evaluation's draws
 BLOCK = 1024  # queries whose similarities are computed at once
@@ -297,7 +298,7 @@ class EpisodesTask:
         self.number = {int(n): at for at, n in enumerate(data.known.tolist())}  # among the known classes
         if len(self.number) < config.ways:
             raise DataError(
-                f"{data.name}: has {len(self.number)} known classes, fewer than the {config.ways} ways of an episode; "
+                f"{data.name}: has {counted(len(self.number), 'known class')}, fewer than the {config.ways} ways of an episode; "
                 "lower --ways, or add classes"
             )
         for name in ("valid", "test"):
@@ -346,7 +347,8 @@ class EpisodesTask:
         single = sum(count == 1 for count in self.data.train.counts.values())
         if single:
             self.notes.append(
-                f"{single} of {len(self.number)} known classes have one training item, which is never demonstrated to itself"
+                f"{single} of {counted(len(self.number), 'known class has', 'known classes have')} one training item, which is "
+                "never demonstrated to itself"
             )
 
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:

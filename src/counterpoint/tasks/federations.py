@@ -42,6 +42,7 @@ from counterpoint.errors import CounterpointError, DataError, Interrupted, RunEr
 from counterpoint.files import quoted, replacing
 from counterpoint.tasks.aligned import AlignedConfig, AlignedLearner, AlignedTask
 from counterpoint.tasks.aligned.batches import BATCH, SplitBatches, evaluated
+from counterpoint.words import counted
 
 PROTOCOL = "1"  # of the messages; a change of their contents changes it
 FACTS = ("protocol", "version", "round", "sender")
@@ -114,8 +115,8 @@ class FederationTask(AlignedTask):
         wide = len(data.public.modalities) * len(data.public.train) * config.embedding * 4 / 1e6
         if wide > config.message_megabytes:
             raise CounterpointError(
-                f"a message of {len(data.public.train)} public items with {config.embedding} numbers in "
-                f"{len(data.public.modalities)} modalities has {wide:.1f} MB, more than message_megabytes "
+                f"a message of {counted(len(data.public.train), 'public item')} with {config.embedding} numbers in "
+                f"{counted(len(data.public.modalities), 'modality')} has {wide:.1f} MB, more than message_megabytes "
                 f"{config.message_megabytes:g}; use a smaller --embedding or fewer public items"
             )
 

@@ -42,7 +42,7 @@ from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig
 from counterpoint.engine.stages import Turn
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, diverged
 from counterpoint.tasks.splits import check_watched, named_split
 from counterpoint.views.images import normalise
 
@@ -233,7 +233,7 @@ class FramesEvaluator:
     def update(self, batch: dict[str, Any], outputs: dict[str, Any]) -> None:
         embeddings = outputs["embedding"].detach().float().cpu().numpy()
         if not np.isfinite(embeddings).all():
-            raise CounterpointError("the embeddings hold NaN or infinite values: training diverged; lower --lr")
+            raise diverged("the embeddings hold NaN or infinite values")
         identities, scores = (batch[name].cpu().numpy() for name in ("identities", "scores"))
         for n in range(len(embeddings)):
             tracks = track_clip(embeddings[n], scores[n], identities[n] != PADDING, self.config.match_threshold)

@@ -43,12 +43,13 @@ from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, diverged
 from counterpoint.tasks.branches import Partners
 from counterpoint.tasks.measures.classes import purity
 from counterpoint.tasks.measures.generation import CANDIDATES, Judge, judged, r_precision, trained_judge
 from counterpoint.tasks.measures.subjects import picture_error, subject_measures
 from counterpoint.tasks.splits import check_watched, named_split
+from counterpoint.words import counted
 
 AT_ONCE = 128  # items in a batch of the evaluation
 SHOWN = 8  # captions on a run's page
@@ -285,13 +286,15 @@ class GenerationTask:
         check_watched(self.data.name, len(self.data.valid), "pictures with captions")
         if len(self.data.train) < self.config.batch_size:
             raise DataError(
-                f"{self.data.name} has {len(self.data.train)} training pictures, fewer than a batch of {self.config.batch_size}; "
+                f"{self.data.name} has {counted(len(self.data.train), 'training picture')}, fewer than a batch of "
+                f"{self.config.batch_size}; "
                 f"use --batch-size {len(self.data.train)} or less"
             )
         cut = len(self.tokenizer.too_long(self.data.train.captions, self.config.context))
         if cut:
             self.notes.append(
-                f"{cut} of {len(self.data.train)} training captions have more than {self.config.context} words, of which the last "
+                f"{cut} of {counted(len(self.data.train), 'training caption has', 'training captions have')} more than "
+                f"{self.config.context} words, of which the last "
                 "are not read; raise --context to read them"
             )
 
@@ -385,7 +388,7 @@ class GenerationEvaluator:
 
 def _finite(rows: Tensor) -> Tensor:
     if not bool(rows.isfinite().all()):
-        raise CounterpointError("the codes hold NaN or infinite values: training diverged; lower --lr")
+        raise diverged("the codes hold NaN or infinite values")
     return rows.float().cpu()
 
 

@@ -37,6 +37,7 @@ from counterpoint.tasks.adapted import adapt, check_adapters
 from counterpoint.tasks.splits import check_watched, named_split
 from counterpoint.tasks.started import encoder_name, start_encoder
 from counterpoint.views.images import ViewPipeline, check_recipe, normalise
+from counterpoint.words import counted
 
 BATCH = 256  # images in a batch of the evaluation
 
@@ -278,7 +279,8 @@ class ImageTask:
         seen = min(len(self.rows), data.epoch or len(self.rows))
         if seen < config.batch_size:
             raise DataError(
-                f"{data.name} has {seen} training images{' an epoch' if seen < len(self.rows) else ''}, fewer than a batch of "
+                f"{data.name} has {counted(seen, 'training image')}{' an epoch' if seen < len(self.rows) else ''}, fewer than a "
+                "batch of "
                 f"{config.batch_size}; use --batch-size {max(2, seen)} or less"
             )
 

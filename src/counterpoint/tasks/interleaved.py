@@ -45,6 +45,7 @@ from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.chats import AT_ONCE, ChatLearner, ChatsConfig, ChatsTask, pictures_of, prompt_of, unchanged
 from counterpoint.tasks.measures.captions import cider_of
 from counterpoint.tasks.measures.interleaved import InterleavedEvaluator
+from counterpoint.words import counted
 
 Kind = Literal["pair", "document", "text"]
 KINDS: tuple[Kind, ...] = ("pair", "document", "text")
@@ -233,7 +234,8 @@ class InterleavedTask(ChatsTask):
         more = sum(len(parts) > 1 for parts in cut)
         if more:
             self.notes.append(
-                f"{more} of {len(cut)} training chats are cut between their answers into {sum(map(len, cut)) - len(cut) + more}, "
+                f"{more} of {counted(len(cut), 'training chat is', 'training chats are')} cut between their answers into "
+                f"{sum(map(len, cut)) - len(cut) + more}, "
                 f"of at most {self.config.context} tokens and {self.config.most_pictures} pictures"
             )
             self.data = replace(

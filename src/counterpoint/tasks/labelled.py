@@ -45,7 +45,7 @@ from counterpoint.core.rows import Keys
 from counterpoint.core.world import over_group, processes
 from counterpoint.data.images import ImageData, Indices
 from counterpoint.engine.loading import Batches, Position
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, diverged
 from counterpoint.tasks.images import (
     EvaluationBatches,
     ImageBatches,
@@ -62,6 +62,7 @@ from counterpoint.tasks.measures import (
     knn_accuracy,
     linear_probe,
 )
+from counterpoint.words import counted
 
 # ---------------------------------------------------------------------------------------------------------- the measures
 
@@ -306,9 +307,7 @@ class LabelledEvaluator:
         outputs = {name: torch.cat(parts) for name, parts in self.outputs.items()}
         for name, values in outputs.items():
             if not bool(torch.isfinite(values).all()):
-                raise CounterpointError(
-                    f"the {name.partition('/')[2]} hold NaN or infinite values: training diverged; lower --lr"
-                )
+                raise diverged(f"the {name.partition('/')[2]} hold NaN or infinite values")
         labels = torch.cat(self.labels["test"])
         if "test/feature" in outputs:
             bank = outputs["bank/feature"], torch.cat(self.labels["bank"])
@@ -400,7 +399,7 @@ class LabelledTask(ImageTask):
         if share and unknowns:
             if unknowns < self.config.batch_size - share:
                 raise DataError(
-                    f"{self.data.name} has {unknowns} training images of unknown class, fewer than the "
+                    f"{self.data.name} has {counted(unknowns, 'training image')} of unknown class, fewer than the "
                     f"{self.config.batch_size - share} of a batch; lower --batch-size or --labels-per-class"
                 )
             streams = np.flatnonzero(known), np.flatnonzero(unknown)

@@ -19,6 +19,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.dense import DenseLearner
 from counterpoint.tasks.dense_figures import enlarged, painted
+from counterpoint.words import counted
 
 
 class ModalityLearner(DenseLearner):
@@ -50,7 +51,7 @@ class ModalityLearner(DenseLearner):
             of = survey.split(split)
             if bad := int((of.domains[labelled_rows(of)] < 0).sum()):
                 raise DataError(
-                    f"{bad} pictures of {split} have a mask but no kind of imaging; put them into its folder"
+                    f"{split} has {counted(bad, 'picture')} with a mask but no kind of imaging; put each into its folder"
                 )
 
     def segmented(

@@ -27,7 +27,7 @@ from counterpoint.encoders.pair_scorers import FUSIONS, PairScorer, build_scorer
 from counterpoint.encoders.text import Tokenizer
 from counterpoint.encoders.vision_transformers import VisionTokens
 from counterpoint.engine.survey import BATCH, Survey
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError, diverged, unknown
 from counterpoint.tasks.aligned import AlignedConfig, AlignedLearner, first_two, taken
 from counterpoint.tasks.measures import RECALL, retrieval
 
@@ -357,7 +357,7 @@ class PairLearner(AlignedLearner):
         for prefix, scorer in chosen.items():
             scores = self.all_pairs(scorer, *sides)
             if not bool(scores.isfinite().all()):
-                raise CounterpointError("the scores hold NaN or infinite values: training diverged; lower --lr")
+                raise diverged("the scores hold NaN or infinite values")
             measured = scored_retrieval(self.image, self.text, scores, torch.from_numpy(groups))
             measured["candidate_loss"] = self._candidate_loss(scores, groups)
             found |= {f"{prefix}{name}": value for name, value in measured.items()}

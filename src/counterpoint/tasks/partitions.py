@@ -13,6 +13,7 @@ from torch import Tensor
 
 from counterpoint.engine.loading import Batches
 from counterpoint.errors import DataError
+from counterpoint.words import counted
 
 
 class PartitionBatches(Batches):
@@ -34,7 +35,7 @@ class PartitionBatches(Batches):
         for number, rows in enumerate(self.volumes):
             if len(rows) < parts:
                 raise DataError(
-                    f"volume {number + 1} has {len(rows)} slices, fewer than {parts} partitions; lower --partitions"
+                    f"volume {number + 1} has {counted(len(rows), 'slice')}, fewer than {parts} partitions; lower --partitions"
                 )
 
     def epoch(self, generator: np.random.Generator) -> Iterator[NDArray[np.int64] | list[int]]:

@@ -19,6 +19,7 @@ from counterpoint.engine.loading import Batches
 from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.words import counted
 
 
 def check_phases(phases: int, first_epochs: int) -> None:
@@ -63,7 +64,9 @@ class Phased(Learner):
             )
         if domains and self.phases > len(domains):
             said = ", ".join(domains)
-            raise DataError(f"--phases {config.phases} exceeds the {len(domains)} domains of the data ({said})")
+            raise DataError(
+                f"--phases {config.phases} exceeds the {counted(len(domains), 'domain')} of the data ({said})"
+            )
         own = self.phases == len(domains)
         self.names = domains if own else [f"phase {p + 1}" for p in range(self.phases)]
 
@@ -78,10 +81,10 @@ class Phased(Learner):
         """Raise DataError for phases with too few training items; `counts` has the number of each."""
         least = self.names[int(counts.argmin())]
         if counts.min() < 2:
-            raise DataError(f"{least} has {counts.min()} training items; use fewer --phases")
+            raise DataError(f"{least} has {counted(int(counts.min()), 'training item')}; use fewer --phases")
         if counts.min() < self.config.batch_size:
             raise DataError(
-                f"{least} has {counts.min()} training items, fewer than a batch of "
+                f"{least} has {counted(int(counts.min()), 'training item')}, fewer than a batch of "
                 f"{self.config.batch_size}; use --batch-size {counts.min()} or less"
             )
 

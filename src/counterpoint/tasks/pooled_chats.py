@@ -28,6 +28,7 @@ from counterpoint.tasks.measures.rounds import accuracy_by_group, round_figures,
 from counterpoint.tasks.pools import Draft, Item, Pool
 from counterpoint.tasks.rounds import Relatives
 from counterpoint.tasks.taught_chats import TaughtChatLearner, answered
+from counterpoint.words import counted
 
 
 class PooledChatLearner(TaughtChatLearner):
@@ -115,7 +116,9 @@ class PooledChatLearner(TaughtChatLearner):
         kept = [item for item in items if item.answer]
         if left := len(items) - len(kept):
             most = self.config.new_tokens
-            told = f"the teacher gives {left} of {len(items)} questions no answer, or one of over {most} tokens"
+            told = (
+                f"the teacher gives {left} of {counted(len(items), 'question')} no answer, or one of over {most} tokens"
+            )
             if not any(item.answer for item in self.pool):
                 raise CounterpointError(f"{told}; raise --new-tokens, or train the teacher longer")
             record["unanswered"] = record.get("unanswered", 0) + left

@@ -29,7 +29,7 @@ from counterpoint.data.federations import Party
 from counterpoint.engine.evaluation import measure
 from counterpoint.engine.optim import factor, optimisers
 from counterpoint.engine.run import Run
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError, diverged, unknown
 from counterpoint.tasks.aligned import AlignedLearner
 from counterpoint.tasks.federations import (
     Federation,
@@ -72,7 +72,7 @@ class Trained:
         """Take a step and return the loss. Raises CounterpointError, naming `of`, for a loss that is not finite."""
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise CounterpointError(f"the loss of {of} is not finite: training diverged; lower its learning rate")
+            raise diverged(f"the loss of {of} is not finite", "lower its learning rate")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

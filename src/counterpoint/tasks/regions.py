@@ -38,7 +38,7 @@ from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, diverged
 from counterpoint.tasks.splits import check_watched, named_split
 from counterpoint.tasks.started import encoder_name, start_encoder
 from counterpoint.views.images import Recipe, ViewPipeline, normalise
@@ -188,7 +188,7 @@ class RegionsEvaluator:
     def update(self, batch: dict[str, Any], outputs: dict[str, Any]) -> None:
         logits, labels = outputs["logits"].detach().float().cpu(), batch["label"].cpu()
         if not torch.isfinite(logits).all():
-            raise CounterpointError("the logits hold NaN or infinite values: training diverged; lower --lr")
+            raise diverged("the logits hold NaN or infinite values")
         known = labels >= 0
         np.add.at(self.table, (labels[known].numpy(), logits.argmax(-1)[known].numpy()), 1)
 

@@ -41,7 +41,7 @@ from counterpoint.encoders.vectors import build_vector_encoder
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, diverged
 from counterpoint.tasks.images import BATCH, ImageLearner, ImagesConfig, chosen_bank
 from counterpoint.tasks.measures.regression import (
     Ridge,
@@ -54,6 +54,7 @@ from counterpoint.tasks.measures.regression import (
 from counterpoint.tasks.splits import check_watched, named_split
 from counterpoint.views.images import ViewPipeline, normalise
 from counterpoint.views.numbers import NumberViews
+from counterpoint.words import counted
 
 Regressor = Literal["frozen", "fine-tuned"]
 SHOWN = 1000  # predictions of the picture
@@ -310,7 +311,7 @@ class RegressionEvaluator:
         for name, values in found.items():
             if not bool(torch.isfinite(values).all()):
                 what = name.partition("/")[2]
-                raise CounterpointError(f"a {what} is NaN or infinite: training diverged; lower --lr")
+                raise diverged(f"a {what} is NaN or infinite")
         test, targets = found["test/feature"], found["test/target"]
         watched = "watched" if "watched/feature" in found else "test"
         probe: Ridge = fit_ridge(
@@ -359,7 +360,7 @@ class RegressionEvaluator:
                 "kind": "points",
                 "points": {"test items": pairs.tolist(), "equal": line},
                 "axes": [f"true {self.data.target}", f"predicted {self.data.target}"],
-                "caption": f"{len(pairs)} test items, predicted by the regressor.",
+                "caption": f"{counted(len(pairs), 'test item')}, predicted by the regressor.",
             }
         }
 
@@ -418,7 +419,7 @@ class RegressionTask:
         count = len(self.data.train)
         if count < self.config.batch_size:
             raise DataError(
-                f"{self.data.name} has {count} training items, fewer than a batch of {self.config.batch_size}; use "
+                f"{self.data.name} has {counted(count, 'training item')}, fewer than a batch of {self.config.batch_size}; use "
                 f"--batch-size {max(2, count)} or less"
             )
 

@@ -38,12 +38,13 @@ from counterpoint.engine.loading import Batches
 from counterpoint.engine.optim import OptimConfig
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError, RunError
+from counterpoint.errors import CounterpointError, DataError, RunError, diverged
 from counterpoint.tasks.images import ImageBatches, ImageTask
 from counterpoint.tasks.measures.restored import RESTORED, restoration
 from counterpoint.tasks.splits import check_watched
 from counterpoint.views.images import zero_to_one
 from counterpoint.views.images.degraded import PatchPairs, cropped, downscaled, eight_bit, upscaled
+from counterpoint.words import counted
 
 AT_ONCE = 16  # pictures in a batch of the evaluation
 SHOWN = 3  # test pictures on a run's page
@@ -276,9 +277,7 @@ class RestoredEvaluator:
         low, high = batch["low"].float(), batch["high"].float()
         for name, restored in (("", outputs["restored"].float()), ("bicubic_", upscaled(low, self.scale))):
             if not bool(restored.isfinite().all()):
-                raise CounterpointError(
-                    "the restored pictures hold NaN or infinite values: training diverged; lower --lr"
-                )
+                raise diverged("the restored pictures hold NaN or infinite values")
             for measure, values in restoration(restored, high, self.scale).items():
                 self.found.setdefault(name + measure, []).append(values.double().cpu())
 
@@ -323,7 +322,8 @@ class RestoredTask(ImageTask):
         seen = len(self.rows) * self.config.repeats
         if seen < self.config.batch_size:
             raise DataError(
-                f"{self.data.name} gives {seen} patches an epoch, fewer than a batch of {self.config.batch_size}; raise --repeats "
+                f"{self.data.name} gives {counted(seen, 'patch')} an epoch, fewer than a batch of {self.config.batch_size}; "
+                "raise --repeats "
                 f"or set --batch-size {seen} or less"
             )
         check_watched(self.data.name, len(self.split("valid")), self.watched)

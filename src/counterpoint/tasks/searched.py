@@ -37,6 +37,7 @@ from counterpoint.tasks import taught
 from counterpoint.tasks.adapted import check_adapters
 from counterpoint.tasks.taught import TaughtConfig, TaughtLearner
 from counterpoint.views.images import check_recipe
+from counterpoint.words import counted
 
 SHOWN = 5  # candidates of the page's table
 SEED = 2303_15678  # of a network that no stage trains
@@ -310,7 +311,8 @@ class SearchedLearner(TaughtLearner):
                 "kind": "curves",
                 "series": {"candidate": [count, scores], "best so far": [count, best]},
                 "xlabel": "candidate",
-                "caption": f"{len(scores)} candidates, {len(ranked)} of {len(self.within)} members, {self.spent:.1f} s.",
+                "caption": f"{counted(len(scores), 'candidate')}, {len(ranked)} of {counted(len(self.within), 'member')}, "
+                           f"{self.spent:.1f} s.",
             },
             "Candidates by size and score": {
                 "kind": "points",

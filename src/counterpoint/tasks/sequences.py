@@ -37,10 +37,11 @@ from counterpoint.data.images import Indices
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, diverged
 from counterpoint.tasks.histories import BETWEEN, Beginnings, Examples, UserBatches, known_items
 from counterpoint.tasks.measures.ranking import CUTS, ranking_measures
 from counterpoint.tasks.splits import check_watched, named_split
+from counterpoint.words import counted
 
 AT_ONCE = 256  # questions in a batch of the evaluation
 SHOWN = 8  # users in the table of the page
@@ -119,9 +120,7 @@ class RankingEvaluator:
     def update(self, batch: dict[str, Any], outputs: dict[str, Any]) -> None:
         query, items = outputs["query"].float(), outputs["items"].float()
         if not bool(torch.isfinite(query).all() and torch.isfinite(items).all()):
-            raise CounterpointError(
-                "the vectors of users or items hold NaN or infinite values: training diverged; lower --lr"
-            )
+            raise diverged("the vectors of users or items hold NaN or infinite values")
         hidden = batch["known"] if self.mask_seen else batch["known"][:, :0]
         ranks = ranks_of_wanted(query, items, batch["wanted"], hidden).cpu()
         self.ranks.append(ranks)
@@ -200,7 +199,7 @@ class RankingEvaluator:
                 "series": series,
                 "xlabel": "length of the list of proposals",
                 "caption": f"Share of the wanted items in a list of proposals, for {len(self.split)} {what} and "
-                f"{len(self.data.items)} items.",
+                f"{counted(len(self.data.items), 'item')}.",
             },
             "Proposals": {
                 "kind": "table",
@@ -284,7 +283,8 @@ class SequencesTask:
         """Raise DataError where these data have other items than those that a run was trained on."""
         if trained["items"] != len(self.data.items):
             raise DataError(
-                f"{self.data.name} has {len(self.data.items)} items, and the run was trained on {trained['items']}: its network "
+                f"{self.data.name} has {counted(len(self.data.items), 'item')}, and the run was trained on {trained['items']}: "
+                "its network "
                 "knows its own items alone"
             )
         for number, (mine, theirs) in enumerate(zip(self.data.items, trained.get("names", ()), strict=False)):

@@ -27,6 +27,7 @@ from counterpoint.engine.survey import Survey, moved
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.labelled import SemiSupervisedConfig
 from counterpoint.tasks.phases import PhaseBatches, Phased, heat_map, task_figures
+from counterpoint.words import counted
 
 SPLITS = ("valid", "test")
 
@@ -102,7 +103,8 @@ class Sequential(Learner):
         least, size = int(counts.argmin()), survey.batch_size
         if counts[least] < size:
             raise DataError(
-                f"phase '{self.stream_names[least]}' has {counts[least]} training items, fewer than a batch of {size}; use "
+                f"phase '{self.stream_names[least]}' has {counted(int(counts[least]), 'training item')}, fewer than a batch of "
+                f"{size}; use "
                 f"--batch-size {max(2, int(counts[least]))} or less, or fewer ?phases=N"
             )
 

@@ -30,6 +30,7 @@ from counterpoint.tasks.aligned import AlignedConfig, AlignedLearner, one_each
 from counterpoint.tasks.class_texts import names_of
 from counterpoint.tasks.ladder import CLIPS, RUNGS, SEQUENTIAL, Space, ladder, ladder_figures
 from counterpoint.views.sounds import Sounds, other_kind, sounding
+from counterpoint.words import counted
 
 Rows = NDArray[np.int64]
 NEUTRAL, OVERLAP = "{} and {}", "{} while {}"
@@ -147,24 +148,28 @@ class EventLearner(AlignedLearner):
             )
         if int(usable.sum()) < self.config.batch_size:
             raise DataError(
-                f"{self.slug}: {int(usable.sum())} training items have a sound, a caption and a known class, fewer than a batch "
+                f"{self.slug}: {counted(int(usable.sum()), 'training item has', 'training items have')} a sound, a caption and a "
+                "known class, fewer than a batch "
                 f"of {self.config.batch_size}; use --batch-size {int(usable.sum())} or less"
             )
         without = np.flatnonzero(~usable)
         if len(without):
             self.warnings.append(
-                f"{self.slug}: {len(without)} of {len(usable)} training items have no sound, no caption or no known class, and are "
+                f"{self.slug}: {len(without)} of {counted(len(usable), 'training item has', 'training items have')} no sound, no "
+                "caption or no known class, and are "
                 f"in no clip of two events; the first is item {without[0]}"
             )
         if not survey.classes:
             self.warnings.append(
-                f"{self.slug}: the data have no classes, so each of the {len(known)} different captions is an event of its own"
+                f"{self.slug}: the data have no classes, so each of the {counted(len(known), 'different caption')} is an event "
+                "of its own"
             )
         pairs = [SEQUENTIAL[0].format(text, text) for text in sorted(set(texts)) if text]
         long = self.tokenizer.too_long(pairs, self.config.context)
         if long:
             self.warnings.append(
-                f"{self.slug}: {len(long)} of {len(pairs)} captions are so long that a text of two such events exceeds the context "
+                f"{self.slug}: {len(long)} of {counted(len(pairs), 'caption is', 'captions are')} so long that a text of two "
+                "such events exceeds the context "
                 f"of {self.config.context} tokens and loses its end, such as '{pairs[long[0]][:60]}'; use a larger --context"
             )
 
@@ -206,7 +211,8 @@ class EventLearner(AlignedLearner):
             self.told = True
             spec = self.facts.modalities[self.audio]
             self.warnings.append(
-                f"{self.slug}: {int(self.cut[0])} of {int(self.cut[1])} sounds last longer than half of a clip, "
+                f"{self.slug}: {int(self.cut[0])} of {counted(int(self.cut[1]), 'sound lasts', 'sounds last')} longer than half "
+                "of a clip, "
                 f"{spec['samples'] / spec['rate'] / 2:g} s. A clip of two in a row keeps their beginning; longer clips (?seconds=) "
                 "keep all"
             )
@@ -231,7 +237,8 @@ class EventLearner(AlignedLearner):
         if share:
             if len(kinds.unique()) < 2:
                 raise CounterpointError(
-                    f"all {total} items of a batch are of one event, so none has a partner of another; use a larger --batch-size"
+                    f"all {counted(total, 'item')} of a batch are of one event, so none has a partner of another; use a larger "
+                    "--batch-size"
                 )
             partner = other_kind(kinds, generator)
             self.count_cut(sounds)

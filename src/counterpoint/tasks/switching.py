@@ -31,6 +31,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.tasks.adapted_chats import AdaptedChatLearner
 from counterpoint.tasks.chats import rows_of
 from counterpoint.tasks.measures.modalities import keyword_router, logistic_router, macro_accuracy, word_counts
+from counterpoint.words import counted
 
 AT_ONCE = 256  # prompts of a pass
 
@@ -175,7 +176,8 @@ class SwitchingLearner(AdaptedChatLearner):
         )
         if tokens > self.config.context:
             raise CounterpointError(
-                f"--compare shots puts {len(chosen)} demonstrations before a request, which takes {tokens} tokens, more than the "
+                f"--compare shots puts {counted(len(chosen), 'demonstration')} before a request, which takes {tokens} tokens, "
+                "more than the "
                 f"context of {self.config.context}; raise --context, or leave shots out"
             )
         return tuple(found)

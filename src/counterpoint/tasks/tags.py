@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from counterpoint.data.images import ImageData
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import diverged
 from counterpoint.tasks.measures.multilabel import tag_measures
 
 
@@ -42,7 +42,7 @@ class TagsEvaluator:
     def compute(self, *, final: bool = False) -> dict[str, float]:
         logits, index = torch.cat(self.logits), torch.cat(self.index)
         if not bool(torch.isfinite(logits).all()):
-            raise CounterpointError("the logits hold NaN or infinite values: training diverged; lower --lr")
+            raise diverged("the logits hold NaN or infinite values")
         tags = torch.from_numpy(getattr(self.tags, self.split))[index]
         first = tags.gather(1, logits.argmax(1, keepdim=True)).double().mean()
         present = tags.double().mean(0)

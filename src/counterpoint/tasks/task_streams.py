@@ -44,6 +44,7 @@ from counterpoint.tasks.images import ImageLearner
 from counterpoint.tasks.kept_classes import labelled_rows
 from counterpoint.tasks.labelled import LabelledConfig
 from counterpoint.tasks.phases import Phased, check_phases, heat_map, lost, task_figures
+from counterpoint.words import counted
 
 SPLITS = ("valid", "test")
 FIXED = ("log_scale", "logit_scale", "logit_bias")  # parameters of a pair network that do not train
@@ -171,7 +172,8 @@ class TaskStreamLearner(Phased, ImageLearner):
         few = (self.members.sum(1) < 2).nonzero().flatten().tolist()
         if few and not self.config.joint:
             raise DataError(
-                f"{self.names[few[0]]} has training pictures of {int(self.members[few[0]].sum())} class, and nothing to tell "
+                f"{self.names[few[0]]} has training pictures of {counted(int(self.members[few[0]].sum()), 'class')}, and nothing "
+                "to tell "
                 "it from; use fewer --phases"
             )
 

@@ -36,6 +36,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, frozen, parameters
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.chats import ChatLearner, ChatsConfig, answer_measures, finished_chat
+from counterpoint.words import counted
 
 FINISHED = ("run:", "fit:", "hf:")
 
@@ -260,7 +261,8 @@ def need_one_vocabulary(student: ChatTokenizer, teacher: ChatTokenizer, model: s
     apart = {token for token, _ in own.items() ^ its.items()}
     if apart:
         raise CounterpointError(
-            f"the student {model} and the teacher {name} differ in the numbers of {len(apart)} tokens, such as '{min(apart)}'; "
+            f"the student {model} and the teacher {name} differ in the numbers of {counted(len(apart), 'token')}, such as "
+            f"'{min(apart)}'; "
             "name models with one tokenizer"
         )
     if (student.mark, student.fast.chat_template) != (teacher.mark, teacher.fast.chat_template):
@@ -305,14 +307,18 @@ def preferred(survey: Survey, tokenizer: ChatTokenizer, context: int) -> tuple[I
         )
     if not fit:
         raise DataError(
-            f"of {len(pairs)} preference pairs {equal} have two equal answers and {long} a rejected answer longer than the "
+            f"of {counted(len(pairs), 'preference pair')} {equal} have two equal answers and {long} a rejected answer longer "
+            "than the "
             "context; correct the pairs, or raise --context"
         )
     notes = []
     if equal:
-        notes.append(f"{equal} of {len(pairs)} preference pairs have two equal answers and are left out")
+        notes.append(
+            f"{equal} of {counted(len(pairs), 'preference pair has', 'preference pairs have')} two equal answers and are left out"
+        )
     if long:
         notes.append(
-            f"{long} of {len(pairs)} preference pairs have a rejected answer longer than the context and are left out"
+            f"{long} of {counted(len(pairs), 'preference pair has', 'preference pairs have')} a rejected answer longer than the "
+            "context and are left out"
         )
     return np.array(fit, np.int64), notes

@@ -48,10 +48,11 @@ from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position
 from counterpoint.engine.optim import OptimConfig, on_lines
 from counterpoint.engine.stages import Turn
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, diverged
 from counterpoint.tasks.measures import principal_axes
 from counterpoint.tasks.measures.words import most_common, probe_attributes
 from counterpoint.tasks.splits import check_watched, named_split
+from counterpoint.words import counted
 
 TEXT = "text"  # the one modality
 AT_ONCE = 256  # texts in a batch of the evaluation
@@ -246,7 +247,7 @@ class TokensEvaluator:
         for name in (name for name in outputs if name.endswith("logits")):
             prefix, logits = name.removesuffix("logits"), outputs[name].float()
             if not bool(torch.isfinite(logits).all()):
-                raise CounterpointError("the logits hold NaN or infinite values: training diverged; lower --lr")
+                raise diverged("the logits hold NaN or infinite values")
             self.losses.setdefault(prefix, []).append(F.cross_entropy(logits, labels, reduction="none").double().cpu())
             self.right.setdefault(prefix, []).append((logits.argmax(1) == labels).cpu())
             if not self.words:
@@ -311,7 +312,8 @@ class TokensEvaluator:
                 "kind": "points",
                 "points": dict(sorted(points.items())),
                 "axes": axes,
-                "caption": f"Mean states of {len(vectors)} words on their first two principal axes, coloured by {best}. A probe "
+                "caption": f"Mean states of {counted(len(vectors), 'word')} on their first two principal axes, coloured by "
+                f"{best}. A probe "
                 f"tells it of unseen words in {probes[best]:.0%} of cases.",
             }
         return found

@@ -30,6 +30,7 @@ from counterpoint.tasks.class_teachers import ClassTextConfig, ClassTextLearner,
 from counterpoint.tasks.class_texts import templates_of, texts_of
 from counterpoint.tasks.image_towers import text_tower
 from counterpoint.tasks.open_classes import class_shots
+from counterpoint.words import counted
 
 
 @dataclass
@@ -102,7 +103,7 @@ def tuned_widths(config: TunedConfig) -> list[int]:
             raise CounterpointError(f"--teacher {config.teacher}: {error}, or set --no-tune-images") from error
         if count < config.tune_depth:
             raise CounterpointError(
-                f"tune_depth {config.tune_depth} is more than the {count} blocks of a tower of the teacher"
+                f"tune_depth {config.tune_depth} is more than the {counted(count, 'block')} of a tower of the teacher"
             )
     return [network.width, *map(prompt_width, towers)]
 

@@ -43,7 +43,7 @@ from counterpoint.data.shown import png
 from counterpoint.encoders.images import need_size
 from counterpoint.encoders.maps import feature_map, has_map
 from counterpoint.engine.learner import Learner
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import CounterpointError, diverged
 from counterpoint.tasks.cells import CellMeasures
 from counterpoint.tasks.images import (
     BATCH,
@@ -70,6 +70,7 @@ from counterpoint.tasks.measures import (
 )
 from counterpoint.tasks.splits import named_split
 from counterpoint.views.images import ViewPipeline, normalise
+from counterpoint.words import counted
 
 SHOWN = 6  # images of the gallery, and neighbours of each
 SHOWN_ON_MAP = 1000
@@ -292,7 +293,7 @@ class ViewsEvaluator:
         bank, test = every["bank"], every["test"]
         for features in every.values():
             if not bool(torch.isfinite(features).all()):
-                raise CounterpointError("the features hold NaN or infinite values: training diverged; lower --lr")
+                raise diverged("the features hold NaN or infinite values")
         found: dict[str, float] = {}
         if self.classes and self.labels["bank"] and self.labels["test"]:
             labels, test_labels = (torch.cat(self.labels[part]) for part in ("bank", "test"))
@@ -430,7 +431,7 @@ class ViewsEvaluator:
                 "kind": "points",
                 "points": {name: np.round(part, 4).tolist() for name, part in groups.items() if len(part)},
                 "axes": axes,
-                "caption": f"Unit features of {len(rows)} test images, {how}.",
+                "caption": f"Unit features of {counted(len(rows), 'test image')}, {how}.",
             }
         }
 

@@ -45,6 +45,7 @@ from counterpoint.tasks.image_teachers import KINDS
 from counterpoint.tasks.images import ImageLearner
 from counterpoint.tasks.labelled import LabelledConfig, cross_entropy
 from counterpoint.views.images import MEAN, STD
+from counterpoint.words import counted
 
 # ----------------------------------------------------------------------------------------------------------- web pictures
 
@@ -61,7 +62,7 @@ def with_web(data: ImageData, config: Any) -> ImageData:
     count = len(train) - len(data.train)
     if not count:
         raise DataError(f"--web {config.web} has no pictures")
-    note = f"{count} web pictures without labels; the student sees no other picture"
+    note = f"{counted(count, 'web picture')} without labels; the student sees no other picture"
     return replace(data, train=train, bank=data.bank or data.train, notes=[*data.notes, note])
 
 

@@ -32,6 +32,7 @@ from counterpoint.encoders.text import build_text_encoder, build_tokenizer
 from counterpoint.errors import DataError
 from counterpoint.tasks.class_texts import texts_of
 from counterpoint.tasks.web import pictures_of
+from counterpoint.words import counted
 
 BATCH = 64  # texts that a language model embeds at a time
 LARGEST = 2000  # pictures of a class that are ranked again; of more, the nearest by cosine
@@ -62,7 +63,7 @@ def _with_texts(data: ImageData, config: Any) -> ImageData:
     given = sum(map(bool, found))
     if not given:
         raise _names_none(data, config.texts)
-    note = f"{given} of {len(found)} training pictures have a text"
+    note = f"{given} of {counted(len(found), 'training picture has', 'training pictures have')} a text"
     return replace(data, texts=WebTexts(found, definitions), notes=[*data.notes, note])
 
 
@@ -88,7 +89,10 @@ def _with_tags(data: ImageData, file: str) -> ImageData:
         )
     relabelled: Any = {name: Relabelled(of, first[name]) for name, of in splits.items()}
     none = sum(not row for row in said["train"])
-    note = f"{len(names)} labels, {counts.sum() / len(counts):.1f} training pictures each; {none} training pictures have none"
+    note = (
+        f"{counted(len(names), 'label')}, {counts.sum() / len(counts):.1f} training pictures each; "
+        f"{counted(none, 'training picture has', 'training pictures have')} none"
+    )
     tags = Tags(tuple(names), **numbers)
     return replace(data, **relabelled, classes=tuple(names), tags=tags, notes=[*data.notes, note])
 

@@ -25,7 +25,9 @@ from counterpoint.encoders.messages import IMAGE, Message
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, RunError, check_seed, unknown
 from counterpoint.experiment import load_learner
+from counterpoint.files import check_empty, check_there
 from counterpoint.use.converters import Made, dispatch, zoo
+from counterpoint.words import counted
 
 CONTRASTED = (
     "lol",
@@ -83,7 +85,8 @@ class Answering:
         marks = question.count(IMAGE)
         if marks not in (0, len(images)):
             raise CounterpointError(
-                f"the question has {marks} marks {IMAGE}, and {len(images)} pictures were given; write a mark for each, or none"
+                f"the question has {marks} marks {IMAGE}, and {counted(len(images), 'picture was', 'pictures were')} given; "
+                "write a mark for each, or none"
             )
         text = question if marks else f"{' '.join([IMAGE] * len(images))} {question}".strip()
         messages = (*([Message("system", system)] if system else []), Message("user", text))
@@ -144,6 +147,7 @@ def ask(
         if method not in METHODS:
             raise unknown("method", method, METHODS)
     check_seed(seed)
+    check_there(images)
     answering = Answering(run)
     prompt = answering.prompt(question, images, system)
     found = []
@@ -174,9 +178,7 @@ def produce(run: str, reply: str, out: Path | str, *, picture: str = "drawn", se
     flags = () if run.startswith("hf:") else (Run.open(run).config.get("config") or {}).get("flags", ())
     if not flags:
         raise CounterpointError(f"{run} names no modalities, which --out needs; name a run of switchgpt")
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CounterpointError(f"{out} exists and is not an empty folder; name another one with --out")
+    out = check_empty(out)
     return dispatch(reply, zoo(picture, seed=seed), out, flags)
 
 

@@ -13,9 +13,11 @@ from counterpoint import data as sources
 from counterpoint.data.bags import BagData, TestVideo
 from counterpoint.engine.run import CALIBRATED, Run
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.files import check_there
 from counterpoint.tasks import calibration as room
 from counterpoint.tasks.calibration import Calibration, Counts, Watched
 from counterpoint.use.detect import Detector, Windows
+from counterpoint.words import counted
 
 RECALL = 0.9  # the goal where none is given
 CURVE = 100  # points of the kept curve
@@ -58,6 +60,8 @@ def calibrate(
         raise CounterpointError(f"--method must be one of {', '.join(room.METHODS)}, got {method}")
     if recall is None and alarms_per_hour is None:
         recall = RECALL
+    if data.startswith("videos:"):
+        check_there([data.removeprefix("videos:").partition("?")[0]])
     detector = Detector(run)
     source = _source(detector, data)
     for note in source.notes:
@@ -138,7 +142,7 @@ def make_calibration(
     goal = f"a recall of {recall:g}" if recall is not None else f"{alarms:g} false alarms an hour"
     low, high = np.percentile(redrawn, LEVEL)
     said = (
-        f"{method}, on {len(videos)} videos of {data} ({positive} with violence); threshold {threshold:.3f} "
+        f"{method}, on {counted(len(videos), 'video')} of {data} ({positive} with violence); threshold {threshold:.3f} "
         f"({low:.3f} to {high:.3f}) for {goal}"
     )
     step = max(1, len(counts.grid) // CURVE)

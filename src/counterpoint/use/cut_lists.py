@@ -12,6 +12,7 @@ from typing import Any
 from counterpoint.errors import CounterpointError
 from counterpoint.files import replacing
 from counterpoint.tasks.moments import Detection, ranked
+from counterpoint.words import counted
 
 MOST_EVENTS = 999  # of a CMX3600 list: event numbers have three digits
 RATES = (24000 / 1001, 24.0, 25.0, 30000 / 1001, 30.0, 48.0, 50.0, 60000 / 1001, 60.0)  # of time codes
@@ -112,7 +113,7 @@ def write_edl(found: Detection, path: Path) -> tuple[Path, str | None]:
         order = sorted(range(len(video)), key=lambda n: -found.intervals[n].score)
         for n in sorted(order[MOST_EVENTS:], reverse=True):
             del video[n]
-        note = f"{path.name} holds the {MOST_EVENTS} highest of {len(found.intervals)} moments: the form has no more"
+        note = f"{path.name} holds the {MOST_EVENTS} highest of {counted(len(found.intervals), 'moment')}: the form has no more"
     del line.tracks[1:]
     if not len(video):  # the adapter fails on a track without events
         return _text(path, f"TITLE: {line.name}\n"), note

@@ -24,6 +24,7 @@ from counterpoint.experiment import load_learner
 from counterpoint.tasks.calibration import Calibration
 from counterpoint.tasks.moments import Detection, Interval, Thumbnail, intervals
 from counterpoint.use.built_in import TOLD, WARNING, is_built_in
+from counterpoint.words import counted
 
 MAX_THUMBNAILS = 24
 Scores = dict[str, NDArray[np.float32]]  # "score", "audio", "visual": probabilities [T]
@@ -115,7 +116,9 @@ def choose_run(root: Path) -> tuple[Run, list[tuple[Path, str]]]:
         if reason is None:
             return run, skipped
         skipped.append((path, reason))
-    others = f" ({len(skipped)} other runs cannot detect; {skipped[0][0]} {skipped[0][1]})" if skipped else ""
+    others = (
+        f" ({counted(len(skipped), 'other run')} cannot detect; {skipped[0][0]} {skipped[0][1]})" if skipped else ""
+    )
     raise RunError(f"no trained run of macil-sd under {root}/{others}; train one: counterpoint train macil-sd")
 
 

@@ -39,6 +39,7 @@ from counterpoint.search.encoder import Encoder
 from counterpoint.use.export_inputs import Checked, random_inputs, real_items
 from counterpoint.use.quiet import only_errors
 from counterpoint.views.images import normalise
+from counterpoint.words import counted
 
 ENDINGS = {".onnx": "onnx", ".pt2": "torch"}
 ITEMS = 8  # items of the run's data that the check takes
@@ -254,7 +255,7 @@ def _difference(name: str, program: Callable[..., Tensor], inputs: Sequence[Tens
     except Exception as error:  # torch and onnxruntime raise their own types, for example for a size that tracing fixed
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CounterpointError(
-            f"the exported encoder of {name} fails on {len(inputs[0])} items: {said[:300]}; no file was written"
+            f"the exported encoder of {name} fails on {counted(len(inputs[0]), 'item')}: {said[:300]}; no file was written"
         ) from error
     return difference_of(found, wanted)
 

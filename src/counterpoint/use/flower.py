@@ -46,6 +46,7 @@ except ImportError as error:
     raise ImportError("counterpoint.use.flower needs Flower: pip install 'counterpoint[federated]'") from error
 
 from counterpoint.engine.run import Run
+from counterpoint.engine.state import recorded
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.federated import creamfl
@@ -128,7 +129,8 @@ def federation(grid: Grid, context: Context) -> None:
     exchange = OverGrid(grid, wanted, float(context.run_config.get("wait", 60)), experiment.config.answer_seconds)
     out = str(context.run_config.get("out", ""))
     run = Run.create(Path(out), experiment.record(seed)) if out else None
-    federate(experiment, task, creamfl.CreamFLServer, exchange, seed, run=run, say=print)
+    with recorded(run.path if run else None):
+        federate(experiment, task, creamfl.CreamFLServer, exchange, seed, run=run, say=print)
 
 
 class OverGrid:

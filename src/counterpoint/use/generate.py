@@ -21,6 +21,7 @@ from counterpoint.data.subject_folders import read_subject
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, RunError, check_seed
 from counterpoint.experiment import load_learner
+from counterpoint.files import check_empty, check_there
 from counterpoint.report.generated import write_generated_report
 from counterpoint.tasks.generation import GenerationLearner, enlarged
 
@@ -75,9 +76,8 @@ def generate(
     if number < 1:
         raise CounterpointError(f"number must be at least 1, got {number}")
     check_seed(seed)
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CounterpointError(f"{out} exists and is not an empty folder; name another one with --out")
+    out = check_empty(out)
+    check_there([] if subject is None else [subject])
     learner = generator_of(run)
     shown_subject = () if subject is None else tuple(read_subject(subject, learner.size))
     conditions = [Condition(prompt, shown_subject) for prompt in prompts for _ in range(number)]

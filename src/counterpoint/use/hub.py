@@ -96,9 +96,8 @@ def write(run: Run, folder: Path, over_seeds: Mapping[str, Any]) -> None:
 
     Raises RunError when the run has no weights, OSError when the folder cannot be written.
     """
+    run.need_complete()
     weights = run.path / WEIGHTS
-    if not run.complete or not weights.is_file():
-        raise RunError(f"{run.path} is not finished; finish it first: counterpoint.resume({str(run.path)!r})")
     rows = run.metrics(required=False)
     content = {
         "library_name": LIBRARY,

@@ -32,6 +32,7 @@ from counterpoint.use.detect import Detector, Scores
 from counterpoint.use.detections import Kept, identity
 from counterpoint.use.hand_over import write_beside
 from counterpoint.use.video_files import VIDEO_ENDINGS
+from counterpoint.words import counted
 
 STEP = 3  # snippets between two scores of a stream: the delay of an alarm
 LONGEST_PAUSE = 60.0  # seconds between two attempts to connect again, at most
@@ -257,7 +258,7 @@ def watch(
                         found = detector.detect(path, threshold=lines.threshold)
                         for moment in found.intervals:
                             lines.write("moment", str(path), moment)
-                        say(f"{path}: {len(found.intervals)} moments, highest score {found.highest:.2f}")
+                        say(f"{path}: {counted(len(found.intervals), 'moment')}, highest score {found.highest:.2f}")
                         if kept:
                             kept.save(found, write_beside, seen=seen)
                     count += 1
@@ -276,5 +277,5 @@ def watch(
                 kept.index(list(rows.values()), told)
             sleep(POLL)
     except KeyboardInterrupt:
-        say(f"stopped after {count} files")
+        say(f"stopped after {counted(count, 'file')}")
     return count

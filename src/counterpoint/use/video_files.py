@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.files import walk
+from counterpoint.words import counted
 
 
 class Listed(NamedTuple):
@@ -53,6 +54,9 @@ def _listed(names: Sequence[Path | str]) -> Listed:
             continue
         path = Path(name)
         try:
+            if not path.exists():
+                found.failures.append((path, "no such file or folder"))
+                continue
             if not path.is_dir():
                 found.videos.append(path)
                 continue
@@ -69,7 +73,7 @@ def _listed(names: Sequence[Path | str]) -> Listed:
             else:
                 found.left_out.append((file, reason))
         if len(found.videos) == before:
-            found.failures.append((path, f"a folder without a video file ({len(inside.files)} other files)"))
+            found.failures.append((path, f"a folder without a video file ({counted(len(inside.files), 'other file')})"))
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from counterpoint.data.media.clock import Clock, FrameTimes, reason
 from counterpoint.data.media.pictures import orientation, shown_size, sides
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.words import counted
 
 # Containers with an index or with time stamps that a seek can trust. All others are read from their first byte.
 SEEKABLE = {"mov", "matroska", "avi", "asf", "wav", "w64", "aiff", "au", "caf", "flac", "ape", "wv", "tta", "nut"}
@@ -83,7 +84,7 @@ def others_note(kind: str, streams: list[Any], chosen: Any, length: float) -> li
         seconds = _length(stream) or length
         facts.append(f"{seconds:.1f} s" if seconds else None)
         told.append(f"stream {stream.index} ({', '.join(f for f in facts if f)})")
-    tracks = f"{len(others)} further {kind} track{'s' if len(others) > 1 else ''}"
+    tracks = f"{counted(len(others), f'further {kind} track')}"
     use = f"; stream {chosen.index} is used" if chosen is not None else ""
     return [f"{tracks} not used: {', '.join(told)}{use}"]
 

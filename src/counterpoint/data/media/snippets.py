@@ -17,6 +17,7 @@ from counterpoint.data.media.opened import Opened, is_address
 from counterpoint.data.media.pictures import Sampler, pixels
 from counterpoint.data.media.waves import SILENCE, SoundLine
 from counterpoint.errors import DataError
+from counterpoint.words import counted
 
 if TYPE_CHECKING:
     from counterpoint.encoders import AudioBackbone, VisualBackbone
@@ -249,7 +250,7 @@ class SnippetReader:
             self.notes.append(f"the last {tail:.2f} s, less than half a snippet, are left out")
         if damage:
             where = f"; read {watched:.1f} of {header:.1f} s" if watched < 0.95 * header else ""
-            self.notes.append(f"damaged: {damage.parts} parts could not be decoded ({damage[0]}){where}")
+            self.notes.append(f"damaged: {counted(damage.parts, 'part')} could not be decoded ({damage[0]}){where}")
         elif (
             header
             and watched < 0.9 * header - 1

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from counterpoint.data.own.table import BadCell, Slice, is_blank
 from counterpoint.errors import DataError
+from counterpoint.words import counted
 
 Source = str | bytes | Slice | dict[str, Any]  # a path, bytes, bytes on disk, or samples {"array", "sampling_rate"}
 
@@ -161,7 +162,7 @@ def checked_vector(values: Any) -> NDArray[np.float32]:
 
 def not_finite(count: int, first: int) -> str:
     """Return the message for a vector with `count` values that are not finite, the first at position `first` from 0."""
-    return f"holds {count} values that are not finite numbers, the first at position {first + 1}"
+    return f"holds {counted(count, 'value')} other than finite numbers, the first at position {first + 1}"
 
 
 def read_vector(path: Path) -> NDArray[np.float32]:

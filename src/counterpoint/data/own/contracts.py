@@ -16,6 +16,7 @@ from counterpoint.data.pairs import AlignedColumns, AlignedData
 from counterpoint.data.targets import Kind as TargetKind
 from counterpoint.data.targets import TargetData, Targets
 from counterpoint.errors import DataError
+from counterpoint.words import counted
 
 
 class OwnImages:
@@ -190,9 +191,13 @@ def aligned_data(reader: Reader, name: str, test: str, valid: str, notes: list[s
         every = np.concatenate([train, parts.valid, held])
         lacking = int((~column.has[every]).sum())
         if lacking:
-            lacks.append(f"{place}: {lacking} of {len(every)} items lack the modality '{column.name}'")
+            lacks.append(
+                f"{place}: {lacking} of {counted(len(every), 'item lacks', 'items lack')} the modality '{column.name}'"
+            )
     if len(parts.single):
-        lacks.append(f"{place}: {len(parts.single)} rows have only one modality, and form the split unpaired")
+        lacks.append(
+            f"{place}: {counted(len(parts.single), 'row has', 'rows have')} only one modality, and form the split unpaired"
+        )
     return AlignedData(
         name=name,
         train=OwnItems(reader, "train", train, labels, domains),
@@ -230,7 +235,8 @@ def image_data(reader: Reader, name: str, test: str, valid: str, notes: list[str
         if without:
             notes = [
                 *notes,
-                f"{reader.place}: {without} pictures have no class in '{reader.roles.label}'; systems that need classes leave "
+                f"{reader.place}: {counted(without, 'picture has', 'pictures have')} no class in '{reader.roles.label}'; systems "
+                "that need classes leave "
                 "them out",
             ]
 

@@ -28,6 +28,7 @@ from counterpoint.data.own.records import read_jsonl
 from counterpoint.data.own.table import ListCells, Segment, Spool, Table
 from counterpoint.errors import DataError
 from counterpoint.files import walk
+from counterpoint.words import counted
 
 PICTURE, CLASS = "image", "label"  # columns of the table that a folder makes
 DOMAIN = "domain folder"  # one more, where the first folders are domains
@@ -61,7 +62,10 @@ def plain_folder(folder: Path, count: int, accounts: Accounts) -> Table:
     if not files:
         raise DataError(f"{folder}: no images there, in any format that Pillow reads")
     if count > len(files):
-        raise DataError(f"{folder}: has {len(files)} images, but {count} generated images are wanted; ask for fewer")
+        raise DataError(
+            f"{folder}: has {counted(len(files), 'image')}, but {counted(count, 'generated image is', 'generated images are')} "
+            "wanted; ask for fewer"
+        )
     taken = files[: count or None]
     accounts.read("files", len(taken))
     for path in files[len(taken) :]:
@@ -110,7 +114,9 @@ def read_folder(
         own[CLASS] = classes
         loose = sum(1 for path, name in zip((p for p, _ in rows), classes, strict=True) if not name)
         if loose:
-            notes.append(f"{place}: {loose} pictures stand beside the folders of classes and have no class")
+            notes.append(
+                f"{place}: {counted(loose, 'picture stands', 'pictures stand')} beside the folders of classes and have no class"
+            )
     if by_folder:
         own[DOMAIN] = [_class(root, path, int(bool(splits))) for path, _ in rows]
     own |= {name: [cells.get(name) for _, cells in rows] for name in columns}

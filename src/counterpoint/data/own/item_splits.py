@@ -10,6 +10,7 @@ from counterpoint.data.own.places import SPLITS
 from counterpoint.data.own.splits import FRACTION
 from counterpoint.data.valid import SHARE, carve
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.words import counted
 
 
 def item_splits(
@@ -54,7 +55,7 @@ def item_splits(
         _, cut = split_positions(len(among), FRACTION if share is None else share, None, together[among])
         held = among[cut]
         rest = np.setdiff1d(rows, held)
-        notes.append(f"{place}: the test split is made here, {len(held)} of {len(among)} items with labels")
+        notes.append(f"{place}: the test split is made here, {len(held)} of {counted(len(among), 'item')} with labels")
     if watched:
         seen = rest[(of[rest] == watched) & labelled[rest]]
         train = rest[of[rest] != watched]
@@ -62,11 +63,13 @@ def item_splits(
         among = rest[labelled[rest]]
         if len(among) < 2:
             raise DataError(
-                f"{place}: {len(among)} items with labels are left for training and the valid split; add more"
+                f"{place}: {counted(len(among), 'item')} with labels are left for training and the valid split; add more"
             )
         _, seen = carve(place, among, SHARE if part is None else part, None, together[among])
         train = np.setdiff1d(rest, seen)
-        notes.append(f"{place}: the valid split is made here, {len(seen)} of {len(among)} training items with labels")
+        notes.append(
+            f"{place}: the valid split is made here, {len(seen)} of {counted(len(among), 'training item')} with labels"
+        )
     for name, found in (("test", held), ("valid", seen), ("training", train)):
         if not len(found):
             raise DataError(f"{place}: the {name} split has no item with labels; name another (?test=, ?valid=)")

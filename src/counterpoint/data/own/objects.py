@@ -27,6 +27,7 @@ from counterpoint.data.own.roles import known_by_name
 from counterpoint.data.own.table import Cells, Joined, ListCells, Segment, Slice, Spool, Table
 from counterpoint.data.pictures import as_pixels, is_image, is_tensor, ppm
 from counterpoint.errors import DataError
+from counterpoint.words import counted
 
 AT_ONCE = 1000  # number of rows of a `datasets.Dataset` that are read together
 PLAIN = ("RGB", "L")  # modes of a Pillow image that a PPM file supports
@@ -214,7 +215,9 @@ def table_of(value: Any, kind: str, rate: int, groups: Any = None) -> tuple[Tabl
     count = sum(segment.count for segment in segments)
     if groups is not None:
         if len(groups) != count:
-            raise DataError(f"{kind}: {count} rows have {len(groups)} groups; give one group for each row")
+            raise DataError(
+                f"{kind}: {counted(count, 'row has', 'rows have')} {counted(len(groups), 'group')}; give one group for each row"
+            )
         at = 0
         for segment in segments:
             segment.columns[GROUP] = ListCells([plain(group) for group in groups[at : at + segment.count]])
@@ -248,7 +251,7 @@ def _segment(value: Any, name: str, rate: int, spool: Spool) -> Segment:
     if isinstance(value, tuple):
         if len(value) != 2:
             raise DataError(
-                f"{name}: a tuple must be (pictures, labels), got {len(value)} parts; use a dictionary for more columns"
+                f"{name}: a tuple must be (pictures, labels), got {counted(len(value), 'part')}; use a dictionary for more columns"
             )
         value = {"image": value[0], "label": value[1]}
     elif isinstance(value, list) and isinstance(value[0], Mapping):

@@ -22,6 +22,7 @@ from counterpoint.data.own.values import Texts, read_numbers, read_texts, read_v
 from counterpoint.data.pairs import Kind, Modality
 from counterpoint.data.sounds import resampled_note
 from counterpoint.errors import DataError
+from counterpoint.words import counted
 
 _MANY = 2000  # number of sources from which on a progress bar is shown
 
@@ -257,16 +258,22 @@ class Reader:
                 self.accounts.leave(self.line(row, column.role.column, value, "missing", "empty text"))
             if len(rows):
                 self.notes.append(
-                    f"{self.place}: the text of {column.role.column} is empty in {len(rows)} of {self.total} rows, which "
+                    f"{self.place}: the text of {column.role.column} is empty in {len(rows)} of {counted(self.total, 'row')}, "
+                    "which "
                     f"are used without it (see the list {self.accounts.file})"
                 )
         self._rates()
         videos = [column for column in self.columns if column.role.kind == "video" and column.gives == "image"]
         if sounds and videos:
             heard = {column.role.name: column.has for column in self.columns if column.gives == "audio"}
+            added = [c for c in self.columns if c.gives == "audio" and (c.has & self.good).any()]
+            self.notes += [
+                f"{self.place}: the sound of the videos in '{column.role.column}' is a modality, too: {column.name}"
+                for column in added
+            ]
             silent = sum(int((c.has & self.good & ~heard[c.role.name]).sum()) for c in videos)
             if silent:
-                self.notes.append(f"{self.place}: {silent} videos have no sound that can be used")
+                self.notes.append(f"{self.place}: {counted(silent, 'video')} without sound that can be used")
 
     def _rates(self) -> None:
         """List the sounds whose rate is not the wanted one."""
@@ -311,7 +318,8 @@ class Reader:
             self.accounts.write()
             said = f"{max_bad:g} of {self.total}" if max_bad < 1 else f"{max_bad:g}"
             raise DataError(
-                f"{self.place}: {bad} of {self.total} rows are bad, more than max_bad={said}: {self.accounts.examples()}. "
+                f"{self.place}: {bad} of {counted(self.total, 'row is', 'rows are')} bad, more than max_bad={said}: "
+                f"{self.accounts.examples()}. "
                 "Correct them, or allow more: --max-bad N, or ?max_bad=N after the place"
             )
 

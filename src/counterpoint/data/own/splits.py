@@ -19,6 +19,7 @@ from counterpoint.data.own.reader import Column, Reader
 from counterpoint.data.own.table import BadCell, factorise, shown
 from counterpoint.data.valid import FEWEST, SHARE, linked
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.words import counted
 
 FRACTION = 0.2
 FEW = 30  # number of training items below which a note warns
@@ -136,7 +137,8 @@ def sharing_notes(reader: Reader, train: Indices, across: list[tuple[str, Indice
                 shared.append(f"{int(common.sum())} the {column.name}")
         if shared:
             notes.append(
-                f"{reader.place}: of {len(rows)} {called} items {' and '.join(shared)} is that of a {known} item too; figures on "
+                f"{reader.place}: of {counted(len(rows), f'{called} item')} {' and '.join(shared)} is that of a {known} item "
+                "too; figures on "
                 "them are too good"
             )
     for column in reader.columns:
@@ -148,13 +150,15 @@ def sharing_notes(reader: Reader, train: Indices, across: list[tuple[str, Indice
         chance = float((counts * (counts - 1)).sum() / (len(same) * (len(same) - 1)))
         if chance >= OFTEN:
             notes.append(
-                f"{reader.place}: {len(counts)} different values of {column.name} stand in {len(same)} training items, so two "
+                f"{reader.place}: {counted(len(counts), 'different value')} of {column.name} stand in "
+                f"{counted(len(same), 'training item')}, so two "
                 f"items are the same in it with a probability of {chance:.1%}; a batch will hold such pairs, which a contrastive "
                 "loss treats as different"
             )
     if len(train) < FEW:
         notes.append(
-            f"{reader.place}: {len(train)} training items are too few to learn from; do not rely on any metric"
+            f"{reader.place}: {counted(len(train), 'training item is', 'training items are')} too few to learn from; do not rely "
+            "on any metric"
         )
     return notes
 
@@ -300,10 +304,14 @@ def _carved(
     except DataError as error:
         if share is not None:
             raise DataError(
-                f"{reader.place}: the valid split would be empty: {used:g} of {len(whole)} training items is none that can be "
+                f"{reader.place}: the valid split would be empty: {used:g} of {counted(len(whole), 'training item')} is none "
+                "that can be "
                 "set apart; ask for a larger share (?valid=0.2), or name a split"
             ) from error
-        note = f"{reader.place}: {len(whole)} training items are too few to set a valid split apart, which is empty"
+        note = (
+            f"{reader.place}: {counted(len(whole), 'training item is', 'training items are')} too few to set a valid split "
+            "apart, which is empty"
+        )
         return train, np.zeros(0, np.int64), [note]
     return np.sort(np.concatenate([whole[kept], train[~needed[train]]])), whole[cut], notes
 

@@ -18,6 +18,7 @@ from counterpoint.data.images import Indices
 from counterpoint.data.own.arrow import codes_of, is_numbers, is_text, pa, pc
 from counterpoint.errors import DataError
 from counterpoint.files import cache_folder
+from counterpoint.words import counted
 
 KEY = "__key__"  # the column of the keys of an archive's samples; another archive may have the same keys
 
@@ -409,9 +410,9 @@ def shown(value: Any) -> str:
     if isinstance(value, Slice):
         return f"{value.size} bytes"
     if isinstance(value, (bytes, bytearray)):
-        return f"{len(value)} bytes"
+        return f"{counted(len(value), 'byte')}"
     if isinstance(value, np.ndarray):
-        return f"{len(value)} numbers"
+        return f"{counted(len(value), 'number')}"
     if isinstance(value, dict) and (value.get("path") or value.get("bytes") is not None):
         return shown(value.get("path") or value.get("bytes"))
     text = "" if value is None else str(value)

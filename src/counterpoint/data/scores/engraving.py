@@ -14,6 +14,7 @@ from PIL import Image
 from counterpoint.data.images import Pixels
 from counterpoint.data.scores.notes import Score
 from counterpoint.errors import DataError
+from counterpoint.words import counted
 
 HEIGHT = 120  # pixels of a strip and of a window, which is square
 FINE = 2  # strips are drawn at this many times their size and then reduced
@@ -62,7 +63,9 @@ def engrave(score: Score, font: str = "Leipzig", **options: Any) -> tuple[Pixels
         raise DataError(f"{score.name}: verovio's drawing does not have the expected form ({error})") from error
     missing = sum(note.head not in heads for note in score.notes)
     if missing:
-        raise DataError(f"{score.name}: {missing} of {len(score.notes)} notes are not in the engraving")
+        raise DataError(
+            f"{score.name}: {missing} of {counted(len(score.notes), 'note is', 'notes are')} not in the engraving"
+        )
     zoom = FINE * SPACE / space  # pixels per unit of the drawing
     png = resvg_py.svg_to_bytes(
         svg_string=svg, background="white", skip_system_fonts=True, width=max(1, round(width * zoom))

@@ -41,10 +41,11 @@ from counterpoint.core.transforms import holds, need_fixed, once
 from counterpoint.core.world import over_group
 from counterpoint.encoders.albef_weights import load_albef_checkpoint
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import CounterpointError, diverged
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, taken
 from counterpoint.tasks.fused import FusedConfig, FusedLearner
+from counterpoint.words import counted
 
 NOBODY = -100  # the identity of an empty slot of a queue
 TEMPERATURES = (0.001, 0.5)  # bounds of the temperature
@@ -362,7 +363,7 @@ class ALBEF(FusedLearner):
         both = batch["present"][image] & batch["present"][text]
         if int(both.sum()) < (2 if config.use_itm else 1):
             raise CounterpointError(
-                f"a batch has {int(both.sum())} items with {image} and {text}"
+                f"a batch has {counted(int(both.sum()), 'item')} with {image} and {text}"
                 + (", ITM needs two: use a larger batch, or switch use_itm off" if config.use_itm else "")
             )
         rows = None if bool(both.all()) else both.nonzero().flatten()
@@ -391,7 +392,7 @@ class ALBEF(FusedLearner):
                 idx_queue=None if ids is None else self.queue_ids,
             )
             if not bool(terms["itc"].isfinite()):
-                raise CounterpointError("the contrastive loss is not finite: training diverged; lower --lr")
+                raise diverged("the contrastive loss is not finite")
             if ids is not None:
                 self._write_ids(gather_rows(ids), int(of_v.pointer))
             of_v.write(g_v)

@@ -45,7 +45,7 @@ from counterpoint.core.operands import EPS, positive_similarity
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.encoders.vatt import TwoSpaces, side_by_side
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import CounterpointError, diverged
 from counterpoint.systems.base import System
 from counterpoint.systems.settings import claim_settings
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
@@ -290,9 +290,7 @@ class Harmonization(AlignedLearner):
                     gradients.append(weight_gradients(pair[:2], [part[:, mine] for part in pulled], weights))
             found = Products.of(*gradients)
             if not bool(torch.isfinite(torch.stack(found)).all()):
-                raise CounterpointError(
-                    "gradients are NaN or infinite: training diverged, or the data holds NaN; lower --lr"
-                )
+                raise diverged("gradients are NaN or infinite", "lower --lr, or look for NaN in the data")
             keep = ~found.nonzero | (found.cosine > (self.threshold if config.curriculum else -torch.inf))
             products.append(found)
             keeps.append(keep)

@@ -43,6 +43,7 @@ from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP, AlignedConfig, AlignedLearner
+from counterpoint.words import counted
 
 MOST = 2**36  # similarities for "n_squared" at most; a batch of 4,096 triples has as many
 
@@ -172,7 +173,7 @@ def _combined(reps: list[Tensor], scale: float | Tensor) -> list[Tensor]:
     n = place(len(reps[0]), reps[0].device).total
     if n ** len(reps) > MOST:
         raise ValueError(
-            f"negatives='n_squared' of a batch of {n} in {len(reps)} modalities has {n}^{len(reps)} = "
+            f"negatives='n_squared' of a batch of {n} in {counted(len(reps), 'modality')} has {n}^{len(reps)} = "
             f"{float(n) ** len(reps):.1e} similarities, more than {float(MOST):.1e}; use a smaller batch or negatives='n'"
         )
     return combined_logsumexp([reps[0] * scale, *reps[1:]])

@@ -24,6 +24,7 @@ from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.labelled import LAPTOP, LabelledConfig, LabelledLearner, cross_entropy
+from counterpoint.words import counted
 
 
 @dataclass
@@ -81,7 +82,8 @@ class Finetune(LabelledLearner):
             ) from None
         if self.config.blocks > len(names):
             raise CounterpointError(
-                f"--blocks {self.config.blocks}: the encoder has {len(names)} blocks; give {len(names)} or fewer, or --tune all"
+                f"--blocks {self.config.blocks}: the encoder has {counted(len(names), 'block')}; give {len(names)} or fewer, or "
+                "--tune all"
             )
         return names[-self.config.blocks]
 

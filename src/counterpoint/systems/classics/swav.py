@@ -32,6 +32,7 @@ from counterpoint.core.world import over_group
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.views import LAPTOP, MultiCropConfig, MultiCropLearner
+from counterpoint.words import counted
 
 
 class SwAVOutput(NamedTuple):
@@ -77,7 +78,7 @@ def swav(
         raise ValueError(f"queue must be [full, stored, prototypes], got {shapes(queue=stored, high=high)}")
     if len(high) + len(small) < 2:
         raise ValueError(
-            f"high holds {len(high)} crops and low {len(small)}; swapped prediction needs at least two crops"
+            f"high holds {counted(len(high), 'crop')} and low {len(small)}; swapped prediction needs at least two crops"
         )
     need_rows(high=high[0] if len(high) else high)
     need_positive(temperature=temperature)

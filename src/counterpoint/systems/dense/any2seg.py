@@ -56,6 +56,7 @@ from counterpoint.tasks.scene_teachers import (
     scene_teacher,
     text_rows,
 )
+from counterpoint.words import counted
 
 Distance = Literal["kl", "mse"]
 FAR = -1e9  # logit of an entry that does not take part
@@ -241,7 +242,9 @@ class Any2Seg(AnyModalitiesLearner):
         count = len(data.modalities)
         super().__init__(config, data, seed, beside=count if config.fusion == "concat" else 1)
         if config.candidates > count:
-            raise CounterpointError(f"--candidates {config.candidates}: the data have {count} modalities; lower it")
+            raise CounterpointError(
+                f"--candidates {config.candidates}: the data have {counted(count, 'modality')}; lower it"
+            )
         if config.previous:
             with torch.no_grad():
                 maps = self.eval()(torch.zeros(1, count, 3, self.size, self.size)).maps

@@ -53,6 +53,7 @@ from counterpoint.tasks.dense import DenseConfig, DenseLearner, pixel_cross_entr
 from counterpoint.tasks.partitions import PartitionBatches, partition_figure, partition_retrieval
 from counterpoint.views.images import Recipe, ViewPipeline, normalise
 from counterpoint.views.images.masks import cropped_masks
+from counterpoint.words import counted
 
 INTENSITY = Recipe(scale=None, flip=0.0, jitter=1.0, brightness=0.3, contrast=0.3, saturation=0.0, hue=0.0)
 CROPPED = replace(INTENSITY, scale=(0.27, 0.27), ratio=(1.0, 1.0))  # 100 of 192 pixels a side
@@ -193,7 +194,7 @@ class GlobalLocal(DenseLearner):
         widths = self.encoder.widths
         if config.blocks >= len(widths):
             raise CounterpointError(
-                f"blocks must be below the {len(widths)} levels of {config.encoder}, got {config.blocks}"
+                f"blocks must be below the {counted(len(widths), 'level')} of {config.encoder}, got {config.blocks}"
             )
         coarse = (self.size // 2 ** (len(widths) - 1)) ** 2 * widths[-1]
         self.projector = nn.Sequential(

@@ -69,6 +69,7 @@ from counterpoint.tasks.image_towers import ImageTower, tower_facts
 from counterpoint.tasks.kept_classes import class_curves, labelled_rows
 from counterpoint.tasks.labelled import cross_entropy
 from counterpoint.tasks.tuned_teachers import TunedConfig, TunedLearner
+from counterpoint.words import counted
 
 COLD = 1e-5  # learning rate of the first epochs
 
@@ -206,7 +207,8 @@ class PromptKD(TunedLearner):
         depth, layers = config.prompt_depth, config.projector_layers
         if depth and depth > len(blocks_of(self.encoder)):
             raise CounterpointError(
-                f"prompt_depth {depth} is more than the {len(blocks_of(self.encoder))} blocks of the student; lower --prompt-depth"
+                f"prompt_depth {depth} is more than the {counted(len(blocks_of(self.encoder)), 'block')} of the student; lower "
+                "--prompt-depth"
             )
         width, dim = self.encoder.dim, self.encoder.dim if config.texts == "own" else self.taught
         if not layers and width != dim:

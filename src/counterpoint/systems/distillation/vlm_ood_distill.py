@@ -44,6 +44,7 @@ from counterpoint.errors import CounterpointError, DataError
 from counterpoint.systems.base import System
 from counterpoint.tasks.class_teachers import ClassTextConfig, ClassTextLearner
 from counterpoint.tasks.kept_classes import class_shares, labelled_rows
+from counterpoint.words import counted
 
 # ------------------------------------------------------------------------------------------------------------ equations
 
@@ -259,7 +260,7 @@ class VLMOOD(ClassTextLearner):
             raise DataError(f"{file}: cannot be read ({error})") from error
         if len(lines) != survey.examples:
             raise DataError(
-                f"{file}: has {len(lines)} captions for {survey.examples} training pictures; write one a line"
+                f"{file}: has {counted(len(lines), 'caption')} for {survey.examples} training pictures; write one a line"
             )
         assert self.network is not None
         with torch.no_grad():

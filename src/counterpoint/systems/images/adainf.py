@@ -47,6 +47,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition
 from counterpoint.systems.parts import Losses, Part, Step
 from counterpoint.systems.settings import PartConfig
+from counterpoint.words import counted
 
 FEW = 9  # maximum number of views of an image for which positives are listed instead of masked in the matrix
 SMALL = 10_000  # number of real images below which copies of one are positives
@@ -129,7 +130,9 @@ def inflate(real: Any, generated: Any, replication: int, real_label: Any = None)
         raise ValueError(f"real and generated must be of one type, got {a.dtype} and {b.dtype}")
     label = torch.full((len(a),), -1) if real_label is None else torch.as_tensor(real_label).long()
     if label.shape != (len(a),):
-        raise ValueError(f"real_label must have one number for each of {len(a)} real images, got {list(label.shape)}")
+        raise ValueError(
+            f"real_label must have one number for each of {counted(len(a), 'real image')}, got {list(label.shape)}"
+        )
     label = torch.cat([label.repeat(replication), torch.full((len(b),), -1)])
     return Inflated(torch.cat([*[a] * replication, b]), label)
 
@@ -199,7 +202,7 @@ def _inflated(data: Any, config: AdaInfConfig) -> Any:
     made, notes = generated_images(data, config.generated, count, config.generator_seed)
     real = len(data.train) * config.replication
     share = real / (real + len(made))
-    note = f"{len(made)} generated images ({config.generated}); {share:.0%} of the samples are real"
+    note = f"{counted(len(made), 'generated image')} ({config.generated}); {share:.0%} of the samples are real"
     return replace(
         data,
         train=InflatedImages(data.train, made, config.replication),

@@ -37,6 +37,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition
 from counterpoint.systems.parts import Losses, Part, Step
 from counterpoint.systems.settings import PartConfig
+from counterpoint.words import counted
 
 
 @full_precision(keep=("lam",))
@@ -59,7 +60,9 @@ def extrapolate_positive(
     need_alike("n dim", z1=z1, z2=z2)
     if isinstance(lam, Tensor) and lam.ndim:
         if lam.numel() != len(z1):
-            raise ValueError(f"lam must be a number or one for each of {len(z1)} rows, got {list(lam.shape)}")
+            raise ValueError(
+                f"lam must be a number or one for each of {counted(len(z1), 'row')}, got {list(lam.shape)}"
+            )
         lam = lam.reshape(-1, 1)
     return z1 + lam * (z1 - z2)
 

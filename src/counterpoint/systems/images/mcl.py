@@ -49,6 +49,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import Addition
 from counterpoint.systems.settings import PartConfig
 from counterpoint.tasks.images import ImageLearner
+from counterpoint.words import counted
 
 
 def compose(
@@ -71,7 +72,7 @@ def compose(
         raise ValueError("labels_by_stage must hold at least one stage, all of one length")
     if clusters ** len(labels_by_stage) > 2**63:
         raise ValueError(
-            f"labels_by_stage: {clusters} clusters in {len(labels_by_stage)} stages exceed 64 bits; use fewer of either"
+            f"labels_by_stage: {clusters} clusters in {counted(len(labels_by_stage), 'stage')} exceed 64 bits; use fewer of either"
         )
     stages = [torch.as_tensor(labels).long() for labels in labels_by_stage]  # narrow integers would overflow
     found = torch.zeros_like(stages[0])
@@ -245,7 +246,8 @@ class MCL(Learner):
         batch = self.config.batch_size
         if int(sizes.max()) < batch:
             raise CounterpointError(
-                f"after stage {stage} the largest group of {len(sizes)} has {int(sizes.max())} images, fewer than a batch of "
+                f"after stage {stage} the largest group of {len(sizes)} has {counted(int(sizes.max()), 'image')}, fewer than a "
+                "batch of "
                 f"{batch}; lower --mcl.clusters, --mcl.stages or --batch-size"
             )
         self.unseen.fill_(int(sizes[sizes < batch].sum()))

@@ -56,6 +56,7 @@ from counterpoint.tasks.cluster_figures import cluster_figures
 from counterpoint.tasks.image_teachers import check_teacher, teacher_features
 from counterpoint.tasks.images import BATCH, ImagesConfig
 from counterpoint.tasks.views import BARE, ViewsLearner
+from counterpoint.words import counted
 
 COMPARED = 512  # images whose cosines are drawn
 
@@ -230,7 +231,8 @@ class MLCDConfig(ImagesConfig):
     def facts(self, data: ImageData) -> dict[str, Any]:
         if self.clusters > len(data.train):
             raise DataError(
-                f"{data.name} has {len(data.train)} training images, fewer than the {self.clusters} clusters; lower --clusters"
+                f"{data.name} has {counted(len(data.train), 'training image')}, fewer than the {self.clusters} clusters; lower "
+                "--clusters"
             )
         return super().facts(data)
 

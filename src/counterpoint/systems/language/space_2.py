@@ -66,6 +66,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.systems.base import System
 from counterpoint.tasks.dialogs import DialogModel, DialogsConfig, MixedBatches, shared_path_figure
+from counterpoint.words import counted
 
 # ----------------------------------------------------------------------------------------------------------- the contrast
 
@@ -97,7 +98,7 @@ def tree_contrast(
     need_frames(frames)
     if features.ndim != 4 or features.shape[2] != len(views) or len(frames) != len(features) or not len(views):
         raise ValueError(
-            f"features must be [n, 2, views, dim] with {len(views)} views and a frame for each of n, got "
+            f"features must be [n, 2, views, dim] with {counted(len(views), 'view')} and a frame for each of n, got "
             + shapes(features=features, frames=frames)
         )
     if unknown := [view for view in views if view not in VIEWS]:

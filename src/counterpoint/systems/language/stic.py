@@ -54,6 +54,7 @@ from counterpoint.systems.base import System
 from counterpoint.tasks.adapted_chats import AdaptedChatLearner
 from counterpoint.tasks.chats import ChatsConfig, pictures_of, rows_of
 from counterpoint.views.transformed import damaged
+from counterpoint.words import counted
 
 ORDINARY = (
     "Describe the picture.",
@@ -208,11 +209,14 @@ class STIC(AdaptedChatLearner):
         self.train()
         if not self.pairs:
             raise CounterpointError(
-                f"all {self.left_out} pairs have equal or empty answers, so there is nothing to prefer; raise --pair-sampling, or "
+                f"all {counted(self.left_out, 'pair has', 'pairs have')} equal or empty answers, so there is nothing to prefer; "
+                "raise --pair-sampling, or "
                 "choose other questions (--guided, --inventive)"
             )
         if self.left_out:
-            self.warnings.append(f"{self.left_out} of {len(order)} pairs have equal or empty answers and are left out")
+            self.warnings.append(
+                f"{self.left_out} of {counted(len(order), 'pair has', 'pairs have')} equal or empty answers and are left out"
+            )
 
     @torch.no_grad()
     def _describe_chats(self, survey: Survey) -> None:

@@ -71,6 +71,7 @@ from counterpoint.tasks.images import chosen_bank
 from counterpoint.tasks.measures import axes_figure
 from counterpoint.tasks.spaces import Cause, known_causes, matrix_figure, probe_matrix
 from counterpoint.tasks.views import ViewsConfig, ViewsLearner, mlp
+from counterpoint.words import counted
 
 # ----------------------------------------------------------------------------------------------------------- the equations
 
@@ -233,7 +234,7 @@ class SepCLR(ViewsLearner):
         if len(names) < 2:
             raise DataError(
                 "sepclr learns from two sets of pictures, background and target, but these data have "
-                f"{len(names)} domains; name the column that tells the sets with ?domain=COLUMN"
+                f"{counted(len(names), 'domain')}; name the column that tells the sets with ?domain=COLUMN"
             )
         if self.config.target:
             if self.config.target not in names:
@@ -241,7 +242,7 @@ class SepCLR(ViewsLearner):
             return names.index(self.config.target)
         if len(names) > 2:
             raise CounterpointError(
-                f"target: the data have {len(names)} domains, {', '.join(names)}; name the target with --target"
+                f"target: the data have {counted(len(names), 'domain')}, {', '.join(names)}; name the target with --target"
             )
         return 1
 
@@ -251,7 +252,7 @@ class SepCLR(ViewsLearner):
         domains = torch.from_numpy(survey.split(split).domains)
         if bool((domains < 0).any()):
             raise DataError(
-                f"{int((domains < 0).sum())} pictures of {split} have no domain; give each one, or leave them out"
+                f"{split} has {counted(int((domains < 0).sum()), 'picture')} without domain; give each one, or leave them out"
             )
         return domains == number
 

@@ -53,6 +53,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.regression import RegressionConfig, RegressionLearner
+from counterpoint.words import counted
 
 COMPARED = 400  # items of the picture
 JUDGED = 4096  # maximum number of targets that the window is compared with
@@ -295,7 +296,8 @@ class SupReMix(RegressionLearner):
             mean = torch.zeros(20, dtype=torch.float64).index_add_(0, at, cosine) / counts.clamp(min=1)
             series[name] = [((edges[1:] + edges[:-1]) / 2)[counts > 0].tolist(), mean[counts > 0].tolist()]
         caption = (
-            f"Mean cosine of {len(distance)} pairs of test items, from the mean item. A space ordered by target has a curve that "
+            f"Mean cosine of {counted(len(distance), 'pair')} of test items, from the mean item. A space ordered by target has a "
+            "curve that "
             "falls all the way."
         )
         curves = {"kind": "curves", "series": series, "xlabel": "difference of targets", "caption": caption}

@@ -21,7 +21,7 @@ from counterpoint.encoders.vectors import build_vector_encoder
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.stages import Turn
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, unknown
+from counterpoint.errors import CounterpointError, diverged, unknown
 from counterpoint.tasks.adapted import adapt_modality, adapted_names, keep_adapted, published
 from counterpoint.views.images import ViewPipeline
 
@@ -223,9 +223,7 @@ def one_each(modalities: Mapping[str, Mapping[str, Any]], slug: str, *kinds: str
 def need_finite(embeddings: Tensor, name: str) -> None:
     """Raise CounterpointError for embeddings of a modality that are not finite, as when training diverges."""
     if not bool(embeddings.detach().isfinite().all()):
-        raise CounterpointError(
-            f"the embeddings of {name} hold NaN or infinite values: training diverged; lower the lr"
-        )
+        raise diverged(f"the embeddings of {name} hold NaN or infinite values")
 
 
 def each_without(values: Mapping[str, Tensor]) -> list[tuple[str, list[Tensor]]]:

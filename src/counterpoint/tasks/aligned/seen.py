@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.data.pairs import AlignedData, AlignedSplit
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import diverged
 from counterpoint.tasks.aligned.classes import Examples, by_examples, by_probe, by_prompts, chance
 from counterpoint.tasks.aligned.retrieval import (
     Sameness,
@@ -91,7 +91,7 @@ class Seen:
         for prefix in self.embeddings:
             all_of = self.whole(prefix)
             if not all(bool(torch.isfinite(value).all()) for value in all_of.values()):
-                raise CounterpointError("the embeddings hold NaN or infinite values: training diverged; lower --lr")
+                raise diverged("the embeddings hold NaN or infinite values")
             measured = pairwise_figures(all_of, there, self.same, self.wholes) | gap_figures(all_of, there)
             if labels is not None:
                 if prefix in prompts:

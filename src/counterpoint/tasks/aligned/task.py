@@ -19,6 +19,7 @@ from counterpoint.tasks.aligned.classes import prompts_of
 from counterpoint.tasks.aligned.evaluator import AlignedEvaluator, measured_splits
 from counterpoint.tasks.aligned.settings import AlignedConfig
 from counterpoint.tasks.splits import check_watched, named_split
+from counterpoint.words import counted
 
 
 @runtime_checkable
@@ -82,7 +83,7 @@ class AlignedTask:
             return []
         where = f"the first is {long[0]}" if report is None else f"all in {report}"
         return [
-            f"{self.data.name}: {len(long)} of {count} texts of {name} are longer than the context of "
+            f"{self.data.name}: {len(long)} of {counted(count, 'text')} of {name} are longer than the context of "
             f"{self.config.context} tokens (--context) and lose their end; {where}"
         ]
 
@@ -99,7 +100,7 @@ class AlignedTask:
         check_watched(self.data.name, len(self.data.valid), "items")
         if len(self.data.train) < self.config.batch_size:
             raise DataError(
-                f"{self.data.name} has {len(self.data.train)} training items, fewer than a batch of "
+                f"{self.data.name} has {counted(len(self.data.train), 'training item')}, fewer than a batch of "
                 f"{self.config.batch_size}; use --batch-size {max(2, len(self.data.train))} or less"
             )
 

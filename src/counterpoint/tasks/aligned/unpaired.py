@@ -19,6 +19,7 @@ from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.tasks.aligned.learner import AlignedLearner
+from counterpoint.words import counted
 
 
 class Pool(NamedTuple):
@@ -53,7 +54,7 @@ def pool(survey: Survey, name: str) -> Pool:
         split = unpaired
     rows = np.flatnonzero(split.present(name, np.arange(len(split))))
     if len(rows) < 2:
-        raise DataError(f"the data has {len(rows)} items of {name} to pre-train on, at least 2 are needed")
+        raise DataError(f"the data has {counted(len(rows), 'item')} of {name} to pre-train on, at least 2 are needed")
     return Pool(name, split, rows)
 
 

@@ -28,7 +28,7 @@ from counterpoint.data.chats import ChatSplit, mentioned, says_yes
 from counterpoint.data.images import Indices
 from counterpoint.data.shown import captioned, png
 from counterpoint.encoders.decoding import Answer
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import diverged
 from counterpoint.tasks.measures.captions import cider_of
 from counterpoint.tasks.measures.modalities import modality_figure, modality_measures
 
@@ -113,7 +113,7 @@ class ChatEvaluator:
         index = batch["index"].tolist()
         losses = outputs["losses"].double().cpu()
         if not bool(torch.isfinite(losses).all()):
-            raise CounterpointError("the losses hold NaN or infinite values: training diverged; lower --lr")
+            raise diverged("the losses hold NaN or infinite values")
         self.losses.append(losses)
         self.answers |= dict(zip(index, outputs["answers"], strict=True))
         if "scores" in outputs:

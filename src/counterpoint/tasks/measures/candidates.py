@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.data.demonstrations import DemonstrationSplit
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import diverged
 
 
 def macro_f1(truth: Sequence[str], found: Sequence[str]) -> float:
@@ -59,7 +59,7 @@ class CandidateEvaluator:
         """Take the scores of a method for some queries."""
         scores = scores.double().cpu()
         if not bool(torch.isfinite(scores).all()):
-            raise CounterpointError("the scores hold NaN or infinite values: training diverged; lower --lr")
+            raise diverged("the scores hold NaN or infinite values")
         of = self.picked.setdefault(method, {})
         for n, best in zip(index, scores.argmax(1).tolist(), strict=True):
             of[n] = self.split.options(self._example(n))[best]

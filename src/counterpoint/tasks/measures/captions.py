@@ -26,6 +26,7 @@ from typing import Literal
 
 from counterpoint.core.checks import need_positive
 from counterpoint.data.chats import ChatSplit
+from counterpoint.words import counted
 
 LONGEST = 4  # words of an n-gram
 
@@ -65,7 +66,8 @@ def cider(
     """
     if not captions or len(captions) != len(references) or not all(references):
         raise ValueError(
-            f"captions must be one or more, with at least one reference each; got {len(captions)} captions, {len(references)} "
+            f"captions must be one or more, with at least one reference each; got {counted(len(captions), 'caption')}, "
+            f"{len(references)} "
             f"lists of references, of {min(map(len, references), default=0)} references or more"
         )
     if variant not in ("cider-d", "cider"):

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from counterpoint.words import counted
+
 
 def rows_of(name: str, values: Any) -> Tensor:
     """Convert rows to a tensor [n, dim] of at least float32. Raises ValueError for another shape."""
@@ -48,5 +50,5 @@ def item_numbers(name: str, values: Any, count: int) -> Tensor:
     """Convert whole numbers to a tensor [count]. Raises ValueError for another shape or type."""
     found = torch.as_tensor(values).cpu()
     if found.shape != (count,) or found.is_floating_point():
-        raise ValueError(f"{name} must be {count} whole numbers, got {list(found.shape)} of {found.dtype}")
+        raise ValueError(f"{name} must be {counted(count, 'whole number')}, got {list(found.shape)} of {found.dtype}")
     return found.long()

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import diverged
 
 OWN = "episode"  # the kind of prompt by which a run is judged
 
@@ -39,7 +39,7 @@ class EpisodeEvaluator:
         for name, prompts in batch["prompts"].items():
             logits = outputs[f"{name}_logits"]
             if not bool(torch.isfinite(logits).all()):
-                raise CounterpointError("the logits hold NaN or infinite values: training diverged; lower --lr")
+                raise diverged("the logits hold NaN or infinite values")
             right = logits.argmax(1) == prompts["truth"].to(logits.device)
             self.right.setdefault(name, []).extend(right.int().cpu().tolist())
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import diverged
 from counterpoint.tasks.measures.answers import ChatEvaluator
 from counterpoint.tasks.measures.captions import cider_of
 from counterpoint.tasks.measures.retrieval import retrieval
@@ -45,7 +45,7 @@ class InterleavedEvaluator(ChatEvaluator):
         for name, value in rows.items():
             self.rows[name].append(value.detach().cpu())
             if not bool(self.rows[name][-1].isfinite().all()):
-                raise CounterpointError(f"the {name} rows hold NaN or infinite values: training diverged; lower --lr")
+                raise diverged(f"the {name} rows hold NaN or infinite values")
 
     def compute(self, *, final: bool = False) -> dict[str, float]:
         found = {name: value for name, value in super().compute(final=final).items() if name != "exact"}
