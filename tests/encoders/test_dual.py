@@ -119,7 +119,7 @@ def test_a_model_of_open_clip_gives_its_own_rows(tmp_path: Path) -> None:
     assert (found.dim, found.size) == (8, 16)
     with torch.no_grad():
         torch.testing.assert_close(found.texts(TEXTS), model.encode_text(open_clip.get_tokenizer("tiny-pair")(TEXTS)))
-    with pytest.raises(CounterpointError, match="reads 12 tokens, and 1 texts are longer"):
+    with pytest.raises(CounterpointError, match="reads 12 tokens, and 1 text is longer"):
         found.texts(["a photo of " + "a cat and " * 10])
 
 
@@ -188,7 +188,7 @@ def test_the_gradient_reaches_the_context_alone_in_chunks_as_in_one_pass(kind: s
 @pytest.mark.parametrize("kind", KINDS)
 def test_texts_longer_than_the_context_beside_the_learned_one_are_refused(kind: str, tmp_path: Path) -> None:
     network = of_library(kind, tmp_path)
-    with pytest.raises(CounterpointError, match="tokens beside the 9 of the context, and 1 texts are longer"):
+    with pytest.raises(CounterpointError, match="tokens beside the 9 of the context, and 1 text is longer"):
         network.text_rows_with_context(
             torch.zeros(9, network.width), ["a cat and a dog " * (6 if kind == "own" else 1)]
         )

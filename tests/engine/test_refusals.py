@@ -12,6 +12,7 @@ from counterpoint.engine.loading import Batches, Steps
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run
 from counterpoint.engine.stages import Stage
+from counterpoint.engine.state import STATE
 from counterpoint.engine.teachers import snapshot
 from counterpoint.errors import CounterpointError, RunError
 
@@ -49,7 +50,9 @@ def test_stages_that_cannot_be_trained_raise_an_error(stages, message, tmp_path)
     before = sorted(run.path.iterdir())
     with pytest.raises(CounterpointError, match=message):
         fit(of(*stages), Task(), run=run, bar=False)
-    assert sorted(run.path.iterdir()) == before
+    assert sorted(path for path in run.path.iterdir() if path.name != STATE) == before
+    assert run.state is not None
+    assert run.state.state == "failed"
     assert not run.begun
 
 

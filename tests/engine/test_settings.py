@@ -45,7 +45,7 @@ def test_a_word_outside_the_annotation_is_named_with_the_known_ones():
     ("changed", "said"),
     [
         ({"rate": 0.0}, "rate must be > 0, got 0.0"),
-        ({"rate": float("nan")}, "rate must be > 0, got nan"),
+        ({"rate": float("nan")}, "rate must be finite, got nan"),
         ({"rate": float("inf")}, "rate must be finite, got inf"),
         ({"share": 1.0}, r"share must lie in 0\.\.1, 1 not included, got 1.0"),
         ({"share": -0.1}, r"share must lie in 0\.\.1, 1 not included"),

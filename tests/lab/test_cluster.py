@@ -97,6 +97,14 @@ def test_an_address_without_a_cluster_is_refused_at_once(tmp_path: Path) -> None
             squares(tmp_path, [1], cluster=Cluster(address))
 
 
+def test_a_cluster_that_refuses_for_lack_of_its_token_is_told_apart() -> None:
+    said = RuntimeError("Failed to connect to GCS. Last connection error: ... AuthenticationError: RPC error")
+    refused = ConnectionError("Failed to connect to Ray cluster at 127.0.0.1:6379")
+    assert not cluster._wants_token(refused)
+    refused.__cause__ = said
+    assert cluster._wants_token(refused)
+
+
 @pytest.mark.slow
 def test_ray_runs_a_lost_task_again_and_raises_errors_as_they_are(ray: Any, tmp_path: Path) -> None:
     assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]

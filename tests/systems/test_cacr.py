@@ -330,7 +330,7 @@ def test_bad_input_is_named():
         ({"cost": "cosine"}, "unknown cost 'cosine'"),
         ({"positives": 0}, "positives must be at least 1"),
         ({"negative_sharpness": -1.0}, "negative_sharpness must lie in 0..1e"),
-        ({"alpha": math.nan}, "alpha must lie in 0..1e"),
+        ({"alpha": math.nan}, "alpha must be finite"),
         ({"temperature": 0.0}, "temperature must be > 0"),
         ({"momentum_teacher": 1.5}, "momentum_teacher must lie"),
         ({"positive_prior": 1.0}, "positive_prior must be"),

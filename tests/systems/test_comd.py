@@ -392,7 +392,7 @@ def test_the_student_of_a_finished_run_goes_on(tmp_path):
         ({"selection": "best"}, "unknown selection"),
         ({"rounds": 0}, "rounds must be at least 1"),
         ({"replay": 1.5}, "replay"),
-        ({"threshold": float("nan")}, "threshold must be a number"),
+        ({"threshold": float("nan")}, "threshold must be finite"),
         ({"probe": -1}, "probe must be at least 0"),
     ],
 )

@@ -28,6 +28,7 @@ from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.alignment import cosmo
 from counterpoint.tasks import interleaved
+from counterpoint.words import counted
 from interrupted import need_equal_ends
 from launch import command_over_processes
 
@@ -279,7 +280,9 @@ def test_a_mark_without_a_picture_and_the_reverse_raise_an_error(many):
     model = built()
     rows = interleaved.turn_rows(model.tokenizer, [TALK])
     shown = torch.from_numpy(pictures(3))[None]
-    with pytest.raises(CounterpointError, match=f"text 0 has 2 marks <image> and {many} pictures; give one picture"):
+    with pytest.raises(
+        CounterpointError, match=f"text 0 has 2 marks <image> and {counted(many, 'picture')}; give one picture"
+    ):
         model(rows["ids"], rows["mask"], shown, torch.tensor([many]))
     with pytest.raises(CounterpointError, match="marks <image>"):
         model.generate([Prompt(TALK[:3], tuple(pictures(1)))], 2)

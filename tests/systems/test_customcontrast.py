@@ -480,7 +480,7 @@ def test_pictures_that_cannot_be_read_and_pictures_without_a_caption_are_counted
         (lambda place: (place / "s01" / "captions.jsonl").write_text("{"), r"captions.jsonl: line 1 is not"),
         (lambda place: said(place, "7.png", "a subject"), "line 1 names the picture 7.png, which is not in the folder"),
         (lambda place: said(place, "1.png", "a dog"), "line 1 does not name the subject; write 'subject'"),
-        (lambda place: [path.unlink() for path in place.glob("s0[1-5]/*")], "has 1 subjects with a picture"),
+        (lambda place: [path.unlink() for path in place.glob("s0[1-5]/*")], "has 1 subject with a picture"),
     ],
 )
 def test_folders_that_do_not_fit_are_named(tmp_path, change, said):
@@ -556,7 +556,7 @@ def test_the_command_makes_pictures_of_a_folder_of_references(run, tmp_path, cap
             lambda place: (place / "1.png").write_bytes(b"no picture"),
             "1.png: .*; mend the picture or take it out",
         ),
-        (PROMPT, lambda place: [path.unlink() for path in place.iterdir()] + [place.rmdir()], "is not a folder"),
+        (PROMPT, lambda place: [path.unlink() for path in place.iterdir()] + [place.rmdir()], "no such file or folder"),
         ("a huge subject", lambda place: None, "words that the run does not know: huge"),
         ("a small upright", lambda place: None, "must name the subject once; write 'subject' for it"),
         ("a subject on subject", lambda place: None, "must name the subject once"),

@@ -111,10 +111,11 @@ def test_a_setting_that_is_no_number_is_refused() -> None:
     for setting, said in (
         ({"dcl.weight_sigma": float("nan")}, "weight_sigma"),
         ({"temperature": 0.0}, "temperature must be > 0"),
-        ({"temperature": float("nan")}, "temperature must be > 0"),
+        ({"temperature": float("nan")}, "temperature must be finite"),
         ({"workers": -1}, "workers"),
     ):
         with pytest.raises(CounterpointError, match=said):
             config(**setting)
-    with pytest.raises(CounterpointError, match=r"hallucinator\.weight"):
-        catalog.load_system("hallucinator").config(**{"hallucinator.weight": float("nan")})
+    for weight, said in ((float("nan"), "weight must be finite"), (-1.0, r"hallucinator\.weight")):
+        with pytest.raises(CounterpointError, match=said):
+            catalog.load_system("hallucinator").config(**{"hallucinator.weight": weight})

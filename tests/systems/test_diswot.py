@@ -480,7 +480,7 @@ def test_on_a_folder_of_images_a_cell_is_found_shown_and_teaches_in_turn(
         ({"crossover": 2.0}, "crossover must lie in 0..1"),
         ({"candidates": 0}, "candidates must be at least 1"),
         ({"seconds": -1.0}, "seconds must be at least 0"),
-        ({"flops_limit": float("nan")}, "flops_limit must be at least 0"),
+        ({"flops_limit": float("nan")}, "flops_limit must be finite"),
         ({"teacher_encoder": "resnet-cifar:3"}, "takes A-B-C"),
         ({"channel_weight": -1.0}, "weights must not be negative"),
     ],

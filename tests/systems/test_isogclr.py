@@ -116,7 +116,7 @@ def test_bad_input_is_named() -> None:
     [
         ({"tau_init": 0.0}, "tau_init must be > 0"),
         ({"tau_init": 0.01}, "between tau_min 0.05"),
-        ({"rho": math.nan}, "rho must be a number"),
+        ({"rho": math.nan}, "rho must be finite"),
         ({"tau_max": 0.02}, "tau_max 0.02 lies below tau_min"),
         ({"tau_min": 0.005}, "at least 0.012"),
     ],

@@ -44,7 +44,7 @@ def test_the_schedule_equals_the_authors(case: int) -> None:
 def test_permutations_must_fit() -> None:
     with pytest.raises(ValueError, match=r"permutations\[0\]"):
         fn.grouped_batches(np.array([0, 0, 1]), 1, [[0, 0], [0]])
-    with pytest.raises(ValueError, match="1 groups"):
+    with pytest.raises(ValueError, match="1 group,"):
         fn.grouped_batches(np.array([0, 1]), 1, [[0]])
 
 

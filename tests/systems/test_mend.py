@@ -332,7 +332,7 @@ def test_demonstrations_that_exceed_the_context_are_cut_and_counted_and_the_quer
     said: list[str] = []
     chosen = config(context=7, vectors=3, distiller_context=4, model_epochs=1)
     run = training.train("mend", chosen, data=DATA, out=tmp_path, say=said.append)
-    assert any("12 demonstrations of 6 of 6 test queries exceed the context of 7" in line for line in said), said
+    assert any("exceed the context of 7: 12 demonstrations of 6 of 6 test queries" in line for line in said), said
     assert run.metrics()[-1]["test/cut"] == pytest.approx(2)
     _, task = built(context=7, distiller_context=6)
     batch = task.evaluation_batch("test", [0])
@@ -428,7 +428,11 @@ def test_roles_and_splits_of_own_tasks_are_used(tmp_path):
         (own(8, options="good bad"), {}, "options that are a text"),
         (own(8, input=" "), {}, "has no input"),
         (own(8, role="teacher"), {}, "the roles are demonstration and query"),
-        (own(8, role="query"), {}, "no example besides a query, so no demonstration.*--demonstrations 0"),
+        (
+            own(8, role="query"),
+            {},
+            "tasks without an example besides a query, so without demonstrations.*--demonstrations 0",
+        ),
         (own(8, output="good", options=["good"]), {}, "has one candidate answer, and needs two"),
         (own(8), {"context": 4}, "a query is never cut: raise --context"),
         (own(8), {"pretrain_epochs": 1}, r"learns from plain texts.*\(\?texts=FILE\).*--pretrain-epochs 0"),

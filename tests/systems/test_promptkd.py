@@ -530,7 +530,7 @@ def test_bad_settings_are_refused(rooms: dict[str, AlignedDual], changed: dict[s
         ({"teacher": CONV, "tune_epochs": 1}, "no blocks with attention.* or set --no-tune-images"),
         ({"tune_epochs": 1, "prompts": 16}, "a learned context of 16 leaves none for a text"),
         ({"tune_epochs": 1, "prompts": 14}, "reads 2 tokens beside the 14 of the context, and 8 texts are longer"),
-        ({"class_names": "long.txt"}, "reads 16 tokens, and 1 texts are longer, such as 'a photo of a disc disc"),
+        ({"class_names": "long.txt"}, "reads 16 tokens, and 1 text is longer, such as 'a photo of a disc disc"),
         ({"class_names": "alike.txt"}, "the same embedding of their texts"),
         ({"class_names": "doubled.txt"}, "two classes have the same name 'disc'"),
         ({"class_names": "few.txt"}, "has 2 lines for 8 classes"),

@@ -305,7 +305,7 @@ def test_one_of_several_domains_can_be_the_target():
     assert torch.equal(learner.is_target, wanted)
 
 
-@pytest.mark.parametrize(("domains", "message"), [(0, "no target"), (1, "no background"), (-1, "no domain")])
+@pytest.mark.parametrize(("domains", "message"), [(0, "no target"), (1, "no background"), (-1, "without a domain")])
 def test_an_empty_set_and_pictures_without_a_set_are_refused(domains, message):
     task, learner = task_and_learner()
     task.data.train.domains = np.full(64, domains)

@@ -481,7 +481,7 @@ def test_data_with_fewer_than_two_events_are_named(tmp_path):
         (DATA, {"base_duals": 1.5}, r"base_duals must lie in 0\.\.1"),
         (DATA, {"post_rate": 0.0}, "post_rate must be > 0"),
         (DATA, {"alpha_same": -1.0}, "alpha_same must be at least 0"),
-        (DATA, {"gamma": math.inf}, "gamma must be at least 0 and finite"),
+        (DATA, {"gamma": math.inf}, "gamma must be finite"),
         (DATA, {"post": "c"}, "unknown post 'c'"),
         (DATA, {"negatives": "all"}, "unknown negatives 'all'"),
         (DATA, {"head": "mlp"}, "unknown head 'mlp'"),

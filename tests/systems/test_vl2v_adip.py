@@ -245,7 +245,7 @@ def test_bad_settings_are_refused(changed: dict[str, Any], message: str) -> None
         ({"text": np.ones((7, 6), np.float32)}, "has texts of 7 classes, the data has 8"),
         (
             {"train": np.full((32, 6), np.nan, np.float32)},
-            "32 rows of train are zero, NaN or infinite, the first is row 0",
+            "train has 32 rows of zeros, NaN or infinity, the first is row 0",
         ),
         ({"text": np.ones((8, 5), np.float32)}, "train must be"),
         ({"text": None}, "lacks the array text"),

@@ -89,7 +89,7 @@ def test_cider_groups_the_references_of_a_picture():
     [
         ([], [], {}, "captions must be one or more"),
         (["a"], [[]], {}, "of 0 references"),
-        (["a"], [["a"], ["b"]], {}, "got 1 captions, 2 lists"),
+        (["a"], [["a"], ["b"]], {}, "got 1 caption, 2 lists"),
         (["a"], [["a"]], {"variant": "spice"}, "variant must be"),
         (["a"], [["a"]], {"sigma": 0.0}, "sigma must be"),
     ],

@@ -141,7 +141,7 @@ def test_rows_without_a_picture_or_a_caption_are_left_out_and_counted():
 
 def test_captions_that_do_not_fit_their_pictures_are_refused():
     pictures = ArrayImages(np.zeros((2, 8, 8, 3), np.uint8))
-    with pytest.raises(DataError, match="2 pictures have 1 captions"):
+    with pytest.raises(DataError, match="2 pictures have 1 caption;"):
         GenerationSplit(pictures, ["one"])
-    with pytest.raises(DataError, match="1 captions are empty, the first is number 1"):
+    with pytest.raises(DataError, match="1 caption is empty, the first is number 1"):
         GenerationSplit(pictures, ["one", " "])

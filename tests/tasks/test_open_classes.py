@@ -107,9 +107,9 @@ def test_templates_and_names_come_from_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "suffix", "message"),
     [
-        ("one\n", "txt", "has 1 lines for 2 classes"),
+        ("one\n", "txt", "has 1 line for 2 classes"),
         ("one\none\n", "txt", "two classes have the same name 'one'"),
-        ('{"a": "x"}', "json", "has no name of 1 classes, such as 'b'"),
+        ('{"a": "x"}', "json", "has no name of 1 class, such as 'b'"),
         ("{", "json", "no JSON"),
     ],
 )
@@ -138,7 +138,7 @@ def test_a_small_clip_teaches_with_its_own_texts_and_scale() -> None:
     pictures = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(network.images(pictures), network.learner.projected("image", pictures))
     assert network.scale == pytest.approx(float(network.learner.log_scale.exp()))
-    with pytest.raises(CounterpointError, match="texts are longer"):
+    with pytest.raises(CounterpointError, match="1 text is longer"):
         network.texts(["a photo of " + "a red disc and " * 20])
 
 
@@ -162,8 +162,8 @@ def test_names_of_no_kind_are_refused(name: str) -> None:
         ({"scale": -1.0}, "scale must be one number > 0, got -1"),
         ({"scale": np.ones(2)}, "scale must be one number > 0"),
         ({"train": np.array(["a", "b"])}, "arrays of numbers"),
-        ({"train": np.zeros((2, 6))}, "2 rows of train are zero, NaN or infinite, the first is row 0"),
-        ({"text": np.eye(4, 6)[[0, 1, 2]][:, None] * [[1.0], [0.0]]}, "3 rows of text are zero"),
+        ({"train": np.zeros((2, 6))}, "train has 2 rows of zeros, NaN or infinity, the first is row 0"),
+        ({"text": np.eye(4, 6)[[0, 1, 2]][:, None] * [[1.0], [0.0]]}, "text has 3 rows of zeros"),
         (
             {"classes": np.array(list("abca"))},
             "classes must name each of the 4 texts once, got 4 names of which 3 differ",

@@ -218,6 +218,11 @@ def _connected(cluster: Cluster, jobs: int | None) -> Iterator[Any]:
                 _need_answer(cluster.address)
                 ray.init(cluster.address, runtime_env={"env_vars": passed}, **options)
             except (OSError, ValueError) as error:
+                if _wants_token(error):
+                    raise CounterpointError(
+                        f"the Ray cluster at {cluster.address} asks for its token; set RAY_AUTH_MODE=token, and give the token of "
+                        "the head's ~/.ray/auth_token in RAY_AUTH_TOKEN where this machine has another home"
+                    ) from error
                 raise CounterpointError(
                     f"no Ray cluster answers at {cluster.address} ({str(error).splitlines()[0][:120]}); start one with ray start "
                     "--head, or leave --address out"
@@ -227,6 +232,14 @@ def _connected(cluster: Cluster, jobs: int | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _wants_token(error: BaseException) -> bool:
+    """Return whether a cluster refused a connection for lack of its token."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    return any("AuthenticationError" in f"{type(one).__name__}: {one}" for one in causes)
 
 
 def _need_answer(address: str) -> None:

@@ -415,9 +415,8 @@ class DemonstrationsTask:
             lonely = self.split(name).without_pool() if config.demonstrations else []
             if lonely:
                 raise DataError(
-                    f"{data.name}: the {name} split has {counted(len(lonely), 'task')} without example besides a query, so "
-                    "without demonstration, "
-                    f"such as '{lonely[0]}'; add examples, or set --demonstrations 0"
+                    f"{data.name}: the {name} split has {counted(len(lonely), 'task')} without an example besides a query, so "
+                    f"without demonstrations, such as '{lonely[0]}'; add examples, or set --demonstrations 0"
                 )
 
     @cached_property

@@ -252,7 +252,7 @@ class SepCLR(ViewsLearner):
         domains = torch.from_numpy(survey.split(split).domains)
         if bool((domains < 0).any()):
             raise DataError(
-                f"{split} has {counted(int((domains < 0).sum()), 'picture')} without domain; give each one, or leave them out"
+                f"{split} has {counted(int((domains < 0).sum()), 'picture')} without a domain; give each one, or leave them out"
             )
         return domains == number
 
