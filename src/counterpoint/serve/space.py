@@ -280,7 +280,7 @@ def grouped(names: list[str | None]) -> tuple[list[str], list[int]]:
     order = sorted(counts, key=lambda name: (name == "", -counts[name], name))
     shown, rest = (order, []) if len(order) <= GROUPS + 1 else (order[:GROUPS], order[GROUPS:])
     number = {name: n for n, name in enumerate(shown)} | dict.fromkeys(rest, len(shown))
-    titles = [name or "without a label" for name in shown] + ([f"{counted(len(rest), 'other')}"] if rest else [])
+    titles = [name or "without a label" for name in shown] + ([counted(len(rest), "other")] if rest else [])
     return titles, [number[name or ""] for name in names]
 
 
