@@ -34,7 +34,7 @@ from counterpoint.files import cache_folder, replacing
 
 Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")
-PATIENCE = 10.0  # seconds, after which a process that waits for another one says so
+PATIENCE = 10.0  # seconds, after which a process that waits for another one reports that
 
 
 def digest(*parts: Any) -> str:
@@ -77,7 +77,7 @@ def place(room: str, *key: Any, name: str = "", suffix: str = ".npz") -> Path:
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of an entry, or of a whole room where `path` is the room's folder. Other processes wait for it.
 
-    A process that waits for more than ten seconds says so on standard error.
+    A process that waits for more than ten seconds reports that on standard error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{path}.lock")
