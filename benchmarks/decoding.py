@@ -123,6 +123,22 @@ class Branches:
         return self.combine(logits, self.step - 1)
 
 
+def by_transformers(model: ChatModel, prompt: Prompt, processor: Branches) -> list[int]:
+    """Answer by the loop and the cache of transformers. Return the tokens of the answer."""
+    ids = torch.tensor([model.tokenizer.prompt(prompt.messages)])
+    found: list[int] = model.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=TOKENS,
+        do_sample=False,
+        eos_token_id=model.tokenizer.fast.eos_token_id,
+        pad_token_id=model.tokenizer.pad,
+        logits_processor=[processor],
+        **model.pixels(prompt.pictures),
+    )[0, ids.shape[1] :].tolist()
+    return found
+
+
 def measured(
     rounds: int, ours: Callable[[], Any], authors: Callable[[], Any], loop: Callable[[], Any]
 ) -> dict[str, Any]:
@@ -170,7 +186,7 @@ def timed(name: str, rule: Any, rounds: int) -> dict[str, Any]:
         def combine(logits: list[Tensor], step: int) -> Tensor:
             return logits[0] if rule == "plain" else fn.combine_logits(logits[0], logits[1], rule, 1.0, 0.1, step)
 
-        return tuple(words(model.generate([prompt], TOKENS, processor=Branches(parts, combine))[0]))
+        return tuple(words(by_transformers(model, prompt, Branches(parts, combine))))
 
     return measured(rounds, ours, authors, lambda: tuple(words(separate(model, both, rule, noise))))
 
@@ -241,7 +257,7 @@ def timed_lol(name: str, rounds: int) -> dict[str, Any]:
             parts.append((one.model, torch.tensor([model.tokenizer.prompt(messages)]), {}))
         handles = [one.model.register_forward_hook(kept(n)) for n, one in enumerate((base, merged))]
         with exits[0].watching(last=True), exits[1].watching(last=True):
-            found = base.generate([prompt], TOKENS, processor=Branches(parts, combine))[0]
+            found = by_transformers(base, prompt, Branches(parts, combine))
         for handle in handles:
             handle.remove()
         return tuple(words(found))

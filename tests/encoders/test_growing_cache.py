@@ -68,22 +68,17 @@ def test_answers_are_those_of_the_cache_of_transformers(name, monkeypatch):
     assert found == model.generate(prompts, 100)
 
 
-@pytest.mark.parametrize("name", ["llama-32-2-2", "qwen2-32-2-2", "gpt2-32-2-2", "llava-32-2-2"])
-def test_masks_of_padding_give_the_answers_of_the_masks_of_transformers(name, monkeypatch):
-    words = ["is there a brick ?", "describe the picture with all of its things ."]
-    size = 16 if name.startswith("llava") else 0
-    tokenizer = chat_tokenizer(name, words, vocabulary=300, size=size)
-    torch.manual_seed(0)
-    model = ChatModel(name, tokenizer, size=size, context=256).eval()
-    prompts = [Prompt((Message("user", one),)) for one in words]
-    shapes = []
-    embedding = model.network.get_decoder().register_forward_pre_hook(
-        lambda _, values, named: shapes.append(tuple(named["attention_mask"].shape)), with_kwargs=True
-    )
-    found = model.generate(prompts, 20)
-    embedding.remove()
-    assert {len(shape) for shape in shapes[1:]} == {4}
-    assert shapes[-1][:3] == (2, 1, 1)
-    monkeypatch.setattr("counterpoint.encoders.growing_cache.USE_MASK_ALONE", set())
-    assert found == model.generate(prompts, 20)
-    assert not model.network._forward_pre_hooks
+def test_groups_of_rows_join_at_their_last_tokens():
+    parts, whole = [GrowingLayer(), GrowingLayer()], GrowingLayer()
+    for part, count in zip(parts, (6, 2), strict=True):
+        part.update(*tokens(count, seed=count))
+    whole.join(parts)
+    assert whole.keys.shape == (4, 3, 6, 4)
+    assert torch.equal(whole.values[:2], parts[0].values)
+    assert torch.equal(whole.keys[2:, :, 4:], parts[1].keys)
+    assert not whole.keys[2:, :, :4].any()
+    held, new = whole.memory[0], list(tokens(1, 4, seed=9))
+    keys, values = whole.update(*new)
+    assert whole.memory[0] is held  # there was room
+    assert torch.equal(keys[:, :, :6], whole.keys[:, :, :6])
+    assert torch.equal(values[:, :, 6:], new[1])

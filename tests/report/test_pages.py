@@ -392,6 +392,7 @@ def test_the_committed_record_has_a_page(tmp_path):
 
 def test_page_of_the_demo_shows_its_results(tmp_path):
     rows = [{"epoch": float(e), "test/av_ap": 0.1 * e, "train/mil": 1.0} for e in range(3)]
+    rows[-1]["test/a_ap"] = 0.4
     results = [{"arm": a, "seed": s, "av_ap": v} for a, s, v in (("mil", 0, 0.5), ("macil-sd", 0, 0.6))]
     page = write_demo_report(
         tmp_path / "report.html",
@@ -403,6 +404,8 @@ def test_page_of_the_demo_shows_its_results(tmp_path):
     _, text = checked(page)
     assert "+0.1000" in text
     assert "counterpoint detect VIDEO.mp4 --run runs/x" in text
+    assert "test/av_ap" in text
+    assert "test/a_ap" not in text  # a curve of one value would be a dot
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

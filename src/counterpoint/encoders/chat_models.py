@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -177,6 +176,7 @@ class ChatModel(nn.Module):
         *,
         processor: Any = None,
         disturb: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        apart: int | None = None,
         **more: Any,
     ) -> list[list[int]]:
         """Answer prompts, by the most probable token at each step or as `processor` decides. Return the tokens of each answer.
@@ -186,11 +186,14 @@ class ChatModel(nn.Module):
             new_tokens: maximum number of tokens of an answer.
             processor: a `LogitsProcessor` of transformers.
             disturb: changes the pixels that the model takes.
-            more: further arguments of transformers' `generate`.
+            apart: first of the prompts that have no pictures, which a pass of their own reads where the model allows it. Default:
+                one pass reads all prompts.
+            more: further arguments of transformers' `generate`, whose own loop then decodes.
 
         Raises CounterpointError for a prompt that leaves no room in the context for an answer.
         """
-        from counterpoint.encoders.growing_cache import growing_cache, padding_masks
+        from counterpoint.encoders.growing_cache import growing_cache
+        from counterpoint.encoders.token_steps import loop_of
 
         rows = [self.tokenizer.prompt(prompt.messages) for prompt in prompts]
         longest = max(range(len(rows)), key=lambda n: len(rows[n]))
@@ -206,20 +209,21 @@ class ChatModel(nn.Module):
             media = disturb(media)
         stop = self.tokenizer.fast.eos_token_id
         cache = growing_cache(self.model)
-        with padding_masks(self.network) if cache else nullcontext():
-            found = self.model.generate(
-                input_ids=ids,
-                attention_mask=mask.long(),
-                max_new_tokens=new_tokens,
-                do_sample=False,
-                num_beams=1,
-                eos_token_id=stop,
-                pad_token_id=self.tokenizer.pad,
-                **({} if processor is None else {"logits_processor": [processor]}),
-                **media,
-                **cache,
-                **more,
-            )[:, ids.shape[1] :].tolist()
+        loop = loop_of(self.network, apart) if cache and not more else None
+        found = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=stop,
+            pad_token_id=self.tokenizer.pad,
+            **({} if loop is None else {"custom_generate": loop}),
+            **({} if processor is None else {"logits_processor": [processor]}),
+            **media,
+            **cache,
+            **more,
+        )[:, ids.shape[1] :].tolist()
         return [row[: row.index(stop) + 1] if stop in row else row for row in found]
 
 

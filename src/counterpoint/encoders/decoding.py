@@ -24,10 +24,15 @@ MOST_HELD = 2**21  # scores that wait for their probabilities
 
 
 class Branch(NamedTuple):
-    """One condition: the prompts as this branch sees them, and a change of their pixels."""
+    """One condition: the prompts as this branch sees them, and a change of their pixels.
+
+    The last branch may be `apart`: its prompts have no pictures, and a pass of their own reads them. Other branches are longer, and
+    padding to their length would cost as much as a picture.
+    """
 
     prompts: Sequence[Prompt]
     disturb: Callable[[Tensor], Tensor] | None = None
+    apart: bool = False
 
 
 class Answer(NamedTuple):
@@ -168,7 +173,8 @@ def answers(
         return media | {"pixel_values": torch.cat(changed)}
 
     every = [prompt for branch in branches for prompt in branch.prompts]
-    found = model.generate(every, new_tokens, processor=chosen, disturb=disturb, **more)[: len(prompts)]
+    apart = {"apart": len(every) - len(prompts)} if branches[-1].apart and counts[0] else {}
+    found = model.generate(every, new_tokens, processor=chosen, disturb=disturb, **apart, **more)[: len(prompts)]
     stop, tokenizer = model.tokenizer.fast.eos_token_id, model.tokenizer
     out = []
     for row, ids in enumerate(found):

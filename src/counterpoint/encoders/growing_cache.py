@@ -1,30 +1,19 @@
-"""Decode with transformers at less cost for each token. The numbers are the same.
+"""Keep keys and values of earlier tokens in memory that grows by doubling.
 
-- Keys and values: a `DynamicCache` of transformers copies all earlier ones at each new token. Here a new token is written behind
-  them, in memory that grows by doubling, and attention reads a view.
-- The mask of padded prompts: transformers makes it from positions at each new token. A new token sees everything but padding, so
-  here the mask of padding is used as it is.
+A `DynamicCache` of transformers copies all earlier ones at each new token. Here a new token is written behind them, and attention
+reads a view. The numbers are the same.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 ROOM = 64  # tokens beyond the first ones
-USE_MASK_ALONE = {
-    "gpt2",
-    "llama",
-    "llava",
-    "mistral",
-    "qwen2",
-    "qwen3",
-}  # kinds of models that read the mask in attention only
 
 
 class GrowingLayer(DynamicLayer):
@@ -48,8 +37,7 @@ class GrowingLayer(DynamicLayer):
             known = self.keys is self.given[0] and self.values is self.given[1]
         end = held + key_states.shape[-2]
         if not known or end > self.memory[0].shape[-2]:
-            room = max(2 * held, end + ROOM)
-            self.memory = [part.new_empty((*part.shape[:-2], room, part.shape[-1])) for part in new]
+            self._take(new, max(2 * held, end + ROOM))
             if held:
                 for memory, part in zip(self.memory, earlier, strict=True):
                     memory[..., :held, :].copy_(part)
@@ -58,6 +46,23 @@ class GrowingLayer(DynamicLayer):
         keys, values = (memory[..., :end, :] for memory in self.memory)
         self.keys, self.values = self.given = keys, values
         return keys, values
+
+    def _take(self, like: Sequence[Tensor], room: int) -> None:
+        self.memory = [part.new_empty((*part.shape[:-2], room, part.shape[-1])) for part in like]
+
+    def join(self, parts: Sequence[Any]) -> None:
+        """Take the keys and values of several groups of rows, aligned at their last tokens, with zeros before shorter ones."""
+        rows = [(part.keys, part.values) for part in parts]
+        end = max(keys.shape[-2] for keys, _ in rows)
+        self.lazy_initialization(*rows[0])
+        like = [part[:1].expand(sum(len(keys) for keys, _ in rows), -1, -1, -1) for part in rows[0]]
+        self._take(like, end + ROOM)
+        for memory, groups in zip(self.memory, zip(*rows, strict=True), strict=True):
+            for place, group in zip(memory.split([len(group) for group in groups]), groups, strict=True):
+                start = end - group.shape[-2]
+                place[..., :start, :] = 0.0
+                place[..., start:end, :] = group
+        self.keys, self.values = self.given = self.memory[0][..., :end, :], self.memory[1][..., :end, :]
 
     def reset(self) -> None:
         """Drop all keys and values."""
@@ -83,22 +88,8 @@ def growing_cache(model: Any) -> dict[str, DynamicCache]:
     return {name: cache}
 
 
-@contextmanager
-def padding_masks(network: Any) -> Iterator[None]:
-    """Give the network at each new token the mask of padding, [n, 1, 1, tokens], within the context."""
-    kinds = {network.config.model_type, getattr(network.config, "text_config", network.config).model_type}
-    if not kinds <= USE_MASK_ALONE or getattr(network.config, "_attn_implementation", None) != "sdpa":
-        yield
-        return
-
-    def ready(_: Any, values: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        ids, mask = named.get("input_ids"), named.get("attention_mask")
-        if ids is not None and ids.shape[1] == 1 and mask is not None and mask.ndim == 2:
-            named["attention_mask"] = mask[:, None, None].bool()
-        return values, named
-
-    handle = network.register_forward_pre_hook(ready, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+def join(cache: DynamicCache, parts: Sequence[DynamicCache]) -> None:
+    """Let an empty growing cache take what several caches hold, one behind the other in rows."""
+    layers: list[Any] = cache.layers
+    for n, layer in enumerate(layers):
+        layer.join([part.layers[n] for part in parts])

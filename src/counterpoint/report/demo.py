@@ -103,7 +103,8 @@ def _histories(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Markup
             for label, rows in histories.items()
             if rows and np.isfinite(values(rows, name)).any()
         }
-        if series:
+        # A curve of one value would be a dot; the table of results has it.
+        if any(np.isfinite(y).sum() > 1 for _, y in series.values()):
             pictures.append(parts.figure(figures.curves(series, title=name, xlabel="epoch", families=families)))
     return parts.figures(*pictures) if pictures else parts.text("No curve was recorded.")
 

@@ -196,7 +196,7 @@ class TwoBranches:
         blind = [not prompt.pictures for prompt in prompts]
         self.blind = torch.tensor(blind) if any(blind) else None
         if self.rule == "m3id":
-            return [Branch(prompts), Branch([without_pictures(prompt) for prompt in prompts])]
+            return [Branch(prompts), Branch([without_pictures(prompt) for prompt in prompts], apart=True)]
         if self.rule == "vcd":
 
             def noised(pixels: Tensor) -> Tensor:
