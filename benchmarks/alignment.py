@@ -188,14 +188,25 @@ CASES: dict[str, tuple[Callable[[int], Any], tuple[int, ...]]] = {
 }
 
 
-def timed(inputs: list[Tensor], loss: Callable[[], Tensor]) -> tuple[float, float]:
-    for x in inputs:
-        x.grad = None
-    started = time.perf_counter()
-    value = loss()
-    if value.requires_grad:
-        value.backward()
-    return time.perf_counter() - started, value.item()
+def timed(inputs: list[Tensor], loss: Callable[[], Tensor], calls: int = 1) -> tuple[float, float]:
+    """Return the seconds of a call, the mean of several in a row, and its value. With one thread, seconds of the processor."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    started = clock()
+    for _ in range(calls):
+        for x in inputs:
+            x.grad = None
+        value = loss()
+        if value.requires_grad:
+            value.backward()
+    return (clock() - started) / calls, value.item()
+
+
+def warm_allocator() -> None:
+    """Release a block of almost 32 MiB, as training does. From then on glibc keeps up to 62 MiB of released memory.
+
+    A new process returns each matrix of a MiB at once. The next call pays for its pages again.
+    """
+    torch.empty(31 * 2**18)
 
 
 def run(
@@ -205,24 +216,38 @@ def run(
     *,
     dim: int = DIM,
     memory: Callable[[list[Tensor], Callable[[], Tensor]], int] | None = None,
+    rounds: int = 7,
+    lasts: float = 0.0,
 ) -> None:
-    """Time every case at its sizes, ours and the transcription in turn, and write the record; with the bytes that `memory`
-    says each holds, where it is given."""
+    """Time every case at its sizes, ours and the transcription in turn, and write the record.
+
+    Args:
+        cases: by name, what makes inputs, our way and the transcription, and its sizes.
+        out: the record to write, unless the command line names another.
+        said: text for --help.
+        dim: width of the rows, for the record.
+        memory: says the bytes that a call holds; None: not recorded.
+        rounds: least number of timings of a way.
+        lasts: seconds. A quick way is called several times in a row, so that each timing lasts so long; 50 times at most. Then it
+            runs in its own steady state. Default: one call.
+    """
     parser = argparse.ArgumentParser(description=said, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=out)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    warm_allocator()
     record: dict[str, Any] = {"dim": dim, "threads": options.threads, "rounds": options.rounds, "cases": {}}
     for name, (make, sizes) in cases.items():
         for n in sizes:
             inputs, ours, plain = make(n)
             timed(inputs, ours), timed(inputs, plain)
+            calls = [max(1, min(50, round(lasts / timed(inputs, way)[0]))) for way in (ours, plain)]
             pairs, started = [], time.perf_counter()
             # What is quick is taken more often: for a second, a hundred times at most.
             while len(pairs) < options.rounds or (len(pairs) < 101 and time.perf_counter() - started < 1):
-                pairs.append((timed(inputs, ours), timed(inputs, plain)))
+                pairs.append((timed(inputs, ours, calls[0]), timed(inputs, plain, calls[1])))
             a, b = (statistics.median(pair[side][0] for pair in pairs) for side in (0, 1))
             apart = abs(pairs[0][0][1] - pairs[0][1][1])
             held = [memory(inputs, loss) for loss in (ours, plain)] if memory else []
@@ -230,6 +255,7 @@ def run(
                 "ours_s": round(a, 5),
                 "transcription_s": round(b, 5),
                 "ratio": round(b / a, 2),
+                **({"calls": calls} if lasts else {}),
                 **({"ours_bytes": held[0], "transcription_bytes": held[1]} if held else {}),
                 "values_apart": float(f"{apart:.1e}"),
             }

@@ -49,27 +49,30 @@ def test_pairs_equal_the_matrix_of_distances(shape, reach):
     assert (found.first.diff() >= 0).all()
 
 
-@pytest.mark.parametrize("most", [0, 2**16])
-def test_pairs_of_both_directions_are_those_of_crops_exchanged(most, monkeypatch):
-    monkeypatch.setattr(cells, "SORTED", most)
+@pytest.mark.parametrize("torch_alone", [False, True])
+def test_pairs_of_both_directions_are_those_of_crops_exchanged(torch_alone, monkeypatch):
+    monkeypatch.setattr(cells, "traced", lambda: torch_alone)
     one, two = boxes(0, 6), boxes(5, 6)
     found = near_cells_both_ways(one, two, (6, 5), 1.2)
     wanted = near_cells(one, two, (6, 5), 1.2), near_cells(two, one, (6, 5), 1.2)
     assert len(wanted[0].first) > 6
     for mine, other in zip(found, wanted, strict=True):
-        for a, b in zip(mine, other, strict=True):
+        for a, b in zip((*mine, mine.first), (*other, other.first), strict=True):
             assert torch.equal(a, b)
+            assert a.dtype == torch.int64
 
 
-def test_the_matrix_and_the_axes_find_the_same_pairs(monkeypatch):
+@pytest.mark.parametrize("reach", [0.05, 1.2, 100.0])
+def test_numpy_in_parts_and_torch_find_the_same_pairs(reach, monkeypatch):
     one, two = boxes(0, 6), boxes(5, 6)
-    found = [near_cells(one, two, (6, 5), 1.2)]
-    for name, value in (("COMPARED", 4 * 30**2), ("FEW", 0)):  # 4 of 6 pictures at a time; the axes
+    found = [near_cells(one, two, (6, 5), reach)]
+    for name, value in (("HELD", 1), ("HELD", 100), ("traced", lambda: True)):
         monkeypatch.setattr(cells, name, value)
-        found.append(near_cells(one, two, (6, 5), 1.2))
-    for several in zip(*found, strict=True):
-        assert torch.equal(several[0], several[1])
-        assert torch.equal(several[0], several[2])
+        found.append(near_cells(one, two, (6, 5), reach))
+    for first, *others in zip(*found, strict=True):
+        for other in others:
+            assert torch.equal(first, other)
+            assert first.dtype == other.dtype
 
 
 def test_sums_equal_the_product_with_the_mask():

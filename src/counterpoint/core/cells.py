@@ -25,28 +25,34 @@ from counterpoint.core.transforms import traced
 class CellPairs(NamedTuple):
     """Pairs of near cells of n pictures with H x W = T cells each, sorted by the first cell."""
 
-    first: Int[Tensor, " pairs"]  # picture * T + cell of crop 1
     second: Int[Tensor, " pairs"]  # picture * T + cell of crop 2
     starts: Int[Tensor, " cells"]  # of every cell of crop 1, its first pair
     counts: Int[Tensor, " n"]  # number of pairs of each picture
 
+    @property
+    def first(self) -> Int[Tensor, " pairs"]:
+        """Return of each pair picture * T + cell of crop 1."""
+        per_cell = self.starts.diff(append=self.starts.new_tensor([len(self.second)]))
+        return torch.repeat_interleave(torch.arange(len(per_cell), device=per_cell.device), per_cell)
 
-FEW = 256  # cells of a map up to which the matrix of all pairs is faster
-COMPARED = 2**22  # entries of this matrix that are held at a time
-SORTED = 2**16  # cells of all pictures that NumPy sorts by their digits: numbers of 16 bits
+
+HELD = 2**17  # pairs of near rows with near columns that are compared at a time
+Numbers = NDArray[np.signedinteger[Any]]
 Some = TypeVar("Some", Tensor, NDArray[Any])  # the same operators on both
 
 
-def _axes(coords: Some, places: Sequence[Some]) -> tuple[Some, Some, Some]:
-    """Return the centres of cells, y [H, n] and x [W, n], and their squared diagonals [n].
+def _squares(coords: Some, places: Sequence[Some]) -> tuple[Some, Some, Some]:
+    """Return squared distances of rows [H, H, n] and of columns [W, W, n], and the squared diagonals [2 n].
 
     Args:
-        coords: coordinates of crops, [n, 4].
+        coords: coordinates of the first crops, then of the second ones, [4, 2 n]. With the pictures last this is fast.
         places: centres of rows and of columns in cells, [H, 1] and [W, 1].
     """
-    (down, across), (left, top, right, bottom) = places, coords.T
-    high, wide = (bottom - top) / len(down), (right - left) / len(across)
-    return top + down * high, left + across * wide, high * high + wide * wide
+    (down, across), n = places, coords.shape[1] // 2
+    high, wide = (coords[3] - coords[1]) / len(down), (coords[2] - coords[0]) / len(across)
+    y, x = coords[1] + down * high, coords[0] + across * wide
+    gaps = y[:, None, :n] - y[None, :, n:], x[:, None, :n] - x[None, :, n:]
+    return gaps[0] * gaps[0], gaps[1] * gaps[1], high * high + wide * wide
 
 
 def near_cells(
@@ -55,7 +61,7 @@ def near_cells(
     """List the pairs of cells of two crops whose centres are closer than `reach` diagonals of the larger cell.
 
     Distances are those of PixPro (arXiv 2011.10043, Sec. 3.1): in shares of the picture's sides, divided by the larger of the
-    two crops' cell diagonals. Memory is linear in the pairs, and so is time, except for maps of FEW cells at most.
+    two crops' cell diagonals. Time and memory are linear in the pairs.
 
     Args:
         coords_1, coords_2: coordinates of the crops, see the module.
@@ -67,76 +73,98 @@ def near_cells(
     tensor([0, 1, 2, 3])
     """
     one, two = widened(coords_1.detach()), widened(coords_2.detach())
-    places = [torch.arange(cells, dtype=one.dtype, device=one.device)[:, None] + 0.5 for cells in shape]
-    cells = shape[0] * shape[1]
-    if cells <= FEW and one.is_cpu and not traced():
-        first, second = _of_matrix(one.numpy(), two.numpy(), [place.numpy() for place in places], reach)
-    else:
-        first, second = _of_axes(one, two, places, reach)
-    return _listed(first, second, len(one), cells)
-
-
-def _listed(first: Tensor, second: Tensor, pictures: int, cells: int) -> CellPairs:
-    """Complete sorted pairs by their beginnings and numbers."""
-    per_cell = torch.bincount(first, minlength=pictures * cells)
-    return CellPairs(first, second, per_cell.cumsum(0) - per_cell, per_cell.view(-1, cells).sum(1))
+    if not one.is_cpu or traced():
+        return _of_axes(one, two, shape, reach)
+    pairs = _listed(one.numpy(), two.numpy(), shape, reach)
+    return _grouped([pairs], len(one), shape[0] * shape[1])[0]
 
 
 def near_cells_both_ways(
     coords_1: Float[Tensor, "n 4"], coords_2: Float[Tensor, "n 4"], shape: tuple[int, int], reach: float
 ) -> tuple[CellPairs, CellPairs]:
-    """List the pairs of near cells from crop 1 to crop 2, and from crop 2 to crop 1: the same pairs, sorted anew where quick.
+    """List the pairs of near cells from crop 1 to crop 2, and from crop 2 to crop 1.
 
     Args: as in `near_cells`.
     """
-    pairs, cells = near_cells(coords_1, coords_2, shape, reach), shape[0] * shape[1]
-    if len(coords_1) * cells > SORTED or not pairs.first.is_cpu or traced():
-        return pairs, near_cells(coords_2, coords_1, shape, reach)
-    order = np.argsort(pairs.second.numpy().astype(np.uint16), kind="stable")
-    second, first = (torch.from_numpy(part.numpy().take(order)) for part in (pairs.second, pairs.first))
-    return pairs, _listed(second, first, len(coords_1), cells)
+    one, two = widened(coords_1.detach()), widened(coords_2.detach())
+    if not one.is_cpu or traced():
+        return _of_axes(one, two, shape, reach), _of_axes(two, one, shape, reach)
+    first, second = _listed(one.numpy(), two.numpy(), shape, reach)
+    there, back = _grouped([(first, second), (second, first)], len(one), shape[0] * shape[1])
+    return there, back
 
 
-def _squares(one: Some, two: Some, places: Sequence[Some]) -> tuple[Some, Some, Some, Some]:
-    """Return squared distances, [H, H, n] of rows and [W, W, n] of columns, and both crops' squared diagonals [n].
+def _listed(one: NDArray[Any], two: NDArray[Any], shape: tuple[int, int], reach: float) -> tuple[Numbers, Numbers]:
+    """Find the pairs of near cells: their cells of crop 1, and their cells of crop 2.
 
-    Pictures come last, which is fast.
+    A near pair of rows meets every near pair of columns of its picture; kept is what is near in both together. The pairs of
+    a cell have the order of the other cells. NumPy needs half of torch's time for lists of this length.
     """
-    (y1, x1, square_1), (y2, x2, square_2) = _axes(one, places), _axes(two, places)
-    down, across = y1[:, None] - y2[None], x1[:, None] - x2[None]
-    return down * down, across * across, square_1, square_2
-
-
-def _of_matrix(
-    one: NDArray[Any], two: NDArray[Any], places: Sequence[NDArray[Any]], reach: float
-) -> tuple[Tensor, Tensor]:
-    """Find the pairs of near cells in the matrix of all pairs. NumPy compares and divides in half of torch's time."""
-    down, across, square_1, square_2 = _squares(one, two, places)
-    high, wide = len(down), len(across)
-    cells = high * wide
-    left = one.dtype.type(reach**2) * np.maximum(square_1, square_2) - across  # of the squared reach, for the rows
-    down, left = (np.ascontiguousarray(square.transpose(2, 0, 1)) for square in (down, left))
+    centres = [np.arange(0.5, cells, dtype=one.dtype)[:, None] for cells in shape]
+    (high, wide), n = shape, len(one)
+    down, across, diagonals = _squares(np.ascontiguousarray(np.concatenate((one, two)).T), centres)
+    limit = one.dtype.type(reach**2) * np.maximum(diagonals[:n], diagonals[n:])
+    near = (down < limit).transpose(2, 0, 1)
+    down, left = (np.ascontiguousarray(x.transpose(2, 0, 1)) for x in (down, limit - across))  # left for the rows
+    # Entries of near rows are (picture, a, a'), those of near columns are (picture, b, b').
+    rows, columns = np.flatnonzero(near), np.flatnonzero(left > 0)
+    down, left = down.ravel().take(rows), left.ravel().take(columns)
+    line, other = rows // high, columns // wide
+    picture, owner = line // high, other // wide
+    each = np.bincount(owner, minlength=n)
+    number = each.take(picture)  # columns that each entry of rows meets
+    stops = number.cumsum()
+    shift = (each.cumsum() - each).take(picture) - (stops - number)
+    # The matrix of all pairs is [picture, a, b, a', b']. A place in it is a number of the rows plus one of the columns.
+    kind = np.int32 if n * (high * wide) ** 2 < 2**31 else np.int64
+    row = ((line * high * wide + rows - line * high) * wide).astype(kind)
+    column = ((other - owner * wide) * high * wide + columns - other * wide).astype(kind)
     found = []
-    step = max(1, COMPARED // cells**2)
-    for start in range(0, len(one), step):
-        # One line of both sides is [(a, b)] of crop 2. So a comparison has long lines, and its result is in the pairs' order.
-        lines = (
-            np.repeat(down[start : start + step], wide, 2),
-            np.tile(left[start : start + step], high),
-        )  # [n, H or W, H W]
-        place = np.flatnonzero(lines[0][:, :, None] < lines[1][:, None])
-        found.append(place + start * cells**2 if start else place)
-    place = np.concatenate(found) if len(found) > 1 else found[0]
-    first = place // cells
-    return torch.from_numpy(first), torch.from_numpy(place + (first // cells - first) * cells)
+    start = begun = 0
+    while start < len(rows):
+        stop = max(start + 1, int(stops.searchsorted(begun + HELD, "right")))
+        part, ended = slice(start, stop), int(stops[stop - 1])
+        times = number[part]
+        at: NDArray[np.int64] = np.repeat(shift[part], times)
+        at += np.arange(begun, ended)
+        near = np.flatnonzero(np.repeat(down[part], times) < left.take(at))
+        place = np.repeat(row[part], times)
+        place += column.take(at)
+        found.append(place.take(near))
+        start, begun = stop, ended
+    places = found[0] if len(found) == 1 else np.concatenate([np.empty(0, kind), *found])
+    first: Numbers = places // kind(high * wide)
+    places += (first // kind(high * wide) - first) * kind(high * wide)
+    return first, places
 
 
-def _of_axes(one: Tensor, two: Tensor, places: Sequence[Tensor], reach: float) -> tuple[Tensor, Tensor]:
-    """Find the pairs of near cells from near rows and near columns. Time and memory are linear in the pairs."""
-    down, across, square_1, square_2 = _squares(one, two, places)
-    limit = reach**2 * torch.maximum(square_1, square_2)
+def _grouped(ways: Sequence[tuple[Numbers, Numbers]], n: int, cells: int) -> list[CellPairs]:
+    """Sort pairs by their first cells, in each way. Time is linear: they become the entries of a matrix of one row, column
+    by column."""
+    from scipy.sparse import csr_matrix
+
+    pairs, total = len(ways[0][0]), n * cells
+    keys = np.concatenate([first + first.dtype.type(way * total) for way, (first, _) in enumerate(ways)])
+    values = np.concatenate([second for _, second in ways])
+    columns = csr_matrix((values, keys, np.array([0, len(keys)], keys.dtype)), shape=(1, len(ways) * total)).tocsc()
+    values, indptr = columns.data.astype(np.int64), columns.indptr.astype(np.int64)
+    found = []
+    for way in range(len(ways)):
+        starts = indptr[way * total : (way + 1) * total + 1]
+        if way:
+            starts = starts - way * pairs
+        parts = values[way * pairs : (way + 1) * pairs], starts[:-1], starts[cells::cells] - starts[:-1:cells]
+        found.append(CellPairs(*(torch.from_numpy(part) for part in parts)))
+    return found
+
+
+def _of_axes(one: Tensor, two: Tensor, shape: tuple[int, int], reach: float) -> CellPairs:
+    """Find the pairs of near cells from near rows and near columns, by operations of torch alone."""
+    places = [torch.arange(cells, dtype=one.dtype, device=one.device)[:, None] + 0.5 for cells in shape]
+    (high, wide), n = shape, len(one)
+    down, across, diagonals = _squares(torch.cat((one, two)).T, places)
+    limit = reach**2 * torch.maximum(diagonals[:n], diagonals[n:])
     down, across = (square.permute(2, 0, 1).contiguous() for square in (down, across))
-    high, wide = down.shape[1], across.shape[1]
     # Near rows of a row follow each other, and so do near columns: a beginning and a number for each.
     near_rows, near_columns = (square < limit[:, None, None] for square in (down, across))
     top, left = (near.to(torch.uint8).argmax(2).flatten() for near in (near_rows, near_columns))
@@ -150,7 +178,9 @@ def _of_axes(one: Tensor, two: Tensor, places: Sequence[Tensor], reach: float) -
     distance = down.flatten()[row * high + other_row] + across.flatten()[column * wide + other_column]
     picture = cell // (high * wide)
     kept = distance < limit[picture]
-    return cell[kept], ((picture * high + other_row) * wide + other_column)[kept]
+    per_cell = torch.bincount(cell[kept], minlength=len(most))
+    second = ((picture * high + other_row) * wide + other_column)[kept]
+    return CellPairs(second, per_cell.cumsum(0) - per_cell, per_cell.view(n, -1).sum(1))
 
 
 def near_sums(pairs: CellPairs, values: Float[Tensor, "cells dim"]) -> Float[Tensor, "cells dim"]:

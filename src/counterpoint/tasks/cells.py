@@ -163,16 +163,17 @@ def match_figure(encoder: nn.Module, survey: Survey, pipeline: ViewPipeline, spl
     cells = shape[0] * shape[1]
     one, two = (unit(cell_rows(x)) for x in maps)
     pairs = near_cells(coords[0], coords[1], shape, 0.7)
+    here = pairs.first
     spread = one.var(1).sum(1)  # pictures whose cells differ show most
     found: list[list[str]] = []
     for n in spread.argsort(descending=True).tolist():
-        mine = pairs.first[(pairs.first // cells) == n].unique() % cells
+        mine = here[(here // cells) == n].unique() % cells
         if not len(mine) or len(found) == 6:
             continue
         distinct = (one[n, mine] - one[n].mean(0)).square().sum(1)
         cell = int(mine[distinct.argmax()])
         similarity = (two[n] @ one[n, cell]).view(shape).numpy()
-        true = (pairs.second[pairs.first == n * cells + cell] % cells).tolist()
+        true = (pairs.second[here == n * cells + cell] % cells).tolist()
         first, second = (_shown(view[n]) for view in views)
         heat = (similarity - similarity.min()) / max(float(np.ptp(similarity)), 1e-6)
         found.append(

@@ -202,14 +202,14 @@ def pix_contrast(
     near = near_cells_both_ways(coord_1, coord_2, (proj_1.shape[2], proj_1.shape[3]), pos_ratio)
     for pairs, proj, key in zip(near, (proj_1, proj_2), (key_2, key_1), strict=True):
         s = unit(cell_rows(proj), temperature**-1) @ unit(cell_rows(key.detach())).transpose(1, 2)
-        cells = s.shape[1]
-        listed = s.flatten()[pairs.first * cells + pairs.second % cells]
+        cells, first = s.shape[1], pairs.first
+        listed = s.flatten()[first * cells + pairs.second % cells]
         # The logarithm of a cell's sum of exponentials over its near cells, relative to the largest of them.
         most = listed.new_full((len(pairs.starts),), -torch.inf)
-        most = most.scatter_reduce(0, pairs.first, listed.detach(), "amax")
+        most = most.scatter_reduce(0, first, listed.detach(), "amax")
         has = ~(most == -torch.inf)  # NaN passes
         most = torch.where(has, most, 0.0)
-        own = torch.zeros_like(most).index_add(0, pairs.first, (listed - most[pairs.first]).exp())
+        own = torch.zeros_like(most).index_add(0, first, (listed - most[first]).exp())
         each = torch.where(has, s.logsumexp(2).flatten() - most - torch.where(has, own, 1.0).log(), 0.0)
         number = has.view(-1, cells).sum(1).clamp(min=1)
         total = total + each.view(-1, cells).sum(1) / number / 2
