@@ -305,3 +305,16 @@ def test_train_evaluate_and_report_from_one_run(capsys, monkeypatch, tmp_path):
     assert cli.main([*(w.strip("'") for w in again[1:]), "--name", "again"]) == 0
     assert Run.open("runs/again").config == first.config
     assert Run.open("runs/again").metrics() == first.metrics()
+
+
+def test_settings_are_listed_as_they_are_typed_and_set_is_explained(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "obow", "--data", "digits?train=64", "--epochs", "1", "--batch-size", "32", "--patches", "0"]
+    code, out, _ = run(
+        capsys, *words, "--encoder", "conv-s", "--levels", "layer1", "layer2", "--words", "8", "--out", "r"
+    )
+    assert code == 0
+    assert "levels layer1 layer2, words 8" in out
+    code, _, err = run(capsys, "train", "simclr", "--set", "batch_size=64")
+    assert code == 2
+    assert "each setting is an option of its own, such as --batch-size 64" in err

@@ -83,7 +83,7 @@ def train(
         say(f"note: {note}")
     if changed := experiment.changed:
         said = "the recipe for this data" if experiment.follows_recipe else "this run"
-        say(f"{said} changes the paper's settings: " + ", ".join(f"{k} {v}" for k, v in changed.items()))
+        say(f"{said} changes the paper's settings: " + ", ".join(f"{k} {_typed(v)}" for k, v in changed.items()))
     for note in experiment.unreached:
         say(f"note: {note}")
     record = experiment.record(seed) | {"loop": stored(loop)}
@@ -108,6 +108,13 @@ def train(
                     Path(out).rmdir()
         raise
     return _shown(made[0], say)
+
+
+def _typed(value: Any) -> str:
+    """Return a setting as it is typed on the command line."""
+    if isinstance(value, tuple | list):
+        return " ".join(map(str, value)) or '""'
+    return '""' if value == "" else str(value)
 
 
 def resume(path: Path | str, *, loop: Loop | None = None, say: Say = print, **services: Any) -> Run:

@@ -182,6 +182,23 @@ def test_of_several_processes_one_builds_and_the_others_read(tmp_path):
     assert (tmp_path / "log").read_text() == "built\n"
 
 
+def test_a_process_that_waits_for_long_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(cached, "PATIENCE", 0.05)
+    path, held = cached.place("room", 1), threading.Event()
+
+    def hold() -> None:
+        with cached.locked(path):
+            held.set()
+            time.sleep(0.5)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait(10)
+    with cached.locked(path):
+        assert capsys.readouterr().err == f"waiting for another process, which is making {path}\n"
+    other.join()
+
+
 def test_entries_have_locks_of_their_own():
     held, done = threading.Event(), threading.Event()
 

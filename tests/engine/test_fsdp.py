@@ -91,6 +91,26 @@ def test_two_processes_with_divided_networks_train_as_one(words: list[str], tmp_
     np.testing.assert_allclose(*rows, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_convolutions_with_channels_last_are_divided(tmp_path: Path) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    lines = ["image,words,split"]
+    for n in range(48):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / f"{n}.png")
+        lines.append(f"{n}.png,number {n} of {n % 7},{'test' if n % 4 == 0 else 'train'}")
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
+    data = f"manifest:{tmp_path}/table.csv?columns=image:image,words:text&size=16"
+    words = ["train", "clip", "--data", data, *WORDS.split(), "--image-encoder", "conv-s", "--out", str(tmp_path)]
+    assert cli.main([*words, "--name", "one"]) == 0
+    said = command_over_processes([*words, "--name", "two", "--fsdp"], tmp_path)
+    assert "Warning" not in said
+    mine, its = (Run.open(tmp_path / name).load_weights() for name in ("one", "two"))
+    for name, value in mine.items():
+        assert value.numpy() == pytest.approx(its[name].numpy(), rel=1e-3, abs=1e-4), name
+
+
 def test_learners_and_options_that_cannot_be_divided_are_refused_by_name(words: list[str], capsys: Any) -> None:
     for slug, data, said in (
         ("simclr", "digits?train=64", "SimCLR has no network that processes can divide among them"),

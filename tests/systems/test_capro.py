@@ -334,6 +334,24 @@ def test_baselines_of_several_labels_train(settings):
     assert np.isfinite(fit(learner, task, bar=False)[-1]["train/loss"])
 
 
+def test_pictures_are_named_by_the_end_of_their_path_and_never_two_by_one(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(30):
+            pixels = np.random.default_rng([len(name), ord(name[0]), number]).integers(0, 256, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{number}.png")
+    data, texts = f"imagefolder:{tmp_path / 'pictures'}?size=16", tmp_path / "texts.csv"
+    texts.write_text(
+        "\n".join(["file,text", *(f"{name}/{n}.png,a {name}" for name in ("cat", "dog") for n in range(30))])
+    )
+    _, task = built(data, texts=str(texts), encoder="conv-s", recipe="weak")
+    found = [task.data.classes[label] for label in task.data.train.labels]
+    assert list(task.data.texts.train) == [f"a {name}" for name in found]
+    texts.write_text("\n".join(["file,text", *(f"{n}.png,an animal" for n in range(30))]))
+    with pytest.raises(DataError, match=r"'\d+\.png' names .*cat/\d+\.png and .*dog/\d+\.png; write the folder, too"):
+        built(data, texts=str(texts), encoder="conv-s")
+
+
 def test_labels_of_ones_own_are_matched_by_file(tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()

@@ -99,6 +99,8 @@ main = Train
 
 def prepare(argv: Sequence[str]) -> tuple[type[Train], list[str], str]:
     """Return the command with the named system's settings as options, the words left to parse, and the program's name."""
+    if "--set" in argv:
+        raise CounterpointError("train has no --set: each setting is an option of its own, such as --batch-size 64")
     argv, additions = without_additions(argv)
     parent = option_value(argv, "--continue")
     at = system_index(argv)

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from counterpoint.errors import DataError
@@ -33,6 +34,7 @@ from counterpoint.files import cache_folder, replacing
 
 Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")
+PATIENCE = 10.0  # seconds, after which a process that waits for another one reports that
 
 
 def digest(*parts: Any) -> str:
@@ -73,10 +75,21 @@ def place(room: str, *key: Any, name: str = "", suffix: str = ".npz") -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of an entry, or of a whole room where `path` is the room's folder. Other processes wait for it."""
+    """Hold the lock of an entry, or of a whole room where `path` is the room's folder. Other processes wait for it.
+
+    A process that waits for more than ten seconds reports that on standard error.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        print(f"waiting for another process, which is making {path}", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def save(path: Path, arrays: Mapping[str, NDArray[Any]], *, compress: bool = False) -> None:

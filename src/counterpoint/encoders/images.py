@@ -193,8 +193,8 @@ def fetched(build: Callable[[], Any], what: str) -> Any:
     except Exception as error:  # the three libraries' and their HTTP clients' own kinds
         said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         advice = (
-            ". A model that is not on this machine is downloaded. If there is no network, set pretrained=False or name a "
-            "folder with the model"
+            ". A model that is not on this machine is downloaded. If there is no network, name a folder with the model, or "
+            "leave out the published weights (--pretrained)"
             if isinstance(error, OSError)  # errors of the network included
             else ""
         )

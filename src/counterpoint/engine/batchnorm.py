@@ -15,9 +15,22 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from counterpoint.core.world import processes
+
+
+class _Summed(torch.autograd.Function):
+    """The sum of all processes' tensors; the gradient is the sum of all processes' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return _Summed.apply(grads[0])
 
 
 def _normalised(layer: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
@@ -35,10 +48,10 @@ def _normalised(layer: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
     dist.all_reduce(count)
     total = count.to(wide.dtype)
     # Two passes: with a large mean, the variance as a difference of squares would cancel.
-    mean = all_reduce(wide.sum(other)) / total
+    mean = _Summed.apply(wide.sum(other)) / total
     shape = [1, channels, *[1] * (x.ndim - 2)]
     centred = wide - mean.view(shape)
-    variance = all_reduce(centred.square().sum(other)) / total
+    variance = _Summed.apply(centred.square().sum(other)) / total
     if layer.training and layer.track_running_stats and layer.running_mean is not None:
         with torch.no_grad():
             assert layer.running_var is not None

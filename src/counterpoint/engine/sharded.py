@@ -10,6 +10,7 @@ show how it was trained.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,12 +66,16 @@ class Shards:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+        # The learners that can be divided change no output of a network in place.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         self.learner = learner
         self.empty: dict[str, nn.Module] = {}  # the same networks without values, to hold the whole weights at the end
         mesh = init_device_mesh(learner.device.type, (processes()[1],))
         for path in learner.shardable():
             network = learner.get_submodule(path)
             self.empty[path] = _without_values(network)
+            for parameter in network.parameters():  # FSDP refuses the layout of convolutions with channels last
+                parameter.data = parameter.data.contiguous()
             for block in _blocks(network):
                 fully_shard(block, mesh=mesh)
             fully_shard(network, mesh=mesh)

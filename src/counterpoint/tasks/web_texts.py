@@ -1,6 +1,6 @@
 """Give pictures the texts and labels that were found with them, and choose by text the pictures of each class.
 
-    --texts FILE          CSV with the columns file and text: the text of each picture, by path or by file name
+    --texts FILE          CSV with the columns file and text: the text of each picture, by its path or the end of it
     --definitions FILE    a definition of each class: JSON {class: definition}, or a line for each class
     --tags FILE           CSV with the columns file and tags: the labels of each picture, with ; between them
     --unknown SOURCE      pictures of no known class, of which every second one joins the valid split, the others the test split
@@ -165,16 +165,24 @@ def _matched(data: ImageData, split: Any, file: str, column: str) -> tuple[str, 
     if not isinstance(split, Listed):
         raise DataError(f"{data.name} names no files, so {file} cannot be matched; use pictures in files")
     said = _read(file, column)
-    names = split.row_names(np.arange(count))
-    return tuple(said.get(name, said.get(Path(name).name, "")) for name in names)
+    taken: dict[str, str] = {}  # the end of a path that the file holds, and the picture that it names
+    cells = []
+    for name in split.row_names(np.arange(count)):
+        parts = Path(name).parts
+        ends = (name, *("/".join(parts[start:]) for start in range(1, len(parts))))
+        end = next((end for end in ends if end in said), None)
+        if end is not None and (other := taken.setdefault(end, name)) != name:
+            raise DataError(f"{file}: '{end}' names {other} and {name}; write the folder, too")
+        cells.append("" if end is None else said[end])
+    return tuple(cells)
 
 
 def _names_none(data: ImageData, file: str) -> DataError:
     train: Any = data.train
     name = train.row_names(np.arange(1))[0]
     return DataError(
-        f"{file}: names no training picture of {data.name}; its column file needs paths such as '{name}', or names such as "
-        f"'{Path(name).name}'"
+        f"{file}: names no training picture of {data.name}; its column file needs paths such as '{name}', or their ends, such "
+        f"as '{Path(name).name}'"
     )
 
 

@@ -156,7 +156,7 @@ def files_of(place: str, kind: str, accounts: Accounts) -> list[tuple[Path, str]
             raise DataError(f"{place}: is not {STORES[kind]}, and holds none")
         what = "holds no table or archive" if roots and is_folder(roots[0]) else "no such file, folder or pattern"
         left = f" ({accounts.examples()})" if accounts.left("files") else ""
-        raise DataError(f"{place}: {what}{left}; name {READABLE} files")
+        raise DataError(f"{place}: {what}{left}; name {STORES.get(kind) or f'{READABLE} files'}")
     return full
 
 
