@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from counterpoint.core import kernel
+from counterpoint.core import distributed, kernel
 from counterpoint.core.contrast import pair_logsumexp
-from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, over, place
+from counterpoint.core.distributed import batch_logsumexp, batch_logsumexp_apart, gather_rows, global_mean, over, place
 from counterpoint.core.rules import Diagonal, Labels
 
 
@@ -105,3 +105,24 @@ def test_blocks_that_are_passed_round_are_not_weighted():
     x = torch.eye(3)
     with pytest.raises(ValueError, match="ring: blocks of keys that are passed round cannot be weighted"):
         batch_logsumexp(x, weight=lambda rows, columns: x[rows, columns], ring=True)
+
+
+@pytest.mark.parametrize("few", [0, 2**15])  # group by group, and in one product
+def test_groups_apart_are_batches_of_their_own(few, monkeypatch):
+    monkeypatch.setattr(distributed, "FEW", few)
+    groups = torch.randn(3, 7, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    found = batch_logsumexp_apart(groups)
+    wanted = torch.stack([pair_logsumexp(x, exclude=Diagonal(), method="plain").rows for x in groups])
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    weight = torch.arange(21.0, dtype=torch.float64).view(3, 7)
+    ours, theirs = (torch.autograd.grad((weight * out).sum(), groups)[0] for out in (found, wanted))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_a_row_alone_in_its_group_sees_nothing_and_has_no_gradient():
+    groups = torch.ones(2, 1, 3, requires_grad=True)
+    found = batch_logsumexp_apart(groups)
+    assert (found == -math.inf).all()
+    torch.nn.functional.softplus(found).sum().backward()
+    assert groups.grad is not None
+    assert not groups.grad.any()

@@ -80,6 +80,7 @@ MORE = {
     "mod-x": {"phases": 2},
     "coconut": {"classes": 3, "phases": 3, "examples": 8, "image_encoder": "vit-s", "decoder_depth": 1},
     "mae": {"encoder": "vit-s"},
+    "mlcd": {"clusters": 1000, "labels": 4},
     "hybrid-distill": {"encoder": "vit-xs"},
     "obow": {"levels": ["stem", "layer1"], "border": 0, "update": "no_averaging", "words": 20, "patch_size": 8},
     "albef": {"image_encoder": "vit-s"},

@@ -559,7 +559,7 @@ def test_trains_from_the_command_line_on_folders_of_modalities_with_a_teacher_of
         ({"fusion": "mean", "inter_weight": 1.0}, "has no correlations"),
         ({"fusion": "concat", "previous": True}, "has no correlations"),
         ({"candidates": 5}, "--candidates 5: the data have 4 modalities"),
-        ({"candidates": -1}, "must not be negative"),
+        ({"candidates": -1}, "candidates must be at least 0"),
         ({"inter_temperature": 0.0}, "inter_temperature"),
         ({"hard_pixels": 1.5}, "hard_pixels"),
         ({"inter_weight": 1.0, "teacher": "clip"}, "teacher"),

@@ -340,7 +340,7 @@ def test_phases_are_those_of_other_streams_and_the_first_may_be_longer():
 def test_the_decoder_learns_intents_and_transcripts():
     settings = DECODER | {"decoder_width": 32, "vector_encoder": "relu-64", "lr": 0.3, "phases": 1, "epochs": 25}
     learner, task = built("digit-words?train=20&test=6", **settings, mm_weight=0.0)
-    row = fit(learner, task, bar=False)[-1]
+    row = fit(learner, task, evaluate_every=25, bar=False)[-1]
     assert row["test/seen_accuracy"] > 0.7
     assert row["test/word_error"] < 0.3  # the transcript is the word of the digit
     assert row["test/exact_match"] == pytest.approx(1 - row["test/word_error"], abs=0.1)

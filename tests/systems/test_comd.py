@@ -44,6 +44,7 @@ SMALL: dict[str, Any] = {
     "caption_learns": "all",
     "rounds": 3,
     "new_items": 10,
+    "evaluate_every": 20,
 }
 
 

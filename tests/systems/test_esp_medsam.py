@@ -25,6 +25,7 @@ from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.dense import esp_medsam as module
+from counterpoint.tasks.map_teachers import taught_maps
 from interrupted import need_equal_ends
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "esp-medsam.npz")
@@ -377,7 +378,7 @@ def test_options_train(sam, settings, tmp_path, monkeypatch):
 def test_medical_teacher_teaches_pictures_of_a_modality_alone(sam):
     learner, _ = built(sam)
     learner.teachers = {"natural": lambda b: torch.zeros(3, 16, 4, 4), "medical": lambda b: torch.ones(3, 16, 4, 4)}
-    found = learner._targets({"domain": torch.tensor([-1, 2, 0])})
+    found = taught_maps(learner.teachers, {"domain": torch.tensor([-1, 2, 0])})
     assert found.flatten(1).mean(1).tolist() == [0, 1, 1]
 
 

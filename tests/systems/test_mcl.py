@@ -80,7 +80,7 @@ def _learner(
     system = catalog.load_system(slug)
     config = system.config(
         encoder="mlp-s", recipe="digit-patterns", hidden=8, projection=8, batch_size=32, epochs=epochs, optimizer="adam", lr=0.01,
-        mcl={"stages": stages, "clusters": 4, "restrict": restrict} | more, **(base or {}),
+        bank=200, mcl={"stages": stages, "clusters": 4, "restrict": restrict} | more, **(base or {}),
     )  # fmt: skip
     task = Experiment.resolve(system, "digit-patterns", config=config).task()
     return system.learner(config, SimpleNamespace(**task.facts), 0), task, config

@@ -39,6 +39,7 @@ SMALL = {
     "teacher_epochs": 2,
     "bank": 64,
     "negatives": 32,
+    "evaluate_every": 2,
 }
 
 

@@ -30,6 +30,13 @@ def _appended(rows: Tensor) -> Tensor:
     return F.normalize(F.pad(wide(rows), (0, 1), value=1.0), dim=1, eps=1e-12)
 
 
+def _class_sums(rows: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Sum the rows of each class; on a GPU as a product, whose order is fixed."""
+    if rows.is_cuda:
+        return torch.eye(classes, dtype=rows.dtype, device=rows.device)[labels].T @ rows
+    return rows.new_zeros(classes, rows.shape[1]).index_add_(0, labels, rows)
+
+
 @torch.no_grad()
 def _clustered(
     features: Tensor,
@@ -49,29 +56,36 @@ def _clustered(
     if prototypes is not None and prototypes.shape != (logits.shape[1] - 1, features.shape[1]):
         raise ValueError(f"prototypes must be [classes - 1, dim], got {shapes(prototypes=prototypes)}")
     need_rows(features=features)
-    rows, affinity = _appended(features), wide(logits).softmax(1).to(features.dtype)
-    one_hot, labels = torch.eye(logits.shape[1], dtype=rows.dtype, device=rows.device), logits.argmax(1)
+    classes = logits.shape[1]
+    rows, affinity, labels = _appended(features), wide(logits).softmax(1).to(features.dtype), logits.argmax(1)
     for step in range(steps):
-        label_set = labels.bincount(minlength=logits.shape[1]).nonzero()[:, 0]
+        number = labels.bincount(minlength=classes)
+        label_set = number.nonzero()[:, 0]
         if step and len(label_set) == 1:
             break  # the distances of the last round stand
-        centroids = affinity.T @ rows / (1e-8 + affinity.sum(0))[:, None]
-        if step == 0 and prototypes is not None:
-            centroids = torch.cat([_appended(prototypes), centroids[-1:]])
+        if step:
+            centroids = _class_sums(rows, labels, classes) / (1e-8 + number.to(rows.dtype))[:, None]
+        elif prototypes is None:
+            centroids = affinity.T @ rows / (1e-8 + affinity.sum(0))[:, None]
+        else:
+            background = affinity[:, -1]
+            centroids = torch.cat([_appended(prototypes), (background @ rows / (1e-8 + background.sum()))[None]])
         kept, kept_set = centroids[label_set], label_set
+        # [k, rows]: a product with few rows is faster than one with few columns.
         if cosine:
-            near = unit(rows) @ unit(kept).T
+            near = unit(kept) @ unit(rows).T
+        elif step == steps - 1:
+            break  # the labels of the last round are those of its distances
         else:  # the order of the distances; their values are needed of the last round alone
-            near = rows @ kept.T - (kept * kept).sum(1) / 2
-        labels = kept_set[near.argmax(1)]
+            near = kept @ rows.T - torch.linalg.vecdot(kept, kept)[:, None] / 2
+        labels = kept_set[near.argmax(0)]
         labels[fg_index] = fg_labels.to(labels.dtype)
-        affinity = one_hot[labels]
     if cosine:
-        distance = 1 - near
+        distance = 1 - near.T
     else:
-        a, b = rows.double(), kept.double()  # so that the expanded square keeps its digits
-        square = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
-        distance = square.clamp(min=0).sqrt().to(rows.dtype)
+        a, b = kept.double(), rows.double()  # so that the expanded square keeps its digits
+        square = torch.linalg.vecdot(a, a)[:, None] + torch.linalg.vecdot(b, b) - 2 * (a @ b.T)
+        distance = square.clamp(min=0).sqrt().T.to(rows.dtype)
     return Clustering(distance, kept_set, kept_set[distance.argmin(1)])
 
 

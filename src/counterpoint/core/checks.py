@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from counterpoint.core.precision import wide
@@ -90,6 +91,20 @@ def need_finite_values(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if holds(~tensor.isfinite().all()):
             raise ValueError(f"{name} holds NaN or infinite values")
+
+
+def whole_numbers(value: int | Tensor, n: int, name: str) -> Int[Tensor, " n"]:
+    """Return one whole number for each of n rows, of a number for all or of one for each.
+
+    Raises ValueError for other numbers and other shapes.
+
+    >>> whole_numbers(3, 2, "donors")
+    tensor([3, 3])
+    """
+    found = torch.as_tensor(value)
+    if found.is_floating_point() or found.dtype == torch.bool or found.shape not in ((), (n,)):
+        raise ValueError(f"{name} must be a whole number or {n} of them, got {found.dtype} {list(found.shape)}")
+    return found.long().expand(n)
 
 
 def need_word(words: Sequence[str], **given: object) -> None:

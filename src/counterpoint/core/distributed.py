@@ -30,7 +30,7 @@ from counterpoint.core.contrast import PairLogSumExp, PairLogSumExpTowards, pair
 from counterpoint.core.kernel import Operands, Side
 from counterpoint.core.operands import positive_similarity
 from counterpoint.core.precision import chosen_products, full_precision, wide
-from counterpoint.core.rules import Block, Rule
+from counterpoint.core.rules import Block, Diagonal, Rule
 from counterpoint.core.transforms import once, traced
 from counterpoint.core.world import Group, over, over_group, process_group, world
 
@@ -38,6 +38,7 @@ __all__ = [
     "Group",
     "Place",
     "batch_logsumexp",
+    "batch_logsumexp_apart",
     "batch_logsumexp_towards",
     "batch_order",
     "batch_pair_cross_entropy",
@@ -54,6 +55,9 @@ __all__ = [
     "row_counts",
     "world",
 ]
+
+
+FEW = 2**15  # similarities of several small batches up to which one product for all of them is faster on a CPU
 
 
 def row_counts(rows: int, device: torch.device | str = "cpu") -> list[int]:
@@ -320,6 +324,22 @@ def batch_logsumexp(
         what = "a loss with ring=True"
         return PairLogSumExp(*_Ring.apply(once(query, what), once(key, what), rules, columns))
     return PairLogSumExp(*_against_all(query, key, rules, columns, None, weight)[:2])
+
+
+def batch_logsumexp_apart(groups: Float[Tensor, "groups rows dim"]) -> Float[Tensor, "groups rows"]:
+    """Compute log Z of every row over the other rows of its own group, of all processes.
+
+    Args:
+        groups: operands of several batches that do not see each other, such as views; equally many rows of each.
+
+    Up to FEW similarities of rows are one matrix product for all groups. Beyond, each is `batch_logsumexp`. A row alone is -inf.
+    """
+    few = groups.shape[0] * groups.shape[1] ** 2 <= FEW and not groups.is_cuda
+    if world()[1] > 1 or groups.shape[1] < 2 or not few:
+        return torch.stack([batch_logsumexp(group, exclude=Diagonal()).rows for group in groups])
+    similarity = groups @ groups.mT
+    similarity.diagonal(dim1=1, dim2=2).fill_(-math.inf)
+    return similarity.logsumexp(2)
 
 
 def batch_pair_loss(

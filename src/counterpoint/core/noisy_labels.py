@@ -26,6 +26,19 @@ class Judged(NamedTuple):
     label: Int[Tensor, " n"]
 
 
+def class_scores(
+    logits: Float[Tensor, "n classes"], near: Float[Tensor, "n classes"], alpha: float
+) -> Float[Tensor, "n classes"]:
+    """Compute a softmax(logits) + (1 - a) softmax(near): the score of each label, by a classifier and by prototypes.
+
+    Args:
+        logits: of the classifier.
+        near: similarities with the prototypes, over their temperature.
+        alpha: a, the classifier's share, 0 to 1.
+    """
+    return alpha * logits.softmax(1) + (1 - alpha) * near.softmax(1)
+
+
 @torch.no_grad()
 @full_precision
 def judged_labels(

@@ -74,6 +74,29 @@ def divergence(p: Float[Tensor, "*n k"], log_p: Float[Tensor, "*n k"], log_q: Fl
     return (p * (log_p - log_q)).sum(-1)
 
 
+def bag_divergence(
+    image: Float[Tensor, "bags outcomes"],
+    region: Float[Tensor, "bags regions outcomes"],
+    features: Float[Tensor, "bags regions dim"],
+    pooling: Pooling,
+    temperature: float,
+    attention_temperature: float = 0.1,
+) -> Float[Tensor, " bags"]:
+    """Compute KL(beta || softmax(image / t)), where beta is the weighted mean of softmax(region / t) over a bag's regions.
+
+    Args:
+        image: logits of pictures.
+        region: logits of their regions.
+        features: features of the regions, for their weights.
+        pooling: see `bag_weights`.
+        temperature: t > 0.
+        attention_temperature: > 0, of the attention, by default 0.1.
+    """
+    weight = bag_weights(features, pooling, attention_temperature)
+    log_beta = ((region / temperature).log_softmax(2) + weight[..., None].log()).logsumexp(1)
+    return divergence(log_beta.exp(), log_beta, (image / temperature).log_softmax(1))
+
+
 class _Bag(torch.autograd.Function):
     """The two results of `bag_terms`. The backward pass computes the softmaxes again, and adds all gradients in one buffer."""
 

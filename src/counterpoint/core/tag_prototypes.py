@@ -41,6 +41,33 @@ def queue_contrast(
     return loss, logits, torch.cat([new.T, older[:, len(new) :]], 1).detach()
 
 
+def tag_scores(
+    logits: Float[Tensor, "n classes"], near: Float[Tensor, "n classes 2"], alpha: float
+) -> Float[Tensor, "n classes"]:
+    """Compute a sigmoid(logits) + (1 - a) softmax(near)_1: the score of the presence of each class.
+
+    Args:
+        logits: of the classifier.
+        near: similarities with the prototypes of absence and presence, over their temperature.
+        alpha: a, the classifier's share, 0 to 1.
+    """
+    return alpha * logits.sigmoid() + (1 - alpha) * near.softmax(2)[..., 1]
+
+
+def tag_losses(
+    logits: Float[Tensor, "n classes"], tags: Int[Tensor, "n classes"], weight: Float[Tensor, " classes"]
+) -> Float[Tensor, "n classes"]:
+    """Compute the binary cross-entropy of each tag, where 1 is present and any other number absent.
+
+    Args:
+        logits: of the presence of each class.
+        tags: the labels.
+        weight: factor of the loss where the class is present.
+    """
+    present = (tags == 1).to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, present, pos_weight=weight, reduction="none")
+
+
 class TagHeads(nn.Module):
     """P_k and A'_k: for each class a linear map of z with normalised rows, and a linear score of it.
 
@@ -63,6 +90,24 @@ class TagHeads(nn.Module):
     def forward(self, near: Float[Tensor, "n classes low"]) -> Float[Tensor, "n classes"]:
         """Return A'_k(P_k(z)) of the rows of `project`."""
         return (near * self.score).sum(2)
+
+
+@torch.no_grad()
+def tag_sums(
+    heads: TagHeads, keys: Float[Tensor, "n low"], chosen: Bool[Tensor, "n classes"], tags: Int[Tensor, "n classes"]
+) -> Float[Tensor, "classes 2 low"]:
+    """Sum P_k(z) over the rows that start the prototypes of absence and presence of each class.
+
+    Args:
+        heads: the projectors.
+        keys: z of all rows, on the CPU.
+        chosen: the rows that texts choose for each class. Absence starts with those that are chosen for other classes.
+        tags: 1 where a class is present, 0 where absent.
+    """
+    near = torch.cat([heads.project(part.to(heads.weight.device)).cpu() for part in keys.split(1024)])
+    absent = chosen.any(1, keepdim=True) & (tags == 0)
+    sides = torch.stack([absent, chosen & (tags == 1)], 2).to(near.dtype)
+    return torch.einsum("nkt,nkl->ktl", sides, near)
 
 
 @over_group
@@ -121,30 +166,26 @@ def capro_tags_step(
         pair = prototypes.detach().to(z.dtype)
         g = torch.einsum("nkl,ktl->nkt", near, pair) / temperature
         if clean:
-            score = alpha * logits.detach().sigmoid() + (1 - alpha) * g.detach().softmax(2)[..., 1]
+            score = tag_scores(logits.detach(), g.detach(), alpha)
             label = judged_tags(score, tags, threshold, trusted)
-    known, present = label >= 0, (label == 1).to(z.dtype)
+    known = label >= 0
     kept = known.any(1)
 
     def mean(values: Tensor) -> Tensor:
         return mean_where(torch.where(known, values, 0).mean(1), kept)
 
-    def binary(given: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(given, present, pos_weight=weight, reduction="none")
-
-    cross, proto = binary(logits_low), torch.zeros_like(logits_low)
+    cross, proto = tag_losses(logits_low, label, weight), torch.zeros_like(logits_low)
     if prototypes is not None and g is not None:
         with torch.no_grad():
             keys = heads.project(newer.T.to(z.dtype))
-            of_prototypes = (torch.einsum("nkl,ktl->nkt", keys, pair) / temperature).softmax(2)[..., 1]
-            soft = alpha * heads(keys).sigmoid() + (1 - alpha) * of_prototypes
+            soft = tag_scores(heads(keys), torch.einsum("nkl,ktl->nkt", keys, pair) / temperature, alpha)
             target = bootstrap_target(z, newer.T, soft, several=True)
         cross = (1 - beta) * cross - beta * target * F.logsigmoid(logits_low)
         chosen = g.log_softmax(2).gather(2, label.clamp(min=0)[..., None])[..., 0]
-        proto = -chosen * torch.where(present > 0, weight.mean(), 1)
+        proto = -chosen * torch.where(label == 1, weight.mean(), 1)
         after = moved_tag_prototypes(prototypes, near, label, proto_momentum, order)
     losses = {
-        "loss_cls": mean(binary(logits)),
+        "loss_cls": mean(tag_losses(logits, label, weight)),
         "loss_inst": loss_inst,
         "loss_lowdim": mean(cross),
         "loss_reconstruct": mean_where(((reconstructed - feature.detach()) ** 2).mean(1), kept),

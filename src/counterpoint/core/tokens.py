@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,35 @@ from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
+
+# A linear map of rows: a module, its weight [width, dim], or weight and bias [width], in order or by name.
+Projection = Callable[[Tensor], Tensor] | Mapping[str, Tensor] | Sequence[Tensor] | Tensor
+
+
+def projected_tokens(
+    projection: Projection, tokens: Float[Tensor, "n tokens dim"], width: int
+) -> Float[Tensor, "n tokens width"]:
+    """Apply a linear map to tokens. Raises ValueError for one that does not give tokens of this width.
+
+    >>> projected_tokens(torch.eye(2), torch.ones(1, 1, 2), 2)
+    tensor([[[1., 1.]]])
+    """
+    if callable(projection) and not isinstance(projection, Tensor):
+        projected = projection(tokens)
+    else:
+        given: Any = projection
+        if isinstance(projection, Mapping):
+            given = [projection[name] for name in ("weight", "bias") if name in projection]
+        parts = (given,) if isinstance(given, Tensor) else tuple(given)
+        if not 1 <= len(parts) <= 2 or parts[0].shape != (width, tokens.shape[2]):
+            raise ValueError(
+                f"projection must be a module, a weight [{width}, {tokens.shape[2]}], or weight and bias, got "
+                f"{[list(part.shape) for part in parts]}"
+            )
+        projected = F.linear(wide(tokens), *map(wide, parts))
+    if projected.shape != (*tokens.shape[:2], width):
+        raise ValueError(f"projection must give [n, tokens, {width}], got {shapes(projection=projected)}")
+    return projected
 
 
 def log_relations(q: Tensor, k: Tensor) -> Tensor:

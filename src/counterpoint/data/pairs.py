@@ -95,6 +95,12 @@ class AlignedSplit(Protocol):
         ...
 
 
+def rows_with(split: AlignedSplit, *modalities: str) -> Indices:
+    """Return the positions of the items that have all of these modalities."""
+    rows = np.arange(len(split))
+    return rows[np.logical_and.reduce([split.present(name, rows) for name in modalities])]
+
+
 @dataclass(frozen=True)
 class AlignedData:
     """A source's three splits, and the facts needed to read them."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from counterpoint.encoders.chat_names import patch_side, shape_of, takes_pictures, unloaded
 from counterpoint.encoders.chat_tokenizers import ChatTokenizer
-from counterpoint.encoders.messages import Message
+from counterpoint.encoders.messages import IMAGE, Message
 from counterpoint.encoders.no_rows import no_rows
 from counterpoint.errors import CounterpointError, needs_extra
 from counterpoint.words import counted
@@ -40,6 +40,21 @@ class Prompt(NamedTuple):
 
     messages: tuple[Message, ...]
     pictures: tuple[Pixels, ...] = ()  # each [size, size, 3]
+
+
+def asking(question: str, picture: Pixels) -> Prompt:
+    """Return a question about a picture."""
+    return Prompt((Message("user", f"{IMAGE} {question}"),), (picture,))
+
+
+def described(prompt: Prompt, description: str) -> Prompt:
+    """Put a description of the picture before the last question. Marks of pictures stay in front."""
+    role, text = prompt.messages[-1]
+    marks = text.count(IMAGE)
+    question = " ".join(text.replace(IMAGE, " ").split())
+    start = " ".join([IMAGE] * marks)
+    told = f"{start} Image description: {description} {question}".strip()
+    return Prompt((*prompt.messages[:-1], Message(role, told)), prompt.pictures)
 
 
 def padded(

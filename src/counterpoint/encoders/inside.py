@@ -183,6 +183,22 @@ class TokenNetwork(nn.Module):
         patches = alive + self.prefix
         return torch.cat([patches.new_zeros(len(patches), 1), patches], dim=1) if prefixed else patches
 
+    def regrouped(self, qkv: QKV, alive: Int[Tensor, "n alive"] | None, prefixed: bool, heads: int) -> list[Tensor]:
+        """Select tokens of q, k and v, and split their joined heads into another number of heads.
+
+        Args:
+            qkv: queries, keys and values of a layer.
+            alive, prefixed: the tokens, see `places`.
+            heads: number of heads, which divides their joined width.
+        """
+        joined = [x.transpose(1, 2).flatten(2) for x in qkv]
+        places = self.places(joined[0], alive, prefixed)
+        return [gathered(x, places).unflatten(2, (heads, -1)).transpose(1, 2) for x in joined]
+
+    def layer_at(self, layer: int, depth: int) -> int:
+        """Return the layer at the share of this network's depth that `layer` has in a network of `depth` layers."""
+        return min(self.depth - 1, (2 * layer * self.depth + depth) // (2 * depth))
+
     def _tokens(self, images: Tensor) -> Tensor:
         if isinstance(self.encoder, VisionTokens):
             return self.encoder.tokens(images)

@@ -299,6 +299,12 @@ class PrefixWindows(ImageEncoder):
         """The modules of the shared part."""
         return [self.stem, self.joins, self.blocks, self.neck]
 
+    def move(self, moving: bool) -> None:
+        """Set whether batch normalisation uses and updates the batch's statistics in training."""
+        if moving != self.moving:
+            self.moving = moving
+            self.train(self.training)
+
     def train(self, mode: bool = True) -> PrefixWindows:
         super().train(mode)
         if not self.moving:

@@ -6,9 +6,11 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from counterpoint.core.operands import unit
 from counterpoint.encoders.text import Tokenizer
 
 
@@ -79,11 +81,33 @@ def mlp(*widths: int, bias: bool = True, last: nn.Module | None = None) -> nn.Se
     return nn.Sequential(*layers, *([] if last is None else [last]))
 
 
+def twin_projector(dim: int, hidden: int, width: int) -> nn.Sequential:
+    """Build a projector of redundancy reduction (Barlow Twins): two hidden layers, and batch normalisation at the end."""
+    return mlp(dim, hidden, hidden, width, last=nn.BatchNorm1d(width))
+
+
+def with_predictor(dim: int, hidden: int, width: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """Build a projector whose output has batch normalisation without parameters, and a predictor of it (SimSiam, BYOL)."""
+    projector = mlp(dim, hidden, width, bias=False, last=nn.BatchNorm1d(width, affine=False))
+    return projector, mlp(width, hidden, width)
+
+
 def conv_mlp(dim: int, hidden: int, out: int) -> nn.Sequential:
     """Build a head that treats cells alike: 1 x 1 convolution, batch normalisation, ReLU, 1 x 1 convolution."""
     return nn.Sequential(
         nn.Conv2d(dim, hidden, 1), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True), nn.Conv2d(hidden, out, 1)
     )
+
+
+class LearnedWeights(nn.Module):
+    """An ordinary head in place of one that is generated from words: a learned weight of unit length for each word."""
+
+    def __init__(self, words: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(words, width))
+
+    def forward(self, words: Float[Tensor, "words dim"]) -> Float[Tensor, "words width"]:
+        return unit(self.weight)
 
 
 def _xavier(module: nn.Module) -> None:

@@ -14,6 +14,15 @@ from counterpoint.encoders.image_encoder import ImageEncoder
 from counterpoint.errors import CounterpointError
 
 
+def set_drop_path(blocks: Any, most: float) -> None:
+    """Skip blocks of a transformer of timm by chance in training, with a probability that rises from 0 to `most`."""
+    from timm.layers import DropPath
+
+    for n, block in enumerate(blocks):
+        rate = most * n / max(1, len(blocks) - 1)
+        block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
+
+
 class VisionTokens(ImageEncoder):
     """A timm VisionTransformer (`model`), with access to its tokens.
 

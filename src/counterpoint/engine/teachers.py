@@ -156,16 +156,12 @@ def teachers_of(module: nn.Module) -> dict[str, Frozen]:
     found: dict[str, Frozen] = {}
     for prefix, part in module.named_modules():
         for name, value in vars(part).items():
-            held = (
-                value.items()
-                if isinstance(value, dict)
-                else enumerate(value)
-                if isinstance(value, list | tuple)
-                else ()
-            )
-            for place, each in [(name, value), *((f"{name}.{key}", one) for key, one in held)]:
-                if isinstance(each, Frozen):
-                    found[f"{prefix}.{place}".lstrip(".")] = each
+            if isinstance(value, Frozen):
+                found[f"{prefix}.{name}".lstrip(".")] = value
+            elif isinstance(value, dict | list | tuple):
+                for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+                    if isinstance(each, Frozen):
+                        found[f"{prefix}.{name}.{key}".lstrip(".")] = each
     return found
 
 

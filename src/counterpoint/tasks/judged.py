@@ -18,6 +18,7 @@ from torch import Tensor
 
 from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.mixing import draw_mix, mix
+from counterpoint.core.noisy_labels import judged_labels, judged_tags
 from counterpoint.data.images import ImageData
 from counterpoint.encoders.text import check_text_encoder
 from counterpoint.engine.loading import Batches, ChosenBatches
@@ -168,6 +169,24 @@ class JudgedLearner(LabelledLearner):
             self.warnings.append("no label is kept, so the last stage has all labels; lower --threshold")
             found = self.given(survey)
         self.judged.copy_(found)
+
+    def score(self, batch: dict[str, Any]) -> Tensor:
+        """Compute the score of each class for the pictures of a batch, [n, classes]."""
+        raise NotImplementedError
+
+    def judge(self, survey: Survey) -> None:
+        """Judge the labels of all pictures once, for the last stage; the objective cross-entropy keeps them as given."""
+        labels, config, trusted = self.given(survey), self.config, self.trusted.cpu()
+        score = survey.over("train", self.score)
+        if config.objective == "cross-entropy":
+            self.judged.copy_(labels)
+        elif self.several:
+            self.take(survey, judged_tags(score, labels, config.threshold, trusted))
+        else:
+            known = labels >= 0
+            found = torch.full_like(labels, -1)
+            found[known] = judged_labels(score[known], labels[known], config.threshold, trusted[known]).label
+            self.take(survey, found)
 
     # --- the last stage
 

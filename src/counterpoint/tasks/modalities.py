@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from counterpoint.core.mask_losses import patch_labels
 from counterpoint.data.dense import IGNORE, labelled_rows
+from counterpoint.data.images import Indices
 from counterpoint.data.shown import png
 from counterpoint.engine.survey import Survey
-from counterpoint.errors import CounterpointError, DataError
+from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.tasks.dense import DenseLearner
 from counterpoint.tasks.dense_figures import enlarged, painted
 from counterpoint.words import counted
@@ -91,12 +92,11 @@ class ModalityLearner(DenseLearner):
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Draw two pictures of each modality with predicted patches, truth and prediction."""
         split = survey.split("test")
-        rows = labelled_rows(split)
         drawn = []
         training = self.training
         self.eval()
         for number in range(len(self.names)):
-            chosen = rows[split.domains[rows] == number][:2]
+            chosen = masked_rows(split, [number])[:2]
             if not len(chosen):
                 continue
             batch = survey.batch("test", chosen)
@@ -118,6 +118,20 @@ class ModalityLearner(DenseLearner):
                 "caption": f"Two test pictures of each modality, in the order {', '.join(self.names)}.",
             }
         }
+
+
+def chosen_modalities(setting: str, given: str, names: Sequence[str]) -> list[str]:
+    """Return the modalities that a setting names, between commas; all where it is empty. CounterpointError for an unknown one."""
+    found = [name.strip() for name in given.split(",") if name.strip()]
+    if odd := [name for name in found if name not in names]:
+        raise unknown(f"modality ({setting})", odd[0], list(names))
+    return found or list(names)
+
+
+def masked_rows(split: Any, numbers: Sequence[int]) -> Indices:
+    """Return the positions of the pictures with a mask that are of one of these modalities."""
+    rows = labelled_rows(split)
+    return rows[np.isin(split.domains[rows], numbers)]
 
 
 def by_modality(survey: Survey, split: str, row: Callable[[dict[str, Any]], Tensor]) -> dict[int, Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from counterpoint.data.pairs import Modality
+from counterpoint.data.pairs import Modality, rows_with
 from counterpoint.data.shown import shown
 from counterpoint.encoders.pair_scorers import PairScorer
 from counterpoint.engine.survey import Survey
@@ -46,8 +46,7 @@ def _hardest(
 ) -> dict[str, Any]:
     """Show a few pictures, and the captions of the split that the teacher would give the student."""
     (image, text), split = sides, survey.split("test")
-    rows = np.arange(len(split))
-    rows = rows[split.present(learner.image, rows) & split.present(learner.text, rows)][: len(image.states)]
+    rows = rows_with(split, learner.image, learner.text)[: len(image.states)]
     asked = np.arange(len(rows))[:: max(1, len(rows) // ASKED)][:ASKED]
     scores = learner.all_pairs(teacher, image.rows(torch.from_numpy(asked)), text).cpu()
     parts, wanted = [], set[tuple[str, int]]()

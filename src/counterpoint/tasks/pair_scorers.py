@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from counterpoint.core.distributed import place
 from counterpoint.core.rows import token_numbers
 from counterpoint.data.images import Indices
+from counterpoint.data.pairs import rows_with
 from counterpoint.encoders.pair_scorers import FUSIONS, PairScorer, build_scorer
 from counterpoint.encoders.text import Tokenizer
 from counterpoint.encoders.vision_transformers import VisionTokens
@@ -371,9 +372,7 @@ class PairLearner(AlignedLearner):
     def sides(self, survey: Survey, split: str) -> tuple[tuple[Side, Side], Indices]:
         """Encode the items of a split that have both modalities. Return the tokens, and the numbers of their content."""
         items = survey.split(split)
-        rows = np.arange(len(items))
-        rows = rows[items.present(self.image, rows) & items.present(self.text, rows)]
-        rows = rows[: self.config.retrieved or None]
+        rows = rows_with(items, self.image, self.text)[: self.config.retrieved or None]
         parts: list[list[Side]] = [[], []]
         training = self.encoders.training
         self.encoders.eval()

@@ -35,6 +35,29 @@ SHARED = (
     "fusion", "embedding", "heads", "context", "image_encoder", "text_encoder", "audio_encoder", "vector_encoder",
 )  # fmt: skip
 
+# Small networks for small pictures and captions, from random weights.
+SMALL: dict[str, Any] = {
+    "image_encoder": "vit-s",
+    "pretrained": False,
+    "embedding": 64,
+    "heads": 4,
+    "fusion_layers": 4,
+    "student_layers": (0, 3),
+    "dropout": 0.0,
+    "candidates": 16,
+    "teacher_candidates": 8,
+    "batch_size": 64,
+    "epochs": 10,
+    "teacher_epochs": 20,
+    "lr": 4e-3,
+    "teacher_lr": 4e-3,
+    "fusion_lr": 1.0,
+    "weight_decay": 0.01,
+    "warmup_epochs": 0,
+    "retrieved": 200,
+    "evaluate_every": 10,
+}
+
 
 @dataclass
 class TaughtScorerConfig(PairConfig):

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.core.operands import unit
+from counterpoint.data.pairs import rows_with
 from counterpoint.encoders.towers import Tower
 from counterpoint.engine.survey import Survey
 from counterpoint.tasks.tower_pairs import TowerLearner
@@ -59,8 +60,7 @@ def affinity_matrices(learner: TowerLearner, survey: Survey, scale: float) -> di
     Nothing is returned for fewer than two items that have both modalities.
     """
     split, image, text = survey.split("test"), learner.image, learner.text
-    rows = np.arange(len(split))
-    rows = rows[split.present(image, rows) & split.present(text, rows)][:PAIRS]
+    rows = rows_with(split, image, text)[:PAIRS]
     if len(rows) < 2 or learner.teacher is None:
         return {}
     batch, texts = survey.batch("test", rows), [str(words) for words in split.column(text, rows)]

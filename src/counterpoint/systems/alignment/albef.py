@@ -43,7 +43,7 @@ from counterpoint.encoders.albef_weights import load_albef_checkpoint
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, diverged
 from counterpoint.systems.base import System
-from counterpoint.tasks.aligned import LAPTOP, taken
+from counterpoint.tasks.aligned import LAPTOP, whole_items
 from counterpoint.tasks.fused import FusedConfig, FusedLearner
 from counterpoint.words import counted
 
@@ -360,14 +360,12 @@ class ALBEF(FusedLearner):
 
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         config, image, text = self.config, self.image, self.text
-        both = batch["present"][image] & batch["present"][text]
-        if int(both.sum()) < (2 if config.use_itm else 1):
+        count, inputs = whole_items(batch, (image, text))
+        if count < (2 if config.use_itm else 1):
             raise CounterpointError(
-                f"a batch has {counted(int(both.sum()), 'item')} with {image} and {text}"
+                f"a batch has {counted(count, 'item')} with {image} and {text}"
                 + (", ITM needs two: use a larger batch, or switch use_itm off" if config.use_itm else "")
             )
-        rows = None if bool(both.all()) else both.nonzero().flatten()
-        inputs = {name: taken(batch["inputs"][name], rows) for name in (image, text)}
         alpha = self.alpha
         with torch.no_grad():
             self.temperature.clamp_(*TEMPERATURES)

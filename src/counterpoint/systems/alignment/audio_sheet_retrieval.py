@@ -38,7 +38,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -56,7 +55,7 @@ from counterpoint.encoders.snippets import SnippetEncoder, output_layer, project
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
-from counterpoint.tasks.aligned import AlignedConfig, UnpairedLearner, need_finite, one_each, taken
+from counterpoint.tasks.aligned import AlignedConfig, UnpairedLearner, need_finite, one_each, whole_items
 from counterpoint.views.images import denormalise
 from counterpoint.views.music import AUDIO_PAIRED, SHEET_PAIRED, AudioViews, SheetItems, SheetViews, SoundItems
 
@@ -290,14 +289,13 @@ class AudioSheet(UnpairedLearner):
         return {"loss": torch.stack(list(terms.values())).sum()} | terms
 
     def _second_loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        both = batch["present"][self.sheet] & batch["present"][self.audio]
+        count, inputs = whole_items(batch, (self.sheet, self.audio))
         least = self.config.embedding if self.cca is not None else 1
-        if (pairs := place(int(both.sum()), self.device).total) <= least:
+        if (pairs := place(count, self.device).total) <= least:
             raise CounterpointError(
                 f"a batch has {pairs} whole pairs, {least + 1} are needed: use a larger --batch-size"
             )
-        rows = None if bool(both.all()) else both.nonzero().flatten()
-        h = [self.output(name, taken(batch["inputs"][name], rows)) for name in (self.sheet, self.audio)]
+        h = [self.output(name, values) for name, values in inputs.items()]
         x, y = h if self.cca is None else self.cca(*h)
         return {"loss": batch_hinge(unit(x), unit(y), self.config.margin)}
 
@@ -316,19 +314,9 @@ class AudioSheet(UnpairedLearner):
 
     def begin_evaluation(self, survey: Survey) -> None:
         """Fit CCA on many training pairs, in the form of evaluation. The next step overwrites it."""
-        if self.cca is None or self.by_itself:
-            return
-        train, names = survey.split("train"), (self.sheet, self.audio)
-        everything = np.arange(len(train))
-        whole = everything[train.present(self.sheet, everything) & train.present(self.audio, everything)]
-        rows = np.random.RandomState(0).permutation(whole)[: self.config.refine_pairs]
-
-        def both(batch: dict[str, Any]) -> Tensor:
-            return torch.stack([self.output(name, self.seen(name, batch["inputs"][name])) for name in names], 1)
-
-        rank, size = world()
-        mine = survey.over("train", both, rows)[rank::size].to(self.device)
-        self.cca.refine(*mine.unbind(1))
+        if self.cca is not None and not self.by_itself:
+            rows = (self.sheet, self.audio), lambda name, x: self.output(name, self.seen(name, x))
+            self.cca.refine(*self.training_rows(survey, *rows, self.config.refine_pairs))
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:
         inputs = {name: self.seen(name, values) for name, values in batch["inputs"].items()}

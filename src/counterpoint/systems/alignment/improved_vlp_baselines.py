@@ -20,7 +20,7 @@ texts in views/text.py. Differences from the released code:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
@@ -39,13 +39,12 @@ from counterpoint.core.smoothing import smoothed_cross_entropies
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.core.transforms import once
 from counterpoint.core.world import over_group
-from counterpoint.encoders.simple import Tower, build_simple_encoder, mlp
+from counterpoint.encoders.simple import Tower, mlp, twin_projector, with_predictor
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.systems.settings import claim_settings
 from counterpoint.tasks.aligned import LAPTOP, first_two
-from counterpoint.tasks.aligned.views import MultiViewConfig, MultiViewLearner
-from counterpoint.views.images import Handled, Recipe
+from counterpoint.tasks.aligned.views import IMAGE_VIEWS, MultiViewConfig, MultiViewLearner
 
 Views = Sequence[Float[Tensor, "n dim"]]
 
@@ -206,17 +205,6 @@ def swalip_loss(
     return torch.stack(total).mean()
 
 
-# ----------------------------------------------------------------------------------------------------------- views of images
-
-# Views of images by name: (weak, strong).
-IMAGE_VIEWS: dict[str, tuple[Recipe, Recipe] | Handled] = {
-    "paper": (Recipe(scale=(0.5, 1.0), flip=0.0), Recipe(jitter=0.8, grey=0.2, blur=0.5)),
-    # Icons and digits lose their meaning when they are mirrored, made grey or cut to a twelfth.
-    "small": (Recipe(scale=(0.8, 1.0), flip=0.0), Recipe(scale=(0.5, 1.0), flip=0.0, jitter=0.8)),
-    "handled": Handled(),
-}
-
-
 # --------------------------------------------------------------------------------------------------------------- the learner
 
 
@@ -260,8 +248,6 @@ class RocketConfig(MultiViewConfig):
     """Across processes, only a process's own rows carry gradient, as in the released code."""
     mixture: float = 0.5
     """Share of the global similarity, 0 to 1, in a mixture of global and local similarity, which is also measured."""
-    towers: Literal["named", "simple"] = "named"
-    """The named encoders, or the claim's: pixels and bags of tokens through one hidden layer each."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -291,21 +277,14 @@ class Rocket(MultiViewLearner):
             {n: mlp(dims[n], *[config.local_hidden] * 2, config.embedding) for n in self.pair if separate}
         )
         self.extra_heads, self.predictors, self.teachers = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        barlip = config.extra == "barlip"
-        hidden, width = config.extra_hidden or (3000 if barlip else 2048), config.extra_dim or (8192 if barlip else 128)
+        hidden, width = config.extra_hidden, config.extra_dim
         for name in self.pair:
-            if barlip:
-                self.extra_heads[name] = mlp(dims[name], hidden, hidden, width, last=nn.BatchNorm1d(width))
+            if config.extra == "barlip":
+                self.extra_heads[name] = twin_projector(dims[name], hidden or 3000, width or 8192)
             elif config.extra in ("siamlip", "byolip"):
-                last = nn.BatchNorm1d(width, affine=False)
-                self.extra_heads[name] = mlp(dims[name], hidden, width, bias=False, last=last)
-                self.predictors[name] = mlp(width, hidden, width)
+                self.extra_heads[name], self.predictors[name] = with_predictor(dims[name], hidden or 2048, width or 128)
             if config.extra == "byolip":
                 self.teachers[name] = EMATeacher(Tower(self.encoders[name], self.extra_heads[name]))
-
-    def build_encoder(self, spec: Mapping[str, Any], tokenizer: str | None) -> nn.Module:
-        simple = build_simple_encoder(spec, tokenizer) if self.config.towers == "simple" else None
-        return super().build_encoder(spec, tokenizer) if simple is None else simple
 
     @property
     def scales(self) -> tuple[Tensor, Tensor]:

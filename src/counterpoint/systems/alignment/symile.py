@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike, need_one_type, need_scale, need_word
 from counterpoint.core.contrast import pair_logsumexp, softplus
-from counterpoint.core.distributed import batch_logsumexp, gather_rows, global_mean, place, world
+from counterpoint.core.distributed import batch_logsumexp, batch_order, gather_rows, global_mean, place, world
 from counterpoint.core.multilinear import combined_logsumexp, product
 from counterpoint.core.operands import EPS, positive_similarity
 from counterpoint.core.precision import full_precision, wide
@@ -313,9 +313,7 @@ class Symile(AlignedLearner):
         if self.config.objective == "symile" and self.config.negatives == "n":
             total = place(len(batch["index"]), self.device).total
             drawn = draw_permutations(len(self.kinds), total, generator)
-            # Each process has every size-th row; in rank order, the gathered rows have another order than in the draw.
-            size = world()[1]
-            order = torch.cat([torch.arange(rank, total, size) for rank in range(size)])
+            order = batch_order(total)  # of the gathered rows, which differs from that of the draw
             batch["permutations"] = order.argsort()[drawn[..., order]].to(self.device)
         return batch
 

@@ -212,11 +212,7 @@ class Any2SegConfig(AnyModalitiesConfig):
         super().__post_init__()
         self.need_positive("inter_temperature", "intra_temperature")
         self.need_share("hard_pixels")
-        if min(self.inter_weight, self.intra_weight) < 0 or self.candidates < 0:
-            raise CounterpointError(
-                "inter_weight, intra_weight and candidates must not be negative, got "
-                f"{self.inter_weight}, {self.intra_weight} and {self.candidates}"
-            )
+        self.need_weight("inter_weight", "intra_weight", "candidates")
         if self.fusion != "mff" and (self.inter_weight or self.previous or self.tokens or self.candidates):
             raise CounterpointError(
                 f"--fusion {self.fusion} has no correlations; set --inter-weight 0, and leave out previous, tokens and candidates"

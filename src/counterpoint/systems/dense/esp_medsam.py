@@ -41,7 +41,6 @@ from tyro.conf import arg
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.mask_losses import binary_mask_loss, patch_labels
 from counterpoint.core.query_decoder import MaskMLP, QueryDecoder, SelfPrompt, fourier_positions
-from counterpoint.data.dense import labelled_rows
 from counterpoint.encoders.modality_masks import masks_of_modalities
 from counterpoint.encoders.prefix_windows import SHAPES, PrefixWindows, check_modality
 from counterpoint.engine.loading import Batches, ChosenBatches
@@ -53,8 +52,8 @@ from counterpoint.systems.base import System
 from counterpoint.tasks.adapted import check_adapters
 from counterpoint.tasks.dense import DenseConfig
 from counterpoint.tasks.image_teachers import check_teacher
-from counterpoint.tasks.map_teachers import map_teacher
-from counterpoint.tasks.modalities import ModalityLearner, by_modality, start_modalities
+from counterpoint.tasks.map_teachers import taught_maps, teachers_by_kind
+from counterpoint.tasks.modalities import ModalityLearner, by_modality, chosen_modalities, masked_rows, start_modalities
 from counterpoint.views.images import check_recipe, normalise
 
 # Names of stages; that of a modality's controller follows "controller ".
@@ -165,8 +164,7 @@ class EspMedSam(ModalityLearner):
 
     def __init__(self, config: EspMedSamConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
-        if odd := [name for name in self.chosen if name not in self.names]:
-            raise unknown("modality (--only)", odd[0], list(self.names))
+        self.chosen = chosen_modalities("--only", config.only, self.names)
         dim = config.dim
         if self.encoder.grid % 2 and config.prompt:
             raise CounterpointError(
@@ -193,11 +191,6 @@ class EspMedSam(ModalityLearner):
         for name in self.names if config.controllers else ():
             found.add(_key(name))
         return found
-
-    @property
-    def chosen(self) -> list[str]:
-        """The modalities that train."""
-        return [name.strip() for name in self.config.only.split(",") if name.strip()] or list(self.names)
 
     # --- stages
 
@@ -236,14 +229,12 @@ class EspMedSam(ModalityLearner):
 
     def _batches(self, stage: str, survey: Survey) -> Batches:
         domains = survey.split().domains
-        numbers = [self.names.index(name) for name in self.chosen]
         if stage == COMMON:  # natural pictures; all, where there are none
             rows = np.flatnonzero(domains < 0) if (domains < 0).any() else np.arange(len(domains))
         elif stage in (JOINT, SHARED):
             rows = np.arange(len(domains))
         elif stage == SEGMENT:
-            labelled = labelled_rows(survey.split())
-            rows = labelled[np.isin(domains[labelled], numbers)]
+            rows = masked_rows(survey.split(), [self.names.index(name) for name in self.chosen])
         else:
             rows = np.flatnonzero(domains == self.names.index(stage.removeprefix(CONTROLLER)))
         if not len(rows):
@@ -261,10 +252,8 @@ class EspMedSam(ModalityLearner):
         if config.start:
             start_modalities(self, config.start, _key)
         if config.common_epochs or config.controller_epochs:
-            shape = (config.dim, self.encoder.grid)
-            self.teachers = {"natural": map_teacher(f"--teacher {config.teacher}", config.teacher, survey, *shape)}
-            if name := config.medical_teacher:
-                self.teachers["medical"] = map_teacher(f"--medical-teacher {name}", name, survey, *shape)
+            names = config.teacher, config.medical_teacher
+            self.teachers = teachers_by_kind(*names, survey, config.dim, self.encoder.grid)
             if config.cached:
                 self.known = {name: cached(teacher, survey, "train") for name, teacher in self.teachers.items()}
 
@@ -278,15 +267,14 @@ class EspMedSam(ModalityLearner):
     def loss(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         stage = self.stage_name
         moving = stage in (COMMON, JOINT, SHARED, SEGMENT) and not self.config.only
-        if moving != self.encoder.moving:
-            self.encoder.moving = moving
-            self.encoder.train(self.training)
+        self.encoder.move(moving)
         if stage == SEGMENT:
             return self.of_masks(batch)
         images = batch["views"][0]
         none = stage == COMMON or not self.config.controllers
         modality = torch.full_like(batch["domain"], -1) if none else batch["domain"]
-        target = self._targets(batch | {"image": images}, natural=stage == COMMON)
+        teachers = {"natural": self.teachers["natural"]} if stage == COMMON else self.teachers
+        target = taught_maps(teachers, batch | {"image": images}, self.known, self.encoder.grid)
         each = (self.encoder.features(images, modality).float() - target.float()).square().flatten(1).mean(1)
         loss = global_mean(each)
         return {"loss": loss, "distil": loss.detach()}
@@ -296,27 +284,10 @@ class EspMedSam(ModalityLearner):
 
         def row(batch: dict[str, Any]) -> Tensor:
             maps = self.encoder.features(batch["image"], batch["domain"] if self.config.controllers else None)
-            return (maps - self._targets(batch, kept=False)).square().flatten(1).mean(1)
+            return (maps - taught_maps(self.teachers, batch)).square().flatten(1).mean(1)
 
         for number, split in enumerate(("valid", "test") if self.teachers else ()):
             self.distilled[number] = torch.stack(list(by_modality(survey, split, row).values())).mean()
-
-    def _targets(self, batch: dict[str, Any], kept: bool = True, natural: bool = False) -> Tensor:
-        """Return the maps of each picture's teacher: F_Med, where there is one, for pictures of a modality, unless `natural`.
-
-        With `kept`, maps that were computed before are not computed again.
-        """
-        found = {}
-        for name in ["natural"] if natural else self.teachers:
-            if kept and name in self.known:
-                grid = self.encoder.grid
-                found[name] = self.known[name][batch["index"]].unflatten(1, (-1, grid, grid))
-            else:
-                found[name] = self.teachers[name](batch)
-        if len(found) == 1:
-            return found["natural"]
-        medical = (batch["domain"] >= 0)[:, None, None, None]
-        return torch.where(medical, found["medical"], found["natural"])
 
     def of_masks(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Compute the loss of masks and of patches."""

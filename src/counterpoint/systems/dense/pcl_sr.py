@@ -36,7 +36,6 @@ Differences from the released code:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
@@ -60,7 +59,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.restored import RestoredConfig, RestoredLearner
 from counterpoint.tasks.sample_figures import samples_figure
-from counterpoint.views.images.sharpness import Samples
+from counterpoint.views.images.sharpness import Samples, need_rising
 
 TINY = 3e-7  # the floor of a ratio's denominator
 LEAST = 17  # pixels of a patch: on maps of one place PyTorch's CPU leaves weight gradients in bf16 unset (docs/guides/libraries.md)
@@ -191,11 +190,8 @@ class PCLSRConfig(RestoredConfig):
         self.need_positive("pretrain_lr", "rgb_range")
         self.need_share("restart_weight")
         self.need_weight("least_lr", "clip_value", "pretrain_epochs", "alpha", "copies")
-        for name, low in (("sharpness", 0.0), ("blur", 1e-6)):
-            if not low <= self.__dict__[name][0] <= self.__dict__[name][1] < math.inf:
-                raise CounterpointError(
-                    f"{name} must be two rising numbers of at least {low:g}, got {self.__dict__[name]}"
-                )
+        need_rising(0.0, sharpness=self.sharpness)
+        need_rising(1e-6, blur=self.blur)
         most = BLOCKS if self.embedding == "critic" else 37
         if not self.layers or not all(0 <= layer < most for layer in self.layers):
             raise CounterpointError(

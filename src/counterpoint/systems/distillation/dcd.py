@@ -34,7 +34,7 @@ be published ones (`--image-encoder timm:NAME --pretrained`, `--text-encoder hf:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,7 @@ from counterpoint.core.world import over_group
 from counterpoint.systems.base import System
 from counterpoint.tasks.aligned import LAPTOP
 from counterpoint.tasks.pair_scorers import Side
-from counterpoint.tasks.taught_scorers import TaughtScorerConfig, TaughtScorerLearner, own_cross_entropy
+from counterpoint.tasks.taught_scorers import SMALL, TaughtScorerConfig, TaughtScorerLearner, own_cross_entropy
 
 Order = Literal["aligned", "rank"]
 Weighting = Literal["per_sample", "uniform"]
@@ -324,29 +324,6 @@ class DCD(TaughtScorerLearner):
         return select_hard_negatives(scores, SHOWN)
 
 
-# Small networks for small pictures and captions, from random weights.
-_SMALL: dict[str, Any] = {
-    "image_encoder": "vit-s",
-    "pretrained": False,
-    "embedding": 64,
-    "heads": 4,
-    "fusion_layers": 4,
-    "student_layers": (0, 3),
-    "dropout": 0.0,
-    "candidates": 16,
-    "teacher_candidates": 8,
-    "num_hard": 3,
-    "batch_size": 64,
-    "epochs": 10,
-    "teacher_epochs": 20,
-    "lr": 4e-3,
-    "teacher_lr": 4e-3,
-    "fusion_lr": 1.0,
-    "weight_decay": 0.01,
-    "warmup_epochs": 0,
-    "retrieved": 200,
-    "evaluate_every": 10,
-}
 SYSTEM = System(
     slug="dcd",
     task="aligned",
@@ -354,7 +331,7 @@ SYSTEM = System(
     learner=DCD,
     data="digit-captions",
     recipes={
-        "clustered-pairs": _SMALL
+        "clustered-pairs": SMALL
         | {
             "fusion": "mlp",
             "vector_encoder": "as-is",
@@ -364,5 +341,5 @@ SYSTEM = System(
             "retrieved": 0,
         },
     },
-    recipe=LAPTOP | _SMALL | {"recipe": "none"},
+    recipe=LAPTOP | SMALL | {"num_hard": 3, "recipe": "none"},
 )

@@ -36,7 +36,7 @@ is cached, because each step has new crops. Not built: fine-tuning, detection an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -50,9 +50,10 @@ from counterpoint.core.checks import need_rows, need_within, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.seeds import seed_torch
-from counterpoint.core.tokens import drop_redundant_tokens, relation_distillation_loss
+from counterpoint.core.tokens import Projection, drop_redundant_tokens, projected_tokens, relation_distillation_loss
 from counterpoint.core.world import over_group, world
-from counterpoint.encoders.inside import QKV, Inside, TokenNetwork, gathered, need_common_heads
+from counterpoint.encoders.inside import Inside, TokenNetwork, gathered, need_common_heads
+from counterpoint.encoders.vision_transformers import set_drop_path
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen, parameters
 from counterpoint.errors import CounterpointError
@@ -70,7 +71,7 @@ from counterpoint.tasks.views import ViewsLearner
 def feature_distillation_loss(
     student_tokens: Float[Tensor, "n tokens dim"],
     teacher_tokens: Float[Tensor, "n tokens width"],
-    projection: Callable[[Tensor], Tensor] | Mapping[str, Tensor] | Sequence[Tensor] | Tensor,
+    projection: Projection,
     beta: float = 2.0,
 ) -> Float[Tensor, ""]:
     """Compute L_feat: smooth L1 between the projected student tokens and the teacher's, normalised token by token.
@@ -98,24 +99,10 @@ def feature_distillation_loss(
     if not student_tokens.shape[1] or not teacher_tokens.shape[2]:
         raise ValueError(f"teacher_tokens must have tokens and channels, got {shapes(teacher_tokens=teacher_tokens)}")
     target = F.layer_norm(wide(teacher_tokens.detach()), teacher_tokens.shape[2:], eps=1e-5)
-    if callable(projection) and not isinstance(projection, Tensor):
-        projected = projection(student_tokens)
-    else:
-        given: Any = projection
-        if isinstance(projection, Mapping):
-            given = [projection[name] for name in ("weight", "bias") if name in projection]
-        parts = (given,) if isinstance(given, Tensor) else tuple(given)
-        if not 1 <= len(parts) <= 2 or parts[0].shape != (target.shape[2], student_tokens.shape[2]):
-            raise ValueError(
-                f"projection must be a module, a weight [{target.shape[2]}, {student_tokens.shape[2]}], or weight and bias, got "
-                f"{[list(part.shape) for part in parts]}"
-            )
-        projected = F.linear(wide(student_tokens), *map(wide, parts))
-    if projected.shape != target.shape:
-        raise ValueError(f"projection must give [n, tokens, {target.shape[2]}], got {shapes(projection=projected)}")
+    projected = wide(projected_tokens(projection, student_tokens, target.shape[2]))
     if world()[1] == 1:  # one pass less than the mean of each picture's mean
-        return F.smooth_l1_loss(wide(projected), target, beta=float(beta))
-    error = F.smooth_l1_loss(wide(projected), target, reduction="none", beta=float(beta))
+        return F.smooth_l1_loss(projected, target, beta=float(beta))
+    error = F.smooth_l1_loss(projected, target, reduction="none", beta=float(beta))
     return global_mean(error.mean((1, 2)))
 
 
@@ -191,8 +178,6 @@ class HybridDistill(ViewsLearner):
     encoder: Any
 
     def __init__(self, config: HybridDistillConfig, data: Any, seed: int = 0) -> None:
-        from timm.layers import DropPath
-
         super().__init__(config, data, seed)
         config = self.config  # its encoder is that of the run to start from
         student = TokenNetwork(self.encoder, f"--encoder {config.encoder}", self.size)
@@ -200,9 +185,8 @@ class HybridDistill(ViewsLearner):
             raise CounterpointError(
                 f"--encoder {config.encoder} cannot drop tokens between its layers; use vit-s, vit-xs or timm:vit_..."
             )
-        for n, block in enumerate(self.encoder.model.blocks if config.drop_path else ()):
-            rate = config.drop_path * n / max(1, student.depth - 1)
-            block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
+        if config.drop_path:
+            set_drop_path(self.encoder.model.blocks, config.drop_path)
         # Held in a list: its weights are the encoder's, which is a part of this learner already.
         self.students = [student]
         self.teachers: dict[str, Frozen] = {}
@@ -265,8 +249,7 @@ class HybridDistill(ViewsLearner):
 
     def layer_of_teacher(self, layer: int) -> int:
         """Return the teacher's layer for a layer of the student: the same where depths agree, else its share of the depth."""
-        own, other = self.student.depth, self.network_of("relation").depth
-        return min(other - 1, (2 * layer * other + own) // (2 * own))
+        return self.network_of("relation").layer_at(layer, self.student.depth)
 
     def look(self, images: Tensor, layers: Sequence[int] = ()) -> Inside:
         """Run the student with its droppings."""
@@ -290,18 +273,13 @@ class HybridDistill(ViewsLearner):
             theirs = self.teachers["relation"](images, list(dict.fromkeys(layers))).layers
             terms = []
             for own_layer, layer in zip(self.relation_layers, layers, strict=True):
-                student = self._regrouped(self.student, inside.layers[own_layer], None, both)
-                teacher = self._regrouped(self.network_of("relation"), theirs[layer], inside.alive_at[own_layer], both)
+                student = self.student.regrouped(inside.layers[own_layer], None, both, self.heads())
+                alive, network = inside.alive_at[own_layer], self.network_of("relation")
+                teacher = network.regrouped(theirs[layer], alive, both, self.heads())
                 terms.append(relation_distillation_loss(student, teacher))
             found["relation"] = torch.stack(terms).mean()
         parts = [getattr(config, f"{name}_weight") * term for name, term in found.items()]
         return {"loss": torch.stack(parts).sum()} | {name: term.detach() for name, term in found.items()}
-
-    def _regrouped(self, network: TokenNetwork, qkv: QKV, alive: Tensor | None, both: bool) -> list[Tensor]:
-        """Select the compared tokens of q, k and v, and split their joined heads into the heads of the relations."""
-        joined = [x.transpose(1, 2).flatten(2) for x in qkv]
-        places = network.places(joined[0], alive, both)
-        return [gathered(x, places).unflatten(2, (self.heads(), -1)).transpose(1, 2) for x in joined]
 
     def row_wise(self) -> Sequence[tuple[nn.Module, str]]:
         return ()  # layers inside are recorded once, for the whole batch

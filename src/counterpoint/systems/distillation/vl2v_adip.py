@@ -30,7 +30,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -51,12 +50,10 @@ from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import Frozen
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
+from counterpoint.tasks.class_figures import teacher_space
 from counterpoint.tasks.class_teachers import SHAPES_TEACHER, ClassTextConfig, ClassTextLearner, with_foreign_statistics
 from counterpoint.tasks.kept_classes import labelled_rows
 from counterpoint.tasks.labelled import cross_entropy
-from counterpoint.tasks.measures import axes_figure
-
-DRAWN = 300  # test pictures in the picture of the space
 
 # ------------------------------------------------------------------------------------------------------------ equations
 
@@ -331,14 +328,7 @@ class VL2V(ClassTextLearner):
         """Draw test pictures of the student and of the teacher beside the classes' texts, on two principal axes."""
         if self.config.objective != "vl2v":
             return {}
-        shown = np.arange(min(DRAWN, len(survey.split("test"))))
-        rows = {"student": F.normalize(survey.over("test", lambda batch: self.embed(batch["image"]), shown), dim=1)}
-        if self.network is not None:
-            network = self.network
-            rows["teacher"] = F.normalize(survey.over("test", lambda batch: network(batch["image"]), shown), dim=1)
-        rows["texts"] = self.prototypes.cpu()
-        caption = "Test pictures as student and teacher embed them, and the texts of the classes."
-        return {"The teacher's space": axes_figure(rows, caption)}
+        return {"The teacher's space": teacher_space(survey, self.embed, self.network, self.prototypes)}
 
 
 START = "fit:simclr?data=styled-shapes%3Ftrain=4096%26seed=901&encoder=conv-s&recipe=digits-moved&epochs=20&evaluate_every=20"

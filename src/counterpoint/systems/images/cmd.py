@@ -60,6 +60,7 @@ from counterpoint.core.prototypes import DINOHead, moved_center
 from counterpoint.core.region_bags import (
     GLOBAL,
     Pooling,
+    bag_divergence,
     bag_terms,
     bag_weights,
     crop_regions,
@@ -310,16 +311,10 @@ class CMD(SelfDistilledLearner):
     @torch.no_grad()
     def divergences(self, batch: dict[str, Any]) -> Float[Tensor, "n 2"]:
         """Compute KL(beta || softmax(s)) of the student on whole pictures, pooled by mean and by attention."""
-        config = self.config
-        image, region, feature, (count,) = self.network([batch["image"]])
-        log_q = (image / config.student_temperature).log_softmax(1)
-        log_p = (region / config.student_temperature).log_softmax(1).view(len(image), count, -1)
-        found = []
-        for pooling in get_args(Pooling):
-            weight = bag_weights(feature.view(len(image), count, -1), pooling, config.attention_temperature)
-            log_beta = (log_p + weight[..., None].log()).logsumexp(1)
-            found.append(divergence(log_beta.exp(), log_beta, log_q))
-        return torch.stack(found, 1)
+        image, region, feature, _ = self.network([batch["image"]])
+        region, feature = (rows.view(len(image), -1, rows.shape[1]) for rows in (region, feature))
+        temperatures = self.config.student_temperature, self.config.attention_temperature
+        return torch.stack([bag_divergence(image, region, feature, p, *temperatures) for p in get_args(Pooling)], 1)
 
     def measures(self, survey: Survey, split: str) -> dict[str, float]:
         """Measure how far the bag of regions lies from the picture's own distribution, in nats."""

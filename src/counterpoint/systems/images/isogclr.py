@@ -263,8 +263,6 @@ class ISogCLRConfig(PartConfig):
         self.need_weight("eta")
         if self.tau_min is not None and self.tau_min > self.tau_max:
             raise CounterpointError(f"tau_min must be at most tau_max ({self.tau_max}), got {self.tau_min}")
-        if self.rho is not None and not math.isfinite(self.rho):
-            raise CounterpointError(f"rho must be a number, got {self.rho}")
 
 
 class ISogCLR(Part):

@@ -50,6 +50,7 @@ from counterpoint.core.teacher import EMATeacher, cosine_momentum
 from counterpoint.core.transforms import holds
 from counterpoint.core.world import over_group
 from counterpoint.encoders.images import need_size
+from counterpoint.encoders.simple import LearnedWeights
 from counterpoint.encoders.taps import recorded
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError
@@ -77,17 +78,6 @@ class WordGenerator(nn.Module):
 
     def forward(self, words: Float[Tensor, "words dim"]) -> Float[Tensor, "words width"]:
         return unit(self.fc2(F.relu(self.bn(self.fc1(unit(words))))))
-
-
-class LearnedWeights(nn.Module):
-    """An ordinary head, the control of the claim: a learned weight of unit length for each place of the vocabulary."""
-
-    def __init__(self, words: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(words, width))
-
-    def forward(self, words: Float[Tensor, "words dim"]) -> Float[Tensor, "words width"]:
-        return unit(self.weight)
 
 
 def _weights(generator: Any, words: Tensor) -> Tensor:

@@ -41,9 +41,8 @@ from counterpoint.core.distributed import global_mean
 from counterpoint.core.preferences import Scoring, regularized_dpo
 from counterpoint.core.seeds import generator_of
 from counterpoint.core.world import world
-from counterpoint.data.images import Pixels
 from counterpoint.data.shown import captioned, png
-from counterpoint.encoders.chat_models import Prompt
+from counterpoint.encoders.chat_models import Prompt, asking, described
 from counterpoint.encoders.decoding import Answer, Decoder
 from counterpoint.encoders.messages import IMAGE, Message
 from counterpoint.engine.loading import Steps
@@ -72,16 +71,6 @@ INVENTIVE = (
 )
 AT_ONCE = 64  # pictures for which pairs are made together
 SHOWN = 6  # pairs on the page
-
-
-def described(prompt: Prompt, description: str) -> Prompt:
-    """Put a description of the picture before the last question. Marks of pictures stay in front."""
-    role, text = prompt.messages[-1]
-    marks = text.count(IMAGE)
-    question = " ".join(text.replace(IMAGE, " ").split())
-    start = " ".join([IMAGE] * marks)
-    told = f"{start} Image description: {description} {question}".strip()
-    return Prompt((*prompt.messages[:-1], Message(role, told)), prompt.pictures)
 
 
 @dataclass
@@ -328,11 +317,6 @@ class STIC(AdaptedChatLearner):
             cells.append({"png": png(images.images(np.array([row]))[0]), "text": text})
         caption = "Pairs that the model made of unlabelled pictures."
         return found | {"Preferences of its own": captioned(cells, 3, caption)}
-
-
-def asking(question: str, picture: Pixels) -> Prompt:
-    """Return a question about a picture."""
-    return Prompt((Message("user", f"{IMAGE} {question}"),), (picture,))
 
 
 RECIPE = {

@@ -38,11 +38,11 @@ from torch import Tensor, nn
 from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
 from counterpoint.core.distributed import batch_order, gather_rows, global_mean, mean_where, place
 from counterpoint.core.memory import Queue
-from counterpoint.core.noisy_labels import bootstrap_target, judged_labels, judged_tags
+from counterpoint.core.noisy_labels import bootstrap_target, class_scores, judged_labels
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.prototypes import moved_prototypes
-from counterpoint.core.tag_prototypes import TagHeads, capro_tags_step, queue_contrast
+from counterpoint.core.tag_prototypes import TagHeads, capro_tags_step, queue_contrast, tag_losses, tag_scores, tag_sums
 from counterpoint.core.teacher import EMATeacher
 from counterpoint.core.world import over_group
 from counterpoint.encoders.simple import start_layer
@@ -129,7 +129,7 @@ def capro_step(
     label, kept = labels, torch.ones_like(labels, dtype=torch.bool)
     g = None if prototypes is None else z @ prototypes.detach().to(z.dtype).T / temperature
     if clean and g is not None:
-        score = alpha * logits.detach().softmax(1) + (1 - alpha) * g.detach().softmax(1)
+        score = class_scores(logits.detach(), g.detach(), alpha)
         kept, label = judged_labels(score, labels, threshold, trusted.bool() if keep_trusted else None)
 
     # Terms of kept rows, with their corrected labels.
@@ -246,7 +246,7 @@ class CAPro(JudgedLearner):
         config = self.config
         main = config.epochs - config.frozen_epochs
         rest = [self.classifier, self.classifier_low, self.projector, self.reconstructor]
-        last: dict[str, Any] = {"turns": self.fine_turns, "batches": self.kept_batches, "enter": self._clean}
+        last: dict[str, Any] = {"turns": self.fine_turns, "batches": self.kept_batches, "enter": self.judge}
         found = [
             Stage("warm-up", config.warm_epochs),
             Stage("frozen encoder", config.frozen_epochs, trains=lambda: rest),
@@ -261,39 +261,18 @@ class CAPro(JudgedLearner):
         first = self.trust(survey) if self.config.prototypes == "text" else labels >= 0
         keys = survey.over("train", lambda batch: unit(self.projector(self.teacher(batch["image"])))).float()
         if self.several:
-            device = self.prototype_rows.device
-            near = torch.cat([self.classifier_low.project(part.to(device)).detach().cpu() for part in keys.split(1024)])
-            # Absence starts with the images chosen for other classes.
-            chosen = first.any(1, keepdim=True) & (labels == 0)
-            sides = torch.stack([chosen, first & (labels == 1)], 2).to(near.dtype)
-            total = torch.einsum("nkt,nkl->ktl", sides, near)
+            total = tag_sums(self.classifier_low, keys, first, labels)
         else:
             total = torch.zeros(self.prototype_rows.shape).index_add_(0, labels[first], keys[first])
         self.prototype_rows.copy_(unit(total))
 
-    def _clean(self, survey: Survey) -> None:
-        """Judge the labels of all images once, for the last stage."""
-        labels, config, trusted = self.given(survey), self.config, self.trusted.cpu()
-        score = survey.over("train", self._score)
-        if config.objective == "cross-entropy":
-            self.judged.copy_(labels)
-        elif self.several:
-            self.take(survey, judged_tags(score, labels, config.threshold, trusted))
-        else:
-            known = labels >= 0
-            found = torch.full_like(labels, -1)
-            found[known] = judged_labels(score[known], labels[known], config.threshold, trusted[known]).label
-            self.take(survey, found)
-
-    def _score(self, batch: dict[str, Any]) -> Tensor:
+    def score(self, batch: dict[str, Any]) -> Tensor:
         config, feature = self.config, self.encoder(batch["image"])
         z, logits = unit(self.projector(feature)), self.classifier(feature)
         if self.several:
             near = torch.einsum("nkl,ktl->nkt", self.classifier_low.project(z), self.prototype_rows)
-            near = (near / config.temperature).softmax(2)[..., 1]
-            return config.alpha * logits.sigmoid() + (1 - config.alpha) * near
-        near = z @ self.prototype_rows.T / config.temperature
-        return config.alpha * logits.softmax(1) + (1 - config.alpha) * near.softmax(1)
+            return tag_scores(logits, near / config.temperature, config.alpha)
+        return class_scores(logits, z @ self.prototype_rows.T / config.temperature, config.alpha)
 
     # --- a step
 
@@ -338,9 +317,7 @@ class CAPro(JudgedLearner):
     def each_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if not self.several:
             return super().each_loss(logits, labels)
-        present = (labels == 1).to(logits.dtype)
-        each = F.binary_cross_entropy_with_logits(logits, present, pos_weight=self.present_weight, reduction="none")
-        return torch.where(labels >= 0, each, 0).mean(1)
+        return torch.where(labels >= 0, tag_losses(logits, labels, self.present_weight), 0).mean(1)
 
 
 # Settings for a small set of small pictures on a few cores.

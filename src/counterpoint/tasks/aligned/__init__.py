@@ -51,6 +51,7 @@ from counterpoint.tasks.aligned.learner import (
     one_each,
     taken,
     there,
+    whole_items,
 )
 from counterpoint.tasks.aligned.settings import LAPTOP, AlignedConfig
 from counterpoint.tasks.aligned.task import AlignedTask
@@ -74,4 +75,5 @@ __all__ = [
     "one_each",
     "taken",
     "there",
+    "whole_items",
 ]

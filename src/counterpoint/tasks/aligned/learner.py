@@ -193,6 +193,13 @@ def taken(values: Any, rows: Tensor | None) -> Any:
     return tuple(part[rows] for part in values) if isinstance(values, tuple | list) else values[rows]
 
 
+def whole_items(batch: Mapping[str, Any], modalities: Sequence[str]) -> tuple[int, dict[str, Any]]:
+    """Return how many items of a batch have all of these modalities, and their inputs."""
+    both = torch.stack([batch["present"][name] for name in modalities]).all(0)
+    rows = None if bool(both.all()) else both.nonzero().flatten()
+    return int(both.sum()), {name: taken(batch["inputs"][name], rows) for name in modalities}
+
+
 def first_two(modalities: Mapping[str, Any]) -> tuple[str, str]:
     """Return the two modalities of a pairwise method. Raises CounterpointError, which names all, for another number."""
     if len(modalities) != 2:

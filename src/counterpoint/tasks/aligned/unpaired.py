@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from counterpoint.core.distributed import world
 from counterpoint.data.images import Indices
-from counterpoint.data.pairs import AlignedSplit
+from counterpoint.data.pairs import AlignedSplit, rows_with
 from counterpoint.engine.loading import Steps
 from counterpoint.engine.stages import Stage, Turn
 from counterpoint.engine.survey import Survey
@@ -144,6 +144,25 @@ class UnpairedLearner(AlignedLearner):
             modules = [part[name] for part in (self.encoders, self.heads, self.projections) if name in part]
             turns.append(self.turn_of(modules, config, constant=constant, rate=rate))
         return [Turn([o for turn in turns for o in turn.optimizers], [s for turn in turns for s in turn.schedules])]
+
+    def training_rows(
+        self, survey: Survey, modalities: Sequence[str], encode: Callable[[str, Any], Tensor], most: int
+    ) -> tuple[Shaped[Tensor, "n dim"], ...]:
+        """Encode training items that have all of these modalities; return this process's share of the rows of each modality.
+
+        Args:
+            survey: access to the data.
+            modalities: their names.
+            encode: maps a modality's name and inputs, as they are in evaluation, to rows [n, dim].
+            most: maximum number of items, over all processes; they are drawn once, whatever the seed of the run.
+        """
+        items = np.random.RandomState(0).permutation(rows_with(survey.split("train"), *modalities))[:most]
+
+        def every(batch: dict[str, Any]) -> Tensor:
+            return torch.stack([encode(name, batch["inputs"][name]) for name in modalities], 1)
+
+        rank, size = world()
+        return survey.over("train", every, items)[rank::size].to(self.device).unbind(1)
 
     def exported(self) -> dict[str, Tensor]:
         return {key: value for key, value in self.state_dict().items() if not key.startswith("projections.")}

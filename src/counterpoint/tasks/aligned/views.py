@@ -6,15 +6,16 @@ All parameters are drawn for the whole batch. Each process makes the views of it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from counterpoint.core.dropout import dropping_before
+from counterpoint.encoders.simple import build_simple_encoder
 from counterpoint.encoders.text import Tokenizer
 from counterpoint.errors import CounterpointError
 from counterpoint.tasks.aligned.learner import AlignedLearner
@@ -23,6 +24,13 @@ from counterpoint.views.images import Handled, Recipe, ViewPipeline, normalise
 from counterpoint.views.text import augment_text
 
 ImageRecipes = tuple[Recipe, Recipe] | Handled
+# Views of images by name: (weak, strong).
+IMAGE_VIEWS: dict[str, ImageRecipes] = {
+    "paper": (Recipe(scale=(0.5, 1.0), flip=0.0), Recipe(jitter=0.8, grey=0.2, blur=0.5)),  # arXiv 2305.08675
+    # Icons and digits lose their meaning when they are mirrored, made grey or cut to a twelfth.
+    "small": (Recipe(scale=(0.8, 1.0), flip=0.0), Recipe(scale=(0.5, 1.0), flip=0.0, jitter=0.8)),
+    "handled": Handled(),
+}
 Text = tuple[Int[Tensor, "n tokens"], Bool[Tensor, "n tokens"]]
 
 
@@ -105,6 +113,8 @@ class MultiViewConfig(AlignedConfig):
     """Augment texts: weak views drop stop words, strong views change more."""
     text_dropout: float = 0.0
     """Dropout before each layer of text-s, for strong texts only."""
+    towers: Literal["named", "simple"] = "named"
+    """The named encoders, or the claim's: pixels and bags of tokens through one hidden layer each."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,6 +140,10 @@ class MultiViewLearner(AlignedLearner):
         self.texts = [name for name, kind in self.kinds.items() if kind == "text"]
         if config.text_dropout and not all(hasattr(self.encoders[name], "blocks") for name in self.texts):
             raise CounterpointError("text_dropout works in text-s only: --text-dropout 0")
+
+    def build_encoder(self, spec: Mapping[str, Any], tokenizer: str | None) -> nn.Module:
+        simple = build_simple_encoder(spec, tokenizer) if self.config.towers == "simple" else None
+        return super().build_encoder(spec, tokenizer) if simple is None else simple
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         total, mine = self.share(len(batch["index"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,6 +52,13 @@ class SampleParameters:
     def take(self, rows: slice | Tensor) -> SampleParameters:
         """Select the parameters of some pictures."""
         return SampleParameters(self.factors[rows], self.blurs, None if self.noise is None else self.noise[rows])
+
+
+def need_rising(low: float, **ranges: tuple[float, float]) -> None:
+    """Raise CounterpointError for the first of these ranges that is not two rising, finite numbers of at least `low`."""
+    for name, (least, most) in ranges.items():
+        if not low <= least <= most < math.inf:
+            raise CounterpointError(f"{name} must be two rising numbers of at least {low:g}, got {(least, most)}")
 
 
 @dataclass(frozen=True)
