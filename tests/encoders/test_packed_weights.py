@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 
 def layers():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(160, 240), nn.Linear(240, 200, bias=False), nn.Linear(200, 8))  # the last is small
+    return nn.Sequential(nn.Linear(160, 840), nn.Linear(840, 200, bias=False), nn.Linear(200, 8))  # the last is small
 
 
 @pytest.mark.parametrize("rows", [2, 3, 4, 7, MOST_ROWS, MOST_ROWS + 1])
@@ -49,7 +49,7 @@ def test_nothing_is_packed_where_it_would_not_help(rows, steps, dtype):
 
 
 def test_weights_that_would_take_too_much_memory_are_not_packed(monkeypatch):
-    monkeypatch.setattr("counterpoint.encoders.packed_weights.MOST", 160 * 240 + 240 * 200 - 1)
+    monkeypatch.setattr("counterpoint.encoders.packed_weights.MOST", 160 * 840 + 840 * 200 - 1)
     with packed_weights([layers()], 2, LEAST_STEPS) as count:
         assert count == 0
 

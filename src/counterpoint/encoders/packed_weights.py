@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
+# Operations of oneDNN that torch's compiler uses. torch has no public name for them.
+OPERATIONS = ("_reorder_linear_weight", "_linear_pointwise")
 LEAST_ROWS, MOST_ROWS = 2, 16  # rows of a batch for which weights are packed
 WHOLE = 4  # a product of fewer rows takes longer
 LEAST_STEPS = 24  # steps that repay packing
-LEAST = 2**15  # entries of a weight that is packed
+LEAST = 2**17  # entries of a weight that is packed; products with smaller ones are quick
 MOST = 2**29  # entries of all such weights, 2 GiB
 
 
@@ -35,8 +37,9 @@ def packed_weights(modules: Iterable[nn.Module], rows: int, steps: int) -> Itera
         steps: number of products with each weight.
     """
     layers: list[Any] = [layer for module in modules for layer in module.modules() if _able(layer)]
-    unable = not LEAST_ROWS <= rows <= MOST_ROWS or steps < LEAST_STEPS or not torch.backends.mkldnn.is_available()
-    if unable or sum(layer.weight.numel() for layer in layers) > MOST:
+    known = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in OPERATIONS)
+    few = LEAST_ROWS <= rows <= MOST_ROWS and steps >= LEAST_STEPS
+    if not known or not few or sum(layer.weight.numel() for layer in layers) > MOST:
         layers = []
     try:
         for layer in layers:
