@@ -194,7 +194,7 @@ class Experiment:
             source: The data, where they are loaded already. Default: load them.
             parent: A finished run to start from: its weights and its facts.
             say: Receives notes about the data, a line each.
-            services: Further arguments of `engine.fit.fit`: loop, callbacks, bar, console.
+            services: Further arguments of `engine.fit.fit`: loop, callbacks, bar, title, console.
 
         Raises CounterpointError for data that do not fit the settings, Interrupted after Ctrl-C.
         """
@@ -241,9 +241,9 @@ class Experiment:
             task,
             evaluate_every=getattr(self.config, "evaluate_every", 1),
             run=directory,
-            title=self.system.slug if directory is None else directory.path.name,
             say=None if say is silent else say,
-            **({"bar": False} if directory is None else {}) | services,
+            **({"bar": False, "title": self.system.slug} if directory is None else {"title": directory.path.name})
+            | services,
         )
 
     def _over_stream(self, learner: Learner, task: Any, facts: Mapping[str, Any]) -> Learner:
@@ -338,7 +338,8 @@ def fitted(spec: str) -> Learner:
     with cached.locked(place):
         run = Run.open(place) if (place / "config.yaml").is_file() else None
         if run is None or not run.complete:
-            experiment.run(seed, run=run or Run.create(place.parent, record, place.name))
+            of_cache = f"{experiment.system.slug} (once)"
+            experiment.run(seed, run=run or Run.create(place.parent, record, place.name), title=of_cache)
     return load_learner(place)
 
 

@@ -113,7 +113,9 @@ def train(
 def _typed(value: Any) -> str:
     """Return a setting as it is typed on the command line."""
     if isinstance(value, tuple | list):
-        return " ".join(map(str, value)) or '""'
+        return " ".join(map(_typed, value)) or '""'
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return '""' if value == "" else str(value)
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shlex
+import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -518,6 +519,14 @@ def test_a_cloud_alone_has_no_legend_whose_mark_looks_like_a_point(monkeypatch: 
     figures.scatter({"lr": cloud}, axes=("lr", "accuracy"))
     figures.scatter({"a": cloud, "b": cloud}, axes=("lr", "accuracy"))
     assert asked == [2]
+
+
+def test_more_clouds_than_a_legend_holds_have_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "_legend", lambda *_: pytest.fail("a legend"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = figures.scatter({f"class {n}": np.array([[n, 0.5]]) for n in range(2000)}, axes=("size", "temperature"))
+    assert "size and temperature: 2000 of 2000 groups around" in drawn
 
 
 def test_an_empty_setting_has_a_dash_and_not_an_empty_cell() -> None:

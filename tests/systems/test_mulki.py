@@ -476,7 +476,9 @@ def test_a_phase_of_one_class_and_names_that_the_network_cannot_tell_apart_are_n
     learner, task = built()
     labels = task.data.train.labels
     monkeypatch.setattr(task.data.train, "labels", np.where(labels // 10 == 1, 10, labels))
-    with pytest.raises(DataError, match="inverted has training pictures of 1 class"):
+    with pytest.raises(
+        DataError, match="inverted has training pictures of 1 class, and nothing to tell it from; use fewer phases"
+    ):
         learner.begin(Survey(task, learner))
     monkeypatch.setattr(type(learner.encoder), "class_rows", lambda *_: torch.ones(30, 8))
     with pytest.raises(CounterpointError, match="the same embedding of their texts"):

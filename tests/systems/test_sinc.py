@@ -365,6 +365,10 @@ def test_fewer_demonstrations_keep_the_first_of_each_class():
     assert (some["demo_labels"][:, 0] != some["demo_labels"][:, 1]).all()
     assert fewer(whole, 0, 2)["demos"].shape == (12, 0, 2, 6)
     assert torch.equal(fewer(whole, 4, 2)["demos"], whole["demos"])
+    none = task.evaluation_batch("test", range(12, len(task.data.test)))["prompts"][
+        "episode"
+    ]  # items of known classes alone
+    assert len(fewer(none, 2, 2)["demos"]) == 0
 
 
 def test_a_perfect_answer_counts_and_a_guess_is_named():

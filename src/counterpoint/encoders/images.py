@@ -194,7 +194,7 @@ def fetched(build: Callable[[], Any], what: str) -> Any:
         said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         advice = (
             ". A model that is not on this machine is downloaded. If there is no network, name a folder with the model, or "
-            "leave out the published weights (--pretrained)"
+            "build it without published weights (--no-pretrained)"
             if isinstance(error, OSError)  # errors of the network included
             else ""
         )

@@ -220,6 +220,9 @@ def margins(comparison: Mapping[str, Any]) -> list[float]:
     return {"non-inferiority": [-margin], "equivalence": [-margin, margin]}.get(comparison.get("test", ""), [margin])
 
 
+MOST_CLOUDS = 20  # so many names fit into a legend beside a scatter
+
+
 def look(number: int) -> tuple[str, str]:
     """Return the colour and the mark of a cloud of points. The first 42 combinations all differ."""
     marks = "osD^vPX"  # one more than the number of colours
@@ -227,7 +230,7 @@ def look(number: int) -> tuple[str, str]:
 
 
 def scatter(points: Mapping[str, NDArray[np.floating]], *, axes: tuple[str, str]) -> Markup:
-    """Draw clouds of points in one frame, each with its own colour and mark.
+    """Draw clouds of points in one frame, each with its own colour and mark. More than 20 have one look, and no legend.
 
     Args:
         points: Maps names to points [N, 2].
@@ -235,6 +238,8 @@ def scatter(points: Mapping[str, NDArray[np.floating]], *, axes: tuple[str, str]
     """
     import matplotlib as mpl
 
+    if len(points) > MOST_CLOUDS:
+        points = {f"{len(points)} groups": np.concatenate([np.asarray(values) for values in points.values()])}
     with mpl.rc_context(_STYLE):
         figure, frame = _axes(6.0, 4.2)
         for number, (name, values) in enumerate(points.items()):

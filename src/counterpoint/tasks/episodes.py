@@ -221,10 +221,12 @@ def prompts(
 def fewer(prompt: Mapping[str, Tensor], count: int, ways: int) -> dict[str, Tensor]:
     """Return episodes with the first count / ways demonstrations of each class alone."""
     labels = prompt["demo_labels"]
+    if not len(labels) or not count:  # without queries, `demos` may be narrower than the labels
+        return {**prompt, **{name: prompt[name][:, :0] for name in ("demos", "demo_slots", "demo_labels")}}
     rank = (labels[:, :, None] == labels[:, None]).tril().sum(2)  # of a demonstration among those of its label
     kept = rank <= count // ways
     each = {name: prompt[name][kept].unflatten(0, (len(labels), -1)) for name in ("demos", "demo_slots", "demo_labels")}
-    return {**prompt, **each} if len(labels) and count else {**prompt, **{k: prompt[k][:, :0] for k in each}}
+    return {**prompt, **each}
 
 
 def by_demonstrations(learner: Learner, survey: Survey) -> dict[str, Any]:

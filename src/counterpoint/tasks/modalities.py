@@ -41,7 +41,8 @@ class ModalityLearner(DenseLearner):
             )
         if len(data.regions) != 2:
             raise CounterpointError(
-                f"this system segments one class from the background; the masks have {', '.join(data.regions)}"
+                f"this system segments one class from the background; the masks have {', '.join(data.regions)}; write "
+                "one class as 1, everything else as 0"
             )
         super().__init__(config, data, seed)
 

@@ -107,15 +107,16 @@ class PairEncoder(ImageEncoder):
 
     Args:
         facts: what `network_facts` returned.
+        name: what messages call it.
     """
 
-    def __init__(self, facts: Mapping[str, Any]) -> None:
+    def __init__(self, facts: Mapping[str, Any], name: str) -> None:
         super().__init__()
         if "name" in facts:
             self.network = copy.deepcopy(build_dual_encoder(str(facts["name"])))
         else:
             room = importlib.import_module("counterpoint.experiment")
-            self.network = AlignedDual(room.untrained(facts["record"], facts["facts"]), "of the run")
+            self.network = AlignedDual(room.untrained(facts["record"], facts["facts"]), name)
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name.rpartition(".")[2] not in FIXED)
         self.dim = self.network.dim
@@ -153,7 +154,7 @@ class TaskStreamLearner(Phased, ImageLearner):
         self.register_buffer("history", torch.full((2, self.phases, self.phases, 2), -1.0))
 
     def build_encoder(self, data: Any) -> ImageEncoder:
-        return PairEncoder(data.network)
+        return PairEncoder(data.network, self.config.teacher)
 
     def take_start(self) -> None:
         network = open_network(self.config.teacher)
@@ -173,8 +174,7 @@ class TaskStreamLearner(Phased, ImageLearner):
         if few and not self.config.joint:
             raise DataError(
                 f"{self.names[few[0]]} has training pictures of {counted(int(self.members[few[0]].sum()), 'class')}, and nothing "
-                "to tell "
-                "it from; use fewer --phases"
+                "to tell it from; use fewer phases"
             )
 
     @property

@@ -117,7 +117,9 @@ def choose_run(root: Path) -> tuple[Run, list[tuple[Path, str]]]:
             return run, skipped
         skipped.append((path, reason))
     others = (
-        f" ({counted(len(skipped), 'other run')} cannot detect; {skipped[0][0]} {skipped[0][1]})" if skipped else ""
+        f" ({counted(len(skipped), 'other run')} cannot detect: {skipped[0][0]} {skipped[0][1].partition(';')[0]})"
+        if skipped
+        else ""
     )
     raise RunError(f"no trained run of macil-sd under {root}/{others}; train one: counterpoint train macil-sd")
 
