@@ -38,11 +38,15 @@ K, QUERIES, ENOUGH, ROUNDS = 10, 1000, 0.95, 5
 WIDER = (1, 2, 5, 10, 20)  # candidates, in multiples of K
 FACTORY = {  # name -> how FAISS names it, and the settings that trade recall for speed
     "ivf-sq8": "IVF{lists},SQ8",
+    "ivf-hnsw-sq8": "IVF{lists}_HNSW32,SQ8",
     "ivf-pq-fastscan": "IVF{lists},PQ256x4fs",
     "opq-ivf-pq-fastscan": "OPQ128_512,IVF{lists},PQ128x4fs",
     "ivf-pq64": "IVF{lists},PQ64",
     "ivf-rabitq": "IVF{lists},RaBitQ",
     "ivf-rabitq-fastscan": "IVF{lists},RaBitQfs",
+    "ivf-rabitq2-fastscan": "IVF{lists},RaBitQfs2",
+    "ivf-hnsw-rabitq-fastscan": "IVF{lists}_HNSW32,RaBitQfs",
+    "ivf-hnsw-rabitq2-fastscan": "IVF{lists}_HNSW32,RaBitQfs2",
 }
 GRAPHS = {"hnsw-flat": None, "hnsw-sq8": "QT_8bit", "hnsw-fp16": "QT_fp16", "hnsw-bf16": "QT_bf16"}
 USEARCH = {"usearch-f32": "f32", "usearch-bf16": "bf16", "usearch-f16": "f16", "usearch-i8": "i8"}
@@ -133,8 +137,12 @@ def inverted(x: np.ndarray, name: str) -> Built:
     inner.cp.niter = 10
     build, size = in_faiss(index, x)
 
+    centres = faiss.downcast_index(inner.quantizer)
+
     def search(setting: dict[str, int]) -> Search:
         inner.nprobe = setting["probes"]
+        if hasattr(centres, "hnsw"):
+            centres.hnsw.efSearch = 2 * setting["probes"]
         return lambda q, count: index.search(q, count)[1]
 
     probes = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)

@@ -213,8 +213,8 @@ def need_short(name: str, texts: Sequence[str], lengths: Sequence[int], context:
         beside = f" beside the {room} of the context" if room else ""
         raise CounterpointError(
             f"{name} reads {context - room} tokens{beside}, and {counted(len(long), 'text is', 'texts are')} longer, such as "
-            f"'{long[0][:80]}'; shorten the names of the classes, their descriptions or the template. A run of longer texts "
-            "needs a larger --context"
+            f"'{long[0][:80]}'; shorten names of classes, descriptions or the template. A network of longer texts helps, too (for "
+            "a run: --context)"
         )
 
 
