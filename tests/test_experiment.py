@@ -12,7 +12,7 @@ from counterpoint import catalog, cli, training
 from counterpoint.data.optical import load_digits
 from counterpoint.engine.optim import OptimConfig, optimisers
 from counterpoint.engine.run import Run
-from counterpoint.errors import CounterpointError, RunError
+from counterpoint.errors import CounterpointError, Interrupted, RunError
 from counterpoint.experiment import Experiment, fitted, load_learner
 from counterpoint.systems.settings import flat, with_settings
 
@@ -154,6 +154,17 @@ def test_optimisers_of_torch_are_those_that_timm_makes(name, theirs):
 def test_a_small_learner_is_not_fitted_by_several_processes(monkeypatch):
     monkeypatch.setattr("counterpoint.experiment.processes", lambda: (0, 2))
     with pytest.raises(CounterpointError, match=r"fit:simclr.* is trained in one process"):
+        fitted("simclr?data=digits&epochs=1&seed=7777")
+
+
+def test_a_small_learner_that_is_interrupted_is_continued_by_the_same_command(monkeypatch, tmp_path):
+    def stopped(self, seed, **services):
+        assert services["title"] == "simclr (once)"
+        raise Interrupted("Continue it: counterpoint train --resume a folder of the cache")
+
+    monkeypatch.setenv("COUNTERPOINT_CACHE", str(tmp_path))
+    monkeypatch.setattr(Experiment, "run", stopped)
+    with pytest.raises(Interrupted, match=r"^interrupted; the same command or call continues$"):
         fitted("simclr?data=digits&epochs=1&seed=7777")
 
 

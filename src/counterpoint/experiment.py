@@ -31,7 +31,7 @@ from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run, versions
 from counterpoint.engine.state import recorded
-from counterpoint.errors import CounterpointError, RunError, check_seed
+from counterpoint.errors import CounterpointError, Interrupted, RunError, check_seed
 from counterpoint.systems.base import System
 from counterpoint.systems.settings import flat, stored, with_settings
 from counterpoint.words import counted
@@ -338,8 +338,11 @@ def fitted(spec: str) -> Learner:
     with cached.locked(place):
         run = Run.open(place) if (place / "config.yaml").is_file() else None
         if run is None or not run.complete:
-            of_cache = f"{experiment.system.slug} (once)"
-            experiment.run(seed, run=run or Run.create(place.parent, record, place.name), title=of_cache)
+            title = f"{experiment.system.slug} (once)"
+            try:
+                experiment.run(seed, run=run or Run.create(place.parent, record, place.name), title=title)
+            except Interrupted as error:
+                raise Interrupted("interrupted; the same command or call continues") from error
     return load_learner(place)
 
 

@@ -223,9 +223,10 @@ def _connected(cluster: Cluster, jobs: int | None) -> Iterator[Any]:
                         f"the Ray cluster at {cluster.address} asks for its token; set RAY_AUTH_MODE=token, and give the token of "
                         "the head's ~/.ray/auth_token in RAY_AUTH_TOKEN where this machine has another home"
                     ) from error
+                said = str(error).splitlines()[0][:120].partition(". ")[0]
                 raise CounterpointError(
-                    f"no Ray cluster answers at {cluster.address} ({str(error).splitlines()[0][:120]}); start one with ray start "
-                    "--head, or leave --address out"
+                    f"no Ray cluster answers at {cluster.address} ({said}); start one with ray start --head, or leave --address "
+                    "out"
                 ) from error
         else:
             _start(ray, cluster, jobs or os.cpu_count() or 1, options)
