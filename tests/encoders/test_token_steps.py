@@ -9,6 +9,7 @@ import torch
 from counterpoint.encoders.chat_models import ChatModel, Prompt
 from counterpoint.encoders.chat_tokenizers import chat_tokenizer
 from counterpoint.encoders.messages import IMAGE, Message
+from counterpoint.tasks.adapted_chats import with_adapter
 
 KINDS = ["llama-32-2-2", "qwen2-32-2-2", "gpt2-32-2-2", "llava-32-2-2"]
 WORDS = ["is there a brick ?", "describe the picture with all of its things ."]
@@ -129,3 +130,13 @@ def test_prompts_without_pictures_are_read_apart_with_the_same_numbers():
     assert second < first
     for one, other in zip(logits["together"], logits["apart"], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_with_an_adapter_takes_the_loop(monkeypatch):
+    model, calls = with_adapter(model_of("llama-32-2-2"), 2, "extra"), []
+    model.network.register_forward_pre_hook(lambda *_: calls.append(None))
+    found = model.generate(asked(*WORDS), 12)
+    assert len(calls) == 1
+    by_transformers(monkeypatch)
+    assert found == model.generate(asked(*WORDS), 12)
+    assert len(calls) == 13

@@ -223,7 +223,7 @@ class ChatModel(nn.Module):
         if disturb is not None:
             media = disturb(media)
         stop = self.tokenizer.fast.eos_token_id
-        cache = growing_cache(self.model)
+        cache = growing_cache(self.network)
         loop = loop_of(self.network, apart) if cache and not more else None
         found = self.model.generate(
             input_ids=ids,
