@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from counterpoint.errors import CounterpointError, Interrupted, RunError, check_
 from counterpoint.experiment import Experiment, Say, finished, load_learner
 from counterpoint.files import quoted
 from counterpoint.systems.settings import stored, with_settings
+from counterpoint.waiting import patient_track
 
 if TYPE_CHECKING:
     from counterpoint.engine.replay import Replay
@@ -234,15 +236,9 @@ def evaluate(path: Run | Path | str, *, data: str | None = None, say: Say = prin
         say(f"note: {note}")
     task = experiment.measured(source)
     task.check_facts(run.facts())
-    from functools import partial
-
-    from rich.console import Console
-    from rich.progress import track
-
     from counterpoint.engine.evaluation import measure
 
-    shown = partial(track, description="evaluating", console=Console(stderr=True), transient=True)
-    figures, evaluator, _ = measure(learner, task, "test", final=True, track=shown)
+    figures, evaluator, _ = measure(learner, task, "test", final=True, track=partial(patient_track, what="evaluating"))
     found = Measured(figures)
     found.chance = dict(evaluator.chance()) if hasattr(evaluator, "chance") else {}
     return found

@@ -42,6 +42,7 @@ from counterpoint.data.worlds.sprites.scenes import (
 )
 from counterpoint.data.worlds.sprites.sounds import render_audio
 from counterpoint.data.worlds.workers import in_processes
+from counterpoint.waiting import patient_track
 
 SPLITS = ("train", "test", "valid")  # a clip's scene depends on the position of its split here
 
@@ -78,11 +79,9 @@ def export(
     """
     import csv
 
-    from rich.progress import track
-
     directory = Path(directory)
     paths, rows = [], []
-    for index in track(range(count), "writing clips", transient=True, disable=count < 4):
+    for index in patient_track(range(count), "writing clips"):
         clip = script(split, index, seed)
         path = directory / split / ("violent" if clip.label else "normal") / f"{clip.name}.mp4"
         write_clip(clip, path, size=size)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from counterpoint.data import cached
 from counterpoint.data.sounds import resampled
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.waiting import patient_track
 from counterpoint.words import counted
 
 ESPEAK_RATE = 22050
@@ -96,10 +97,6 @@ def trimmed(wave: NDArray[np.int16], rate: int) -> NDArray[np.int16]:
 
 def speak(said: Sequence[Job]) -> Iterator[NDArray[np.int16]]:
     """Yield the sound of each job, int16 at ESPEAK_RATE, from a separate process. DataError names the text that fails."""
-    from rich.console import Console
-    from rich.progress import track
-
-    quiet = len(said) < 500 or os.environ.get("RANK", "0") != "0"
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             # -P: import nothing from the user's current folder.
@@ -112,9 +109,7 @@ def speak(said: Sequence[Job]) -> Iterator[NDArray[np.int16]]:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            for voice, speed, pitch, text in track(
-                said, "speaking", console=Console(stderr=True), transient=True, disable=quiet
-            ):
+            for voice, speed, pitch, text in patient_track(said, "speaking"):
                 head = b""
                 with contextlib.suppress(OSError):  # the process has ended; its standard error holds the reason
                     process.stdin.write((json.dumps([voice, speed, pitch, text]) + "\n").encode())

@@ -30,6 +30,7 @@ from counterpoint.data.own.reader import Reader
 from counterpoint.data.own.roles import Role, Roles
 from counterpoint.data.own.sources import Wanted
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.waiting import patient_track
 
 VERSION = 1
 STEPS, BATCH, SAMPLING = 4000, 64, 50
@@ -188,17 +189,14 @@ def diffusion(
             "generated images"
         ) from error
     import torch
-    from rich.console import Console
-    from rich.progress import track
 
     side = real.shape[1]
     if side % 4:
         raise DataError(f"diffusion needs images whose side is a multiple of 4 pixels, got {side}; set another size")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    console = Console(stderr=True)
 
     def told(many: int, what: str) -> Any:
-        return track(range(many), what, console=console, transient=True) if bar else range(many)
+        return patient_track(range(many), what) if bar else range(many)
 
     before = torch.random.get_rng_state()
     try:

@@ -45,6 +45,7 @@ from counterpoint.data.images import ArrayImages, ImageData, Indices, checked_si
 from counterpoint.data.pairs import AlignedColumns, AlignedData, Modality
 from counterpoint.data.valid import SHARE, checked_share
 from counterpoint.errors import CounterpointError, DataError, unknown
+from counterpoint.waiting import patient_track
 from counterpoint.words import counted
 
 VERSION = 2  # of the drawing: increase it with every change, or stale caches are read
@@ -347,8 +348,6 @@ def _drawn(font: _Font, size: int) -> tuple[list[str], NDArray[np.uint8]]:
 
 def _draw(file: Path, charmap: Path, size: int) -> tuple[list[str], NDArray[np.uint8]]:
     """Draw every distinct icon of a font, named by the first of its names; leave out icons without ink."""
-    from rich.console import Console
-    from rich.progress import track
 
     try:
         codes = {str(name): int(str(code), 16) for name, code in json.loads(charmap.read_text("utf-8")).items()}
@@ -366,8 +365,7 @@ def _draw(file: Path, charmap: Path, size: int) -> tuple[list[str], NDArray[np.u
         raise DataError(f"{file}: not a readable font ({error}); reinstall qtawesome") from error
     names, pictures = [], []
     what = f"drawing {file.stem}"
-    quick = len(first) < 1000
-    for code, name in track(first.items(), what, console=Console(stderr=True), transient=True, disable=quick):
+    for code, name in patient_track(first.items(), what):
         ink = _ink(large, chr(code), size)
         if ink is None or (missing is not None and ink.tobytes() == missing.tobytes()):
             continue

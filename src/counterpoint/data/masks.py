@@ -46,11 +46,11 @@ from counterpoint.data.pairs import AlignedData
 from counterpoint.data.valid import by_content
 from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.files import walk
+from counterpoint.waiting import patient_track
 from counterpoint.words import counted
 
 IMAGES = ("images", "image", "img", "imgs", "jpegimages", "leftimg8bit", "rgb")
 MASKS = ("masks", "mask", "labels", "label", "annotations", "segmentationclass", "gt", "gtfine")
-MANY = 500  # number of pictures from which on a progress bar is shown
 
 
 @dataclass
@@ -201,7 +201,6 @@ class _Reader:
     def __init__(
         self, place: str, modalities: tuple[str, ...], items: list[Item], size: int, ignore: int, accounts: Accounts
     ) -> None:
-        from rich.progress import track
 
         self.place, self.modalities, self.size, self.ignore, self.accounts = place, modalities, size, ignore, accounts
         keep = len(items) * size**2 * (3 * len(modalities) + 2) <= KEEP
@@ -211,8 +210,7 @@ class _Reader:
         self.turned = 0  # masks of pictures that are turned by metadata but keep their size
         self.seen: set[int] = set()
         black = np.zeros((size, size, 3), np.uint8)
-        shown = track(items, description="reading masks", transient=True) if len(items) >= MANY else items
-        for item in shown:
+        for item in patient_track(items, "reading masks"):
             good = True
             pictures: dict[str, Pixels] = {}
             for name, path in item.pictures.items():

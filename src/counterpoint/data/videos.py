@@ -32,6 +32,7 @@ from counterpoint.data.bags import Bag, BagData, LazyItems, TestVideo
 from counterpoint.data.valid import SHARE, carve, checked_share
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.files import cache_folder, replacing, walk
+from counterpoint.waiting import patient_track
 from counterpoint.words import counted
 
 VERSION = 2  # of the feature extraction; increase it with every change, or stale caches are read
@@ -308,9 +309,6 @@ def extract(
     left_out: list[tuple[Path, str]],
 ) -> dict[Path, Path]:
     """Return video file -> file of its features, for all readable videos; add the others to `left_out`."""
-    from rich.console import Console
-    from rich.progress import track
-
     kept = {}
     # Under torchrun one process extracts, and the others find its files.
     with cached.locked(cache_folder() / "videos"):
@@ -323,8 +321,7 @@ def extract(
                 continue
             if not _whole(kept[path]):
                 todo.append(path)
-        console = Console(stderr=True)
-        for path in track(todo, "watching videos", console=console, transient=True, disable=not todo):
+        for path in patient_track(todo, "watching videos"):
             try:
                 visual, audio, said = _watch(path, eye, ear, snippet_seconds)
                 found = {"visual": visual, "audio": audio}

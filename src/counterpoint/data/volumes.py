@@ -26,6 +26,7 @@ from counterpoint.data.own.item_splits import item_splits
 from counterpoint.data.own.places import SPLITS, is_folder
 from counterpoint.errors import CounterpointError, DataError, needs_extra
 from counterpoint.files import walk
+from counterpoint.waiting import patient_track
 from counterpoint.words import counted
 
 IMAGES = ("images", "image", "imagestr", "volumes")
@@ -89,7 +90,6 @@ class _Volumes:
 
 def _read(root: Path, size: int, axis: int, images: str, masks: str, accounts: Accounts) -> _Volumes:
     """Find the pairs of files by their names, and read them."""
-    from rich.progress import track
 
     files: dict[tuple[str, str], dict[str, Path]] = defaultdict(dict)
     listed = walk(root)
@@ -115,7 +115,7 @@ def _read(root: Path, size: int, axis: int, images: str, masks: str, accounts: A
         else:
             files[key][kind] = path
     found = _Volumes()
-    for (split, _), pair in track(sorted(files.items()), "reading volumes", transient=True):
+    for (split, _), pair in patient_track(sorted(files.items()), "reading volumes"):
         if "image" not in pair:
             accounts.leave(Line(str(pair["mask"]), None, "a mask without an image", unit="files"))
             continue

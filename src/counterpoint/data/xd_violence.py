@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from counterpoint.data.bags import Bag, BagData, LazyItems, TestVideo
 from counterpoint.data.valid import SHARE, carve, checked_share
 from counterpoint.errors import DataError
+from counterpoint.waiting import patient_track
 from counterpoint.words import counted
 
 VISUAL, AUDIO, CROPS, FRAMES = 1024, 128, 5, 16
@@ -244,12 +245,8 @@ def _some(items: Sequence[str], between: str = "; ") -> str:
 
 def _read_headers(videos: list[_Video]) -> None:
     """Fill in the lengths from the files' headers; DataError lists every file that cannot be used."""
-    from rich.console import Console
-    from rich.progress import track
-
     problems: list[str] = []
-    slow = len(videos) > 500
-    for video in track(videos, "checking features", console=Console(stderr=True), transient=True, disable=not slow):
+    for video in patient_track(videos, "checking features"):
         lengths = []
         for path, width in [*((crop, VISUAL) for crop in video.crops), (video.audio, AUDIO)]:
             try:

@@ -28,10 +28,10 @@ from counterpoint.data.frames import OTHER, PADDING, Clip, ClipData
 from counterpoint.data.images import KEEP, Indices, Pixels, checked_size
 from counterpoint.data.own.item_splits import item_splits
 from counterpoint.errors import CounterpointError, DataError, needs_extra
+from counterpoint.waiting import patient_track
 from counterpoint.words import counted
 
 MARGIN = 0.1  # by which a box is enlarged
-MANY = 200  # number of videos from which on a progress bar is shown
 TRIES = 20  # random boxes that are drawn for one of the ground
 MEETS = 0.1  # share of a box of the ground that an instance may cover
 
@@ -175,15 +175,11 @@ class _Reader:
     """Cut the crops of videos; keep them in memory where all fit."""
 
     def __init__(self, videos: list[_Video], size: int, others: int, seed: int, accounts: Accounts) -> None:
-        from rich.progress import track
-
         self.videos, self.size, self.others, self.seed = videos, size, others, seed
         count = sum(len(boxes) + others for video in videos for boxes in video.boxes)
         self.kept: list[Clip] | None = None
         clips = []
-        for number in (
-            track(range(len(videos)), "reading frames", transient=True) if len(videos) >= MANY else range(len(videos))
-        ):
+        for number in patient_track(range(len(videos)), "reading frames"):
             clip = self.read(number, accounts)
             if 3 * count * size**2 <= KEEP:
                 clips.append(clip)

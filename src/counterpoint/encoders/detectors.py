@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from counterpoint.encoders.images import fetched
 from counterpoint.errors import CounterpointError, unknown
+from counterpoint.waiting import patient_track
 
 FORM = "torchvision:NAME or torchvision:NAME/FILE"
 EDGE = 1e-4  # objectness stays this far from 0 and 1, so that logits are finite
@@ -118,11 +119,9 @@ def propose(network: nn.Module, pictures: Sequence[NDArray[np.uint8]], count: in
         pictures: uint8 [h, w, 3] of any sizes.
         count: maximum number, at least 1.
     """
-    from rich.progress import track
-
     device = next(network.parameters()).device
     found = []
-    for pixels in track(pictures, "proposing boxes", transient=True):
+    for pixels in patient_track(pictures, "proposing boxes"):
         image = torch.from_numpy(np.array(pixels)).to(device).permute(2, 0, 1).float() / 255
         two_stages = hasattr(network, "rpn")
         boxes, probability = (_first_stage if two_stages else _detections)(network, image, count)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ from counterpoint.engine.survey import moved
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.search.transform import Transform
+from counterpoint.waiting import patient_track
 
 BATCH = 256  # items encoded at a time
 TASKS = (
@@ -207,34 +207,6 @@ class Encoder:
     def listed(self) -> str:
         """Return the modalities with their kinds as text, for messages."""
         return ", ".join(f"{name} ({kind})" for name, kind in self.kinds.items())
-
-
-def patient_track(steps: Iterable[int], what: str, patience: float = 2.0) -> Iterator[int]:
-    """Iterate over steps. Show a bar on standard error when they take longer than `patience` seconds.
-
-    Args:
-        steps: A sequence of known length.
-        what: The text beside the bar.
-        patience: Time before the bar appears, in seconds, >= 0.
-    """
-    from rich.console import Console
-    from rich.progress import Progress
-
-    whole = list(steps)
-    started = time.monotonic()
-    shown: tuple[Progress, Any] | None = None
-    try:
-        for done, step in enumerate(whole):
-            if shown is None and time.monotonic() - started >= patience:
-                bar = Progress(console=Console(stderr=True), transient=True)
-                bar.start()
-                shown = bar, bar.add_task(what, total=len(whole))
-            if shown is not None:
-                shown[0].update(shown[1], completed=done)
-            yield step
-    finally:
-        if shown is not None:
-            shown[0].stop()
 
 
 def encode(

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from counterpoint.errors import CounterpointError
 from counterpoint.files import replacing
-from counterpoint.search.encoder import BATCH, Encoder, patient_track
+from counterpoint.search.encoder import BATCH, Encoder
 from counterpoint.search.items import Items
 from counterpoint.search.stored import RESERVED, WORDED, arrow, file_column, text_column
+from counterpoint.waiting import patient_track
 
 GROUP = 4096  # rows that are held before they are written: a row group of the file
 

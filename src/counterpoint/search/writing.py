@@ -269,6 +269,8 @@ def _bar(rows: int) -> Iterator[Callable[[int], None]]:
     )
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("items"), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("embedding"), *columns, console=Console(stderr=True), transient=True) as shown:
+    console = Console(stderr=True)
+    quiet = not console.is_terminal  # rich would write an empty line
+    with Progress(TextColumn("embedding"), *columns, console=console, transient=True, disable=quiet) as shown:
         bar = shown.add_task("", total=rows)
         yield lambda count: shown.advance(bar, count)

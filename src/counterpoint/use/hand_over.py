@@ -12,6 +12,7 @@ from counterpoint.tasks.moments import Detection
 from counterpoint.use.contact_sheets import write_contact_sheet
 from counterpoint.use.cut_lists import load_otio, write_edl, write_otio, write_tables, write_vtt
 from counterpoint.use.detections import Kept
+from counterpoint.waiting import patient_track
 
 PAGE = "detection.html"
 
@@ -59,15 +60,12 @@ def write_clips(detections: Sequence[Detection], folder: Path, key: Any) -> tupl
 
     Returns the clips by video, and a line on each new clip: how it was made, or why it failed.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     from counterpoint.data.media import cut
 
     jobs = [(found, moment) for found in detections for moment in found.intervals]
     made: dict[Path, list[Path]] = {}
     said = []
-    for found, moment in track(jobs, "cutting clips", console=Console(stderr=True), transient=True):
+    for found, moment in patient_track(jobs, "cutting clips"):
         out = folder / f"{key(found.video)}-{moment.start:08.2f}s"
         there = next((out.with_name(out.name + end) for end in (".mp4", ".mkv") if _is_there(out, end)), None)
         if there is None:

@@ -30,11 +30,12 @@ from counterpoint.errors import CounterpointError, DataError, unknown
 from counterpoint.experiment import Experiment
 from counterpoint.files import check_writable, replacing, walk
 from counterpoint.search.asking import PICTURES
-from counterpoint.search.encoder import Encoder, patient_track
+from counterpoint.search.encoder import Encoder
 from counterpoint.search.stored import arrow
 from counterpoint.tasks.class_texts import names_of, templates_of
 from counterpoint.tasks.images import chosen_bank
 from counterpoint.tasks.measures import knn_votes
+from counterpoint.waiting import patient_track
 
 Method = Literal["classifier", "prompts", "neighbours"]
 SCORES = {"classifier": "probability", "prompts": "cosine", "neighbours": "share of votes"}

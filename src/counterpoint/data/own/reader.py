@@ -22,9 +22,8 @@ from counterpoint.data.own.values import Texts, read_numbers, read_texts, read_v
 from counterpoint.data.pairs import Kind, Modality
 from counterpoint.data.sounds import resampled_note
 from counterpoint.errors import DataError
+from counterpoint.waiting import patient_track
 from counterpoint.words import counted
-
-_MANY = 2000  # number of sources from which on a progress bar is shown
 
 
 @dataclass
@@ -134,13 +133,7 @@ class Reader:
         # Read at the call, so that a test can change it.
         self.whole = sum(len(found.items) * found.bytes_each for found in sources) <= images.KEEP
         steps: Iterator[int] = (step for found in sources for step in found.examine(self.whole, sounds=sounds))
-        if count >= _MANY:
-            from rich.console import Console
-            from rich.progress import track
-
-            what = "reading items" if self.whole else "checking items"
-            steps = iter(track(steps, what, count, console=Console(stderr=True), transient=True))
-        for _ in steps:
+        for _ in patient_track(steps, "reading items" if self.whole else "checking items", count):
             pass
 
     def _sound(self, role: Role, sources: Sources) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import itertools
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from counterpoint.data.scores.engraving import FINE, HEIGHT, engrave, reduced, s
 from counterpoint.data.scores.notes import PACKAGES, Score, candidates, packages
 from counterpoint.data.scores.synthesis import expressive, int16, play, recorded, strict
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.waiting import patient_track
 
 VERSION = 2  # of the reading, drawing and playing: increase it with every change, or stale caches are read
 DOMAINS = ("clean", "real")
@@ -86,9 +86,6 @@ def render(
 
 def _build(pieces: int, seed: int) -> tuple[list[Rendition], list[str]]:
     """Return all renditions of the set, and messages on pieces that cannot be read or drawn; other pieces replace these."""
-    from rich.console import Console
-    from rich.progress import track
-
     out: list[Rendition] = []
     left_out: list[str] = []
     found = candidates(seed, left_out)
@@ -97,9 +94,7 @@ def _build(pieces: int, seed: int) -> tuple[list[Rendition], list[str]]:
     if len(ready) < pieces:
         raise CounterpointError(too_few.format(len(ready), seed, pieces))
     remaining = itertools.chain(ready, found)
-    quiet = os.environ.get("RANK", "0") != "0"
-    console = Console(stderr=True)
-    for number in track(range(pieces), "engraving scores", console=console, transient=True, disable=quiet):
+    for number in patient_track(range(pieces), "engraving scores"):
         role = role_of(number, pieces)
         for score in remaining:
             try:
