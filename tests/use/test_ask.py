@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from counterpoint import cli, training
+from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
-from counterpoint.use.ask import CONTRASTED, METHODS, ask
+from counterpoint.use.ask import CONTRASTED, METHODS, Answering, ask
 
 DATA = "grid-chats?train=24&valid=6&test=8&grid=2&cell=8&most=2"
 SMALL = {"model": "llava-16-2-2", "vocabulary": 300, "context": 256, "epochs": 1, "batch_size": 16, "compare": ()}
@@ -42,6 +43,14 @@ def test_equal_seeds_give_equal_answers_and_greedy_ignores_the_seed(run, picture
     one, other = (ask(str(run), "what ?", [picture], ["ritual", "greedy"], new_tokens=4, seed=3) for _ in range(2))
     assert one == other
     assert ask(str(run), "what ?", [picture], ["greedy"], new_tokens=4, seed=9)[0] == one[1]
+
+
+def test_an_answer_has_by_default_as_many_tokens_as_the_run_s_own(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Answering, "answers", lambda _, prompts, **given: asked.append(given["new_tokens"]) or [None])
+    ask(str(run), "what ?")
+    ask(str(run), "what ?", new_tokens=3)
+    assert asked == [Experiment.of_run(Run.open(run)).config.new_tokens, 3]
 
 
 def test_the_command_prints_json_and_writes_a_page(run, picture, tmp_path, capsys):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from counterpoint.commands.common import Place, Text, console, say, table, unset
+from counterpoint.commands.common import Count, Place, Text, console, say, table, unset
 from counterpoint.files import check_empty, check_writable
 
 
@@ -20,7 +20,7 @@ def main(
     method: Annotated[tuple[str, ...], arg(metavar="NAME")] = ("plain",),
     system: Annotated[Text, unset(metavar="TEXT")] = None,
     temperature: float = 1.0,
-    new_tokens: int = 64,
+    new_tokens: Annotated[Count, unset(metavar="N")] = None,
     seed: int = 0,
     out: Annotated[Place, unset(metavar="DIR")] = None,
     picture: str = "drawn",
@@ -39,7 +39,7 @@ def main(
             instructed. Several are compared.
         system: An instruction that comes before the question. Default: none.
         temperature: Temperature of the draws; 0: the most probable token at each step.
-        new_tokens: Maximum number of tokens of an answer, at least 1.
+        new_tokens: Maximum number of tokens of an answer, at least 1. Default: as many as the run's own; 64 for hf:NAME.
         seed: Seed of the draws and of random transformations.
         out: A new folder for the files that the answer asks for, of a run of switchgpt. Default: none.
         picture: Converter of pictures for --out: drawn, run:RUN (a run of the task generation) or hf:NAME (of diffusers).

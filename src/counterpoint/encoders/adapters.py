@@ -25,6 +25,7 @@ import copy
 import math
 import re
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -412,3 +413,13 @@ def keep_statistics(network: nn.Module) -> None:
     for layer in network.modules():
         if isinstance(getattr(layer, "running_var", None), Tensor):
             layer.eval()
+
+
+def with_adapters(model: Any, config: Any, name: str = "default") -> Any:
+    """Wrap a language model of transformers by peft, with a new adapter of this configuration."""
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():
+        # peft reads a property whose name transformers has changed.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        return get_peft_model(model, config, adapter_name=name)

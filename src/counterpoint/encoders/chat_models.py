@@ -215,8 +215,8 @@ class ChatModel(nn.Module):
         if len(rows[longest]) + new_tokens > self.context:
             raise CounterpointError(
                 f"a prompt has {counted(len(rows[longest]), 'token')}, which with {new_tokens} new tokens is more than the "
-                "context of "
-                f"{self.context}: '{prompts[longest].messages[-1].text[:60]}'; shorten it, or lower --new-tokens"
+                f"context of {self.context}: '{prompts[longest].messages[-1].text[:60]}'; shorten it, ask for fewer new tokens, or "
+                "use a model of a longer context"
             )
         ids, mask = (part.to(self.device) for part in padded(rows, self.tokenizer.pad, left=True))
         media = self.pixels([picture for prompt in prompts for picture in prompt.pictures])

@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from counterpoint.core.media_attention import gated_cross_attention, learned_query_pool, media_times, perceiver_layer
+from counterpoint.encoders.adapters import with_adapters
 from counterpoint.encoders.chat_models import ChatModel, Prompt, padded, stacked
 from counterpoint.encoders.chat_tokenizers import ChatTokenizer
 from counterpoint.encoders.images import build_image_encoder, check_image_encoder
@@ -329,11 +330,11 @@ class InterleavedModel(ChatModel):
         """Fix the language model's weights; with "lora" add an adapter to them."""
         self.model.requires_grad_(False)
         if self.parts.language == "lora":
-            from peft import LoraConfig, get_peft_model
+            from peft import LoraConfig
 
             rank = self.parts.rank
             chosen = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")  # all but the output layer
-            self.model = get_peft_model(self.model, chosen)
+            self.model = with_adapters(self.model, chosen)
 
     def _before(self, number: int) -> Callable[..., Any]:
         """Return the hook in front of a decoder layer: keep the lower half's states, or add pictures to them."""

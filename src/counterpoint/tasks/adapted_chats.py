@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from counterpoint.encoders.adapters import with_adapters
 from counterpoint.encoders.chat_models import ChatModel
 from counterpoint.encoders.flags import tables
 from counterpoint.engine.stages import Stage
@@ -38,7 +39,7 @@ def with_adapter(
         attention: put it on the layers of the attention alone.
         tokens: numbers of tokens whose rows in embedding and output layer the adapter also trains, sorted.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     network = model.network
     inner = network.get_decoder() if hasattr(network, "get_decoder") else network
@@ -56,7 +57,7 @@ def with_adapter(
         trainable_token_indices=rows,
         task_type="CAUSAL_LM",
     )
-    model.model = get_peft_model(model.model, config, adapter_name=name)
+    model.model = with_adapters(model.model, config, name)
     for parameter in model.model.parameters():
         parameter.requires_grad_(True)
     return model

@@ -125,7 +125,7 @@ def ask(
     *,
     system: str = "",
     temperature: float = 1.0,
-    new_tokens: int = 64,
+    new_tokens: int | None = None,
     seed: int = 0,
 ) -> list[Asked]:
     """Answer a question by each method.
@@ -137,7 +137,7 @@ def ask(
         methods: names of METHODS.
         system: text of a system's message. Default: none.
         temperature: of draws; 0 for the most probable tokens. "greedy" always takes these.
-        new_tokens: maximum number of tokens of an answer.
+        new_tokens: maximum number of tokens of an answer. Default: as many as the run's own; 64 for a model of transformers.
         seed: seed of the draws and of random transformations.
 
     Raises CounterpointError for an unknown method and for a question that does not fit. Raises DataError for a picture that
@@ -150,6 +150,8 @@ def ask(
     check_there(images)
     answering = Answering(run)
     prompt = answering.prompt(question, images, system)
+    if new_tokens is None:
+        new_tokens = 64 if answering.learner is None else int(answering.learner.config.new_tokens)
     found = []
     for method in methods:
         [answer] = answering.answers(
