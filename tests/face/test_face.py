@@ -280,12 +280,12 @@ def test_encode_refuses_what_is_no_item(views, given, said):
 
 
 def test_a_bar_is_shown_only_after_two_seconds(views, monkeypatch, capfd):
-    from counterpoint.search import encoder
+    from counterpoint import waiting
 
     views.encode(images=pictures()[:4], batch_size=1)
     assert capfd.readouterr().err == ""
     times = iter(range(0, 1000, 3))
-    monkeypatch.setattr(encoder.time, "monotonic", lambda: float(next(times)))
+    monkeypatch.setattr(waiting.time, "monotonic", lambda: float(next(times)))
     monkeypatch.setenv("FORCE_COLOR", "1")
     views.encode(images=pictures()[:4], batch_size=1)
     assert "encoding image" in capfd.readouterr().err
