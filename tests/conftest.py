@@ -18,6 +18,7 @@ from counterpoint.files import patient_threads
 from counterpoint.report import figures
 
 patient_threads()  # before any test module imports torch
+gc.disable()  # until all imports are done
 
 DRAWN = figures.svg, figures._axes
 
@@ -41,9 +42,9 @@ multiprocessing.set_forkserver_preload(
 
 def pytest_collection_finish() -> None:
     """Keep the million objects of the imports out of garbage collection, and collect less often."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)
+    gc.enable()
 
 
 VIDEOS = {  # name -> snippets; one name is the beginning of another, and two are not ASCII
