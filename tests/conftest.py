@@ -7,6 +7,7 @@ import importlib.util
 import multiprocessing
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,8 +155,15 @@ class Undrawn:
 def undrawn() -> Iterator[None]:
     """Leave the drawings out of the pages, but for their text alternatives.
 
-    Matplotlib takes longer for them than a test takes to train. A test of a system's own picture, or of pages, asks for `drawn`.
+    Matplotlib takes longer for them than a test takes to train. A test of a system's own picture asks for `drawn`, a test of
+    pages for `all_drawn`.
     """
+    with without_drawings():
+        yield
+
+
+@contextmanager
+def without_drawings() -> Iterator[None]:
     from markupsafe import Markup
 
     with pytest.MonkeyPatch.context() as patch:
@@ -165,11 +173,27 @@ def undrawn() -> Iterator[None]:
 
 
 @pytest.fixture
-def drawn() -> Iterator[None]:
-    """Draw what the pages of this test show."""
+def all_drawn() -> Iterator[None]:
+    """Draw all that the pages of this test show."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "svg", DRAWN[0])
         patch.setattr(figures, "_axes", DRAWN[1])
+        yield
+
+
+@pytest.fixture
+def drawn(all_drawn: None) -> Iterator[None]:
+    """Draw what the pages of this test show, but for the curves of the metrics, which every run has."""
+    from counterpoint.report import run
+
+    whole = run.curve_sections
+
+    def undrawn_curves(rows: Any) -> Any:
+        with without_drawings():
+            return whole(rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "curve_sections", undrawn_curves)
         yield
 
 

@@ -26,7 +26,7 @@ from counterpoint.report.run import curve_sections, frames, outcome, reproduce, 
 from counterpoint.tasks.moments import Detection, Interval, Thumbnail
 from counterpoint.use.detect import jpeg
 
-pytestmark = pytest.mark.usefixtures("drawn")
+pytestmark = pytest.mark.usefixtures("all_drawn")
 
 NASTY = '<script>alert("x")</script>&"\''
 VOID = {"meta", "link", "br", "img", "input", "hr", "path", "use", "rect", "circle", "line"}

@@ -144,17 +144,45 @@ def test_an_index_that_returns_too_few_or_was_not_measured_for_k_is_left_for_exa
         assert [row for _, row in search.nearest_rows(found, "text", rows[0], 20)] == expected(rows, rows[0], 20)
 
 
-def test_a_graph_of_an_older_version_is_read(tmp_path):
+def test_rows_of_two_bits_are_kept_where_they_suffice_and_bytes_elsewhere(tmp_path):
+    faiss = pytest.importorskip("faiss", reason="needs the extra [search]")
+    rng = np.random.default_rng(0)
+    groups = rng.standard_normal((40, 64))
+    clustered = unit(groups[rng.integers(0, 40, 2000)] + 0.5 * rng.standard_normal((2000, 64)))
+    one_way = (rng.standard_normal((2000, 64)) + 1).astype(
+        np.float32
+    )  # a large common part leaves few bits to the rest
+    kinds, wider = [], []
+    for name, rows in (("a", clustered), ("b", one_way)):
+        found = written(tmp_path / f"{name}.parquet", rows)
+        search.index(found.path)
+        made = search.stored_index(found, "text")
+        kinds.append(type(made.index))
+        wider.append(made.report.wider)
+        assert made.report.recall_at_10 >= nearest.AIM
+        assert len(made.rows(rows[0], 10)) == made.report.wider * 10
+    assert kinds == [faiss.IndexIVFRaBitQFastScan, faiss.IndexIVFScalarQuantizer]
+    assert wider == [5, 2]
+
+
+@pytest.mark.parametrize("kind", ["IVF12,SQ8", "HNSW32"])
+def test_an_index_of_an_older_version_is_read(tmp_path, kind):
     faiss = pytest.importorskip("faiss", reason="needs the extra [search]")
     rows = unit(np.random.default_rng(0).standard_normal((500, 8)))
     found = written(tmp_path / "e.parquet", rows)
     search.index(found.path)
-    graph = faiss.IndexHNSWFlat(8, 32, faiss.METRIC_INNER_PRODUCT)
-    graph.add(rows)
-    (tmp_path / "e.parquet.text.faiss").write_bytes(faiss.serialize_index(graph).tobytes())
+    older = faiss.index_factory(8, kind, faiss.METRIC_INNER_PRODUCT)
+    older.train(rows)
+    older.add(rows)
+    (tmp_path / "e.parquet.text.faiss").write_bytes(faiss.serialize_index(older).tobytes())
+    report = json.loads((tmp_path / "e.parquet.text.faiss.json").read_text())
+    report.pop("wider")
+    (tmp_path / "e.parquet.text.faiss.json").write_text(json.dumps(report | {"ask": 32}))
     read = search.stored_index(search.read_embeddings(found.path), "text")
-    assert type(read.index) is faiss.IndexHNSWFlat
-    assert set(expected(rows, rows[3], 10)) <= set(read.rows(rows[3], 10).tolist())
+    assert type(read.index) is type(older)
+    candidates = read.rows(rows[3], 10).tolist()
+    assert len(candidates) == 20
+    assert set(expected(rows, rows[3], 10)) <= set(candidates)
 
 
 def test_an_index_belongs_to_content_not_to_size_and_time(tmp_path):

@@ -25,7 +25,7 @@ if CHROMIUM is None:
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 expect = playwright.expect  # it waits, since scripts fill the page after it has loaded
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("drawn")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_drawn")]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
 TIMEOUT = 20_000  # milliseconds for each step; a busy machine is slow
 

@@ -151,11 +151,16 @@ def parameters(*modules: nn.Module) -> int:
     return sum(p.numel() for p in {id(p): p for module in modules for p in module.parameters()}.values())
 
 
+_OF_MODULES = frozenset(vars(nn.Module()))  # what every module has: parameters, buffers, parts, hooks
+
+
 def teachers_of(module: nn.Module) -> dict[str, Frozen]:
     """Return the frozen networks of a learner and its parts, by place: attributes, and items of lists and dicts."""
     found: dict[str, Frozen] = {}
     for prefix, part in module.named_modules():
         for name, value in vars(part).items():
+            if name in _OF_MODULES:
+                continue
             if isinstance(value, Frozen):
                 found[f"{prefix}.{name}".lstrip(".")] = value
             elif isinstance(value, dict | list | tuple):

@@ -17,14 +17,13 @@ from typing import Any
 
 import yaml
 
-from counterpoint.engine.run import CHECKPOINT, CONFIG, METRICS, WEIGHTS
+from counterpoint.engine.run import CHECKPOINT, CONFIG, LOADER, METRICS, WEIGHTS
 from counterpoint.engine.state import STATE, State, state_of
 from counterpoint.errors import CounterpointError
 from counterpoint.files import cache_folder, replacing
 from counterpoint.serve.places import OutsideError, Places
 from counterpoint.serve.walking import Walk
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten times as fast
 TEXT = 8192  # characters of the settings that words are looked for in
 ALIVE = 900.0  # seconds: a run of another machine that wrote more recently is taken to be training; it saves every few minutes
 MANY = 200  # summaries that are worth keeping on disk

@@ -48,7 +48,8 @@ from counterpoint.encoders.injection import Subject
 from counterpoint.systems.base import System
 from counterpoint.tasks.diffusion import DiffusionConfig, DiffusionLearner
 
-FEW = 256**2  # pairs of codes or pseudo-words up to which whole matrices are faster than the kernel
+FEW = 256**2  # pairs of codes up to which the whole matrix is faster than the kernel
+FEW_WORDS = 2**20  # pairs of pseudo-words of all layers, likewise
 
 # --------------------------------------------------------------------------------------------------------------- equations
 
@@ -75,7 +76,7 @@ def cscl(
     need_positive(temperature=temperature)
     if len(visual) ** 2 <= FEW and world()[1] == 1:
         s = unit(visual, 1 / temperature) @ unit(textual).T
-        return ((s.logsumexp(0) + s.logsumexp(1)) / 2 - s.diagonal()).mean()
+        return -(s.log_softmax(0).diagonal() + s.log_softmax(1).diagonal()).mean() / 2
     return batch_pair_loss(scaled(unit(visual), temperature), unit(textual))
 
 
@@ -130,7 +131,7 @@ def macl(
             found = similarity(r, c)
         return (1 - found.detach().clamp(0, 1)).to(anchors.dtype)
 
-    if len(anchors) * rows**2 <= FEW and world()[1] == 1:
+    if len(anchors) * rows**2 <= FEW_WORDS and world()[1] == 1:
         (a, p), whole = unit(torch.stack((anchors, positives))), slice(0, rows)
         # A finite number stands for log 0: a row without a negative has a gradient of 0.
         log_w = weight(whole, whole).fill_diagonal_(0).log_().clamp_(min=torch.finfo(a.dtype).min / 2)

@@ -99,16 +99,12 @@ def label_guided_contrast(
     need_positive(temperature=temperature)
     if len(anchors) * len(candidates) <= FEW and world()[1] == 1:
         s = scaled(unit(anchors), temperature) @ unit(candidates).T
-        seen = (
-            ~torch.eye(len(s), dtype=torch.bool, device=s.device)
-            if exclude_self
-            else torch.ones_like(s, dtype=torch.bool)
-        )
-        own = (labels_a[:, None] == labels_c) & seen
+        own = labels_a[:, None] == labels_c
+        if exclude_self:  # a finite number stands for -inf: its product with 0 is 0
+            itself = torch.eye(len(s), dtype=torch.bool, device=s.device)
+            s, own = s.masked_fill(itself, torch.finfo(s.dtype).min / 2), own & ~itself
         count = own.sum(1)
-        log_z = s.masked_fill(~seen, torch.finfo(s.dtype).min).logsumexp(1)
-        losses = torch.where(count > 0, log_z - (s * own).sum(1) / count.clamp(min=1), 0.0)
-        return mean_where(losses, count > 0)
+        return mean_where((s.log_softmax(1) * own).sum(1) / -count.clamp(min=1), count > 0)
     alone = exclude_self and anchors is candidates  # the kernel computes half of a symmetric matrix
     x = scaled(unit(anchors), temperature**0.5 if alone else temperature)
     y = x if alone else unit(candidates)
