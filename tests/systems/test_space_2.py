@@ -521,7 +521,7 @@ def test_cut_utterances_and_dialogs_are_counted():
     task.check_training()
     assert any("have an utterance of more than 2 tokens" in note for note in task.notes)
     assert any("have more than 3 tokens, of which the first are not read" in note for note in task.notes)
-    _, task = built()
+    _, task = built(utterance=500, context=5000)
     task.check_training()
     assert task.notes == []
 
