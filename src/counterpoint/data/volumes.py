@@ -179,12 +179,12 @@ def _opened(path: Path) -> tuple[NDArray[np.float32], list[float]]:
     """Return a file's voxels and their spacings in mm, 0 where unknown; axes go to the right, the front and the head."""
     try:
         import nibabel
-        from nibabel.imageglobals import LoggingOutputSuppressor
+        from nibabel.imageglobals import logger
     except ImportError as error:
         raise needs_extra("volumes:", "dense") from error
     try:
-        with LoggingOutputSuppressor():  # of headers without spacing, which the notes name
-            given: Any = nibabel.load(path)
+        logger.disabled = True  # of headers without spacing, which the notes name
+        given: Any = nibabel.load(path)
         # nibabel replaces a spacing of 0 by 1 mm.
         with nibabel.openers.ImageOpener(str(path)) as file:
             written = type(given.header).from_fileobj(file, check=False)["pixdim"][1:4]
@@ -202,6 +202,8 @@ def _opened(path: Path) -> tuple[NDArray[np.float32], list[float]]:
         raise
     except Exception as error:  # nibabel and its readers raise many kinds
         raise DataError(f"not a volume that can be read ({type(error).__name__})") from error
+    finally:
+        logger.disabled = False
     if values.ndim == 4 and values.shape[3] == 1:
         values = values[..., 0]
     if values.ndim != 3 or not values.size:
