@@ -135,7 +135,7 @@ def test_a_negative_rate_is_refused():
         Experiment.resolve("simclr", overrides={"lr": -1.0})
 
 
-# Settings that may be negative, or that are checked where their limits are known: adapters with the networks, layers with the heads.
+# Settings that may be negative, or whose limits are known later: adapters with the networks, layers with the heads.
 SIGNED = {"lora", "depth", "threshold", "omega", "clamp", "epoch_mean", "bias", "log_scale", "margin"}
 
 
