@@ -69,6 +69,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; more th
 	$(BIN)/python benchmarks/any2seg.py
 	$(BIN)/python benchmarks/pcl_sr.py
 	$(BIN)/python benchmarks/pixpro.py
+	$(BIN)/python benchmarks/pix_contrast.py
 	$(BIN)/python benchmarks/ctvis.py
 	$(BIN)/python benchmarks/wscol.py
 	$(BIN)/python benchmarks/class_texts.py

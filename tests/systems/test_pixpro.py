@@ -126,7 +126,9 @@ def test_cells_predicted_elsewhere_have_the_same_loss_as_propagated_ones():
     torch.testing.assert_close(fn.pixel_regression(*predicted, key_1, key_2, *coords), wanted)
 
 
-def test_contrast_of_cells_equals_the_formula():
+@pytest.mark.parametrize("few", [2**25, 0], ids=["whole", "kernel"])
+def test_contrast_of_cells_equals_the_formula(few, monkeypatch):
+    monkeypatch.setattr("counterpoint.core.cells.FEW", few)
     one, two, key_1, key_2 = (draw(n, 3, 4, 3, 3) for n in range(4))
     first = torch.tensor([[0.0, 0.0, 0.6, 0.6], [0.9, 0.3, 0.2, 1.0], [0.0, 0.0, 0.3, 0.3]], dtype=torch.float64)
     second = torch.tensor([[0.1, 0.2, 0.6, 0.9]] * 2 + [[0.6, 0.6, 1.0, 1.0]], dtype=torch.float64)

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from counterpoint.core.contrast import pair_logsumexp
 from counterpoint.core.precision import wide as widened
 from counterpoint.core.transforms import traced
 
@@ -197,3 +198,60 @@ def near_sums(pairs: CellPairs, values: Float[Tensor, "cells dim"]) -> Float[Ten
 def cell_rows(maps: Float[Tensor, "n dim rows columns"]) -> Float[Tensor, "n cells dim"]:
     """Return a map's vectors, cell by cell, row by row."""
     return maps.flatten(2).transpose(1, 2)
+
+
+FEW = 2**25  # similarities up to which their whole matrix is faster than the kernel, picture by picture
+
+
+def near_contrast(
+    query: Float[Tensor, "n cells dim"], key: Float[Tensor, "n cells dim"], pairs: CellPairs
+) -> tuple[Float[Tensor, " rows"], Bool[Tensor, " rows"]]:
+    """Contrast each cell with all cells of the other crop; return its loss, and whether it has a near cell.
+
+    The loss is log(sum over all cells of e^s) - log(sum over near cells of e^s).
+
+    Args:
+        query: cells of the first crops, divided by the temperature.
+        key: cells of the second crops of the same pictures.
+        pairs: near cells.
+
+    s is the product of query and key of one picture. A cell without a near cell has 0. Large maps use the kernel, so memory is
+    linear in the cells, but for a mask of one picture.
+    """
+    n, cells = query.shape[:2]
+    first, second = pairs.first, pairs.second
+    if n * cells**2 > FEW:
+        return _by_kernel(query, key, first, second)
+    s = query @ key.transpose(1, 2)
+    listed = s.flatten()[first * cells + second % cells]
+    # The logarithm of a cell's sum of exponentials over its near cells, relative to the largest of them.
+    most = listed.new_full((len(pairs.starts),), -torch.inf)
+    most = most.scatter_reduce(0, first, listed.detach(), "amax")
+    has = ~(most == -torch.inf)  # NaN passes
+    most = torch.where(has, most, 0.0)
+    own = torch.zeros_like(most).index_add(0, first, (listed - most[first]).exp())
+    return torch.where(has, s.logsumexp(2).flatten() - most - torch.where(has, own, 1.0).log(), 0.0), has
+
+
+def _by_kernel(query: Tensor, key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute `near_contrast` picture by picture, without a matrix of similarities."""
+    n, cells = query.shape[:2]
+    has = torch.zeros(n * cells, dtype=torch.bool, device=query.device).index_fill(0, first, True)
+    ends = torch.searchsorted(first, torch.arange(n + 1, device=first.device) * cells).tolist()
+    rows = []
+    for b in range(n):
+        part = slice(ends[b], ends[b + 1])
+
+        def near(r: slice, c: slice, at: slice = part) -> Tensor:
+            """Mark the near pairs of a tile."""
+            down, across = first[at] % cells - r.start, second[at] % cells - c.start
+            there = (down >= 0) & (down < r.stop - r.start) & (across >= 0) & (across < c.stop - c.start)
+            found = query.new_zeros(r.stop - r.start, c.stop - c.start)
+            found[down[there], across[there]] = 1
+            return found
+
+        every = pair_logsumexp(query[b], key[b], keep=0).rows
+        own = pair_logsumexp(query[b], key[b], weight=near, keep=0).rows
+        mine = has[b * cells : (b + 1) * cells]
+        rows.append(torch.where(mine, every - torch.where(mine, own, 0.0), 0.0))
+    return torch.cat(rows), has

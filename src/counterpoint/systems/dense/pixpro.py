@@ -32,7 +32,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.core.alignment import negative_cosine
-from counterpoint.core.cells import CellPairs, cell_rows, near_cells_both_ways, near_sums
+from counterpoint.core.cells import CellPairs, cell_rows, near_cells_both_ways, near_contrast, near_sums
 from counterpoint.core.checks import need_positive, need_rows, shapes
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.operands import unit
@@ -201,16 +201,8 @@ def pix_contrast(
     total = proj_1.new_zeros(len(proj_1))
     near = near_cells_both_ways(coord_1, coord_2, (proj_1.shape[2], proj_1.shape[3]), pos_ratio)
     for pairs, proj, key in zip(near, (proj_1, proj_2), (key_2, key_1), strict=True):
-        s = unit(cell_rows(proj), temperature**-1) @ unit(cell_rows(key.detach())).transpose(1, 2)
-        cells, first = s.shape[1], pairs.first
-        listed = s.flatten()[first * cells + pairs.second % cells]
-        # The logarithm of a cell's sum of exponentials over its near cells, relative to the largest of them.
-        most = listed.new_full((len(pairs.starts),), -torch.inf)
-        most = most.scatter_reduce(0, first, listed.detach(), "amax")
-        has = ~(most == -torch.inf)  # NaN passes
-        most = torch.where(has, most, 0.0)
-        own = torch.zeros_like(most).index_add(0, first, (listed - most[first]).exp())
-        each = torch.where(has, s.logsumexp(2).flatten() - most - torch.where(has, own, 1.0).log(), 0.0)
+        cells = proj.shape[2] * proj.shape[3]
+        each, has = near_contrast(unit(cell_rows(proj), temperature**-1), unit(cell_rows(key.detach())), pairs)
         number = has.view(-1, cells).sum(1).clamp(min=1)
         total = total + each.view(-1, cells).sum(1) / number / 2
     return global_mean(total)

@@ -77,6 +77,7 @@ SHOWN = 6  # pairs on the page
 class STICConfig(ChatsConfig):
     """Settings of STIC. Defaults of both losses are the paper's; the model that is trained here is small."""
 
+    context: int = 256  # of which the longest question may take 160
     preference_epochs: int = 1
     """Passes over the pairs, at least 0; 0: no preferences."""
     preference_lr: float = 1e-3
