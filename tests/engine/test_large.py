@@ -39,10 +39,21 @@ def doubled(value: Any) -> Any:
     return value
 
 
+SOURCES: dict[tuple[str, str], Any] = {}  # by task and data: loaded once for all systems
+
+
+def resolved(slug: str, data: str | None, settings: dict[str, Any]) -> tuple[Experiment, Any]:
+    """Return an experiment and its task."""
+    experiment = Experiment.resolve(slug, data, overrides=settings)
+    key = experiment.system.task, experiment.data
+    if key not in SOURCES:
+        SOURCES[key] = experiment.source()
+    return experiment, experiment.task(SOURCES[key])
+
+
 def started(slug: str, data: str | None, settings: dict[str, Any], parts: int) -> tuple[Stepper, dict[str, Any]]:
     """Return a stepper before its first step, in float64, and its batch."""
-    experiment = Experiment.resolve(slug, data, overrides=settings)
-    task = experiment.task()
+    experiment, task = resolved(slug, data, settings)
     learner = experiment.learner(task.facts, 0)
     learner.survey = Survey(task, learner)
     learner.begin(learner.survey)
@@ -395,9 +406,8 @@ def test_a_step_in_parts_is_the_step_of_the_whole_batch(slug: str) -> None:
 def test_a_step_in_bfloat16_is_near_the_step_in_float32(slug: str) -> None:
     data, settings = (EXACT | REFUSED)[slug]
     found = []
+    experiment, task = resolved(slug, data, settings)
     for precision in ("32", "bf16"):
-        experiment = Experiment.resolve(slug, data, overrides=settings)
-        task = experiment.task()
         learner = experiment.learner(task.facts, 0)
         learner.survey = Survey(task, learner)
         learner.begin(learner.survey)
