@@ -184,7 +184,21 @@ def test_numbers_without_a_name_count_as_unknown_and_are_listed(tmp_path):
     folder(tmp_path, number=5)
     found = load(str(tmp_path), size=8, classes="ground,road")
     assert (found.test.masks(np.arange(2))[:, :, 4:] == IGNORE).all()
-    assert any("numbers 5 have no name" in note for note in found.notes)
+    (note,) = [note for note in found.notes if "numbers 5 have no name" in note]
+    assert "in 10 masks, first" in note
+    assert "0.png" in note
+    assert {line.what for line in found.accounts.lines} == {"changed"}
+    assert found.accounts.left("files") == []
+
+
+def test_a_number_far_above_all_others_is_named_with_its_file(tmp_path):
+    folder(tmp_path)
+    mask(tmp_path / "masks" / "3.png", halves(200))
+    found = load(str(tmp_path), size=8)
+    (note,) = [note for note in found.notes if "but 200 is in" in note]
+    assert "no mask has a number from 2 to 199" in note
+    assert "3.png" in note
+    assert not any("no mask has a number" in note for note in load(str(folder(tmp_path / "b")), size=8).notes)
 
 
 def test_faulty_files_are_left_out_and_listed(tmp_path):
@@ -218,7 +232,7 @@ def test_pictures_without_a_mask_or_with_unknown_pixels_alone_are_for_training(t
     assert len(found.train) == 6 + 5
     assert len(labelled_rows(found.train)) == 6
     assert any("4 pictures have no mask" in note for note in found.notes)
-    assert any("1 mask has no pixel of known class" in note for note in found.notes)
+    assert any("no pixel of known class in 1 mask" in note and "empty.png" in note for note in found.notes)
 
 
 def test_masks_follow_pictures_that_metadata_turn(tmp_path):
@@ -254,6 +268,7 @@ def test_modalities_lie_side_by_side_and_may_be_missing(tmp_path):
     lacking = [split.modality("depth", np.array([n])) for split, n in everything if not split.present("depth")[n]]
     assert (lacking[0] == 0).all()
     assert any("1 of 10 items lack the modality depth" in note for note in found.notes)
+    assert [line.reason for line in found.accounts.lines] == ["its item lacks the modality depth"]
     first = found.train.images(np.array([0]))
     assert (first == found.train.modality("depth", np.array([0]))).all()
 

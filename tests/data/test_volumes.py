@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import struct
 from pathlib import Path
 
 import nibabel
@@ -80,6 +82,48 @@ def test_uneven_spacing_is_resampled_and_missing_spacing_is_named(tmp_path):
     mask = found.test.masks(np.array([0]))[0]
     assert mask.sum() == pytest.approx(64, abs=8)  # a quarter of the square
     assert found.test.spacings.tolist() == [[4, 1, 1]] * 2  # 16 mm in 16 pixels
+
+
+def edited(path: Path, values: tuple[float, float, float], form: int = 0) -> None:
+    """Write spacings into a header as they are, and the code of both transforms."""
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    raw[80:92] = struct.pack("<3f", *values)
+    raw[252:256] = struct.pack("<2h", 0, form)
+    path.write_bytes(gzip.compress(bytes(raw)))
+
+
+def test_headers_without_a_spacing_are_named_and_taken_as_1_mm(tmp_path, capfd):
+    for n in range(8):
+        volume, mask = scan(n)
+        save(tmp_path / "images" / f"{n}.nii.gz", volume, (2, 2, 2))
+        save(tmp_path / "masks" / f"{n}.nii.gz", mask, (2, 2, 2))
+    edited(tmp_path / "images" / "0.nii.gz", (0, 0, 0))
+    edited(tmp_path / "images" / "1.nii.gz", (0, 0, 0), form=1)  # the transform has the spacing
+    edited(tmp_path / "images" / "2.nii.gz", (float("nan"), 2, 2))
+    found = load(str(tmp_path), size=16)
+    (note,) = [note for note in found.notes if "no spacing" in note]
+    assert "0.nii.gz" in note
+    assert [Path(line.file).name for line in found.accounts.lines if line.what == "changed"] == ["0.nii.gz"]
+    left = {Path(line.file).parent.name: line.reason for line in found.accounts.left("files")}
+    assert left["images"].startswith("has a spacing in its header that is not a number")
+    spacings = np.concatenate([split.spacings for split in (found.train, found.valid, found.test)])
+    assert sorted(spacings[:, 0].tolist()) == [1, 2, 2, 2, 2, 2, 2]
+    assert capfd.readouterr().err == ""
+
+
+def test_masks_with_numbers_without_a_name_are_listed(tmp_path):
+    folder(tmp_path)
+    _, mask = scan(3)
+    save(tmp_path / "masks" / "3.nii.gz", mask * 5)
+    found = load(str(tmp_path), size=8, classes="ground,corner")
+    assert any(
+        "numbers 5 have no name" in note and "in 1 mask, " in note and "3.nii.gz" in note for note in found.notes
+    )
+
+
+def test_a_single_volume_is_refused_by_the_name_of_its_set(tmp_path):
+    with pytest.raises(DataError, match=rf"{tmp_path.name}: 1 item cannot be split"):
+        load(str(folder(tmp_path, count=1)), size=8)
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -112,6 +112,38 @@ def test_faults_are_left_out_and_listed(tmp_path):
     ]  # fmt: skip
 
 
+def test_faulty_annotations_and_videos_without_instances_are_left_out_and_listed(tmp_path):
+    _, content = scene(tmp_path)
+    first = content["annotations"]
+    first[0]["bboxes"][0] = [1, 2, 3]
+    first[1]["bboxes"] = [None] * 4
+    first[2]["bboxes"][1] = [1, None, 3, 4]
+    del first[3]["bboxes"]
+    first[3]["segmentations"] = ["no code"] * 4
+    first.append("text")
+    found = load(str(written(tmp_path, content)), size=16)
+    assert found.accounts.missing() == {}
+    assert [(line.row, line.reason) for line in found.accounts.left("instances")] == [
+        (1, "has a box that is no list of four finite numbers ([1, 2, 3])"),
+        (2, "is in no frame"),
+        (3, "has a box that is no list of four finite numbers ([1, None, 3, 4])"),
+        (4, "has a mask that is no run length"),
+        (13, "names no video of the file"),
+    ]
+    assert [line.file for line in found.accounts.left("videos")] == ["video 1", "video 2"]
+
+
+def test_instances_that_never_reappear_are_counted(tmp_path):
+    file, content = scene(tmp_path)
+    assert any(
+        "6 of 12 instances are never seen again after an absence" in note for note in load(str(file), size=16).notes
+    )
+    for annotation in content["annotations"]:
+        annotation["bboxes"][1:] = [None] * 3
+    found = load(str(written(tmp_path, content)), size=16)
+    assert any("12 of 12 instances are never" in n and "back_accuracy is not measured" in n for n in found.notes)
+
+
 def test_instances_of_one_frame_are_named(tmp_path):
     _, content = scene(tmp_path)
     content["annotations"][0]["bboxes"][1:] = [None, None, None]

@@ -180,7 +180,7 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "ritual": (
         "grid-chats?train=12&valid=4&test=4&grid=2&cell=8&most=2",
-        {"model": "llava-8-1-2", "vocabulary": 300, "context": 48, "batch_size": 12, "epochs": 1},
+        {"model": "llava-8-1-2", "vocabulary": 300, "context": 48, "new_tokens": 4, "batch_size": 12, "epochs": 1},
     ),
     "vidlankd": (
         "moving-objects?train=24&grounded=24&test=24&words=20",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -131,3 +133,25 @@ def test_a_negative_rate_is_refused():
 
     with pytest.raises(CounterpointError, match="lr must be > 0, got -1"):
         Experiment.resolve("simclr", overrides={"lr": -1.0})
+
+
+# Settings that may be negative, or whose limits are known later: adapters with the networks, layers with the heads.
+SIGNED = {"lora", "depth", "threshold", "omega", "clamp", "epoch_mean", "bias", "log_scale", "margin"}
+
+
+def test_no_system_takes_a_negative_number_where_it_has_no_meaning():
+    from counterpoint import catalog
+
+    taken = set()
+    for slug, row in catalog.entries().items():
+        if not row.built:
+            continue
+        config = catalog.load_system(slug).config()
+        for setting in dataclasses.fields(config):
+            value = getattr(config, setting.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or setting.name in SIGNED:
+                continue
+            with contextlib.suppress(CounterpointError):
+                dataclasses.replace(config, **{setting.name: type(value)(-1.5)})
+                taken.add((slug, setting.name))
+    assert not taken

@@ -531,7 +531,10 @@ def test_captions_follow_examples(choice):
         ({"shots": (9,)}, "more than the context of 48"),
         ({"shot_choice": "best"}, "unknown shot_choice 'best'"),
         ({"epochs": 0}, "epochs must be at least 1"),
-        ({"context": 5, "new_tokens": 2}, "every training chat has more than 5 tokens|may need"),
+        (
+            {"context": 5, "new_tokens": 2},
+            "every training chat has more than 5 tokens|may need|exceed the context of 5",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_raise_an_error_that_names_the_mend(tmp_path, changed, said):

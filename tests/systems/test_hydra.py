@@ -24,6 +24,7 @@ from counterpoint.systems.images.hydra import (
     gated_pair_infonce,
     pair_gate,
 )
+from interrupted import need_equal_ends
 
 NUMBERS = np.load(Path(__file__).parents[1] / "parity" / "hydra.npz")
 CASES = sorted({name.split("/")[0] for name in NUMBERS.files})
@@ -203,3 +204,8 @@ def test_a_run_from_the_command_line_shows_the_gates(tmp_path: Path) -> None:
     words = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     assert cli.main(["train", "hydra", "--data", DATA, *words, "--out", str(tmp_path), "--name", "one"]) == 0
     assert "Gates of class pairs" in (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
+
+
+def test_interrupted_and_resumed_it_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Experiment.resolve("hydra", DATA, overrides=SMALL | {"epochs": 2}).config
+    need_equal_ends(monkeypatch, room.Hydra, "hydra", config, DATA, (1, 2), tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from counterpoint import data, training
 from counterpoint import functional as fn
-from counterpoint import training
 from counterpoint.core.decoding import FLOOR
 from counterpoint.encoders.chat_models import Prompt
 from counterpoint.encoders.decoding import instructed
@@ -188,6 +189,31 @@ def test_a_saved_run_scores_as_the_learner_did(tmp_path):
         one, other = learner.option_scores(options, "lol"), learner.option_scores(options, "icd")
     assert one.shape == other.shape == (4,)
     assert not torch.equal(one, other)
+
+
+def test_preferences_of_your_own_are_shown_by_method_and_equal_ones_are_named(tmp_path):
+    colours = ("red", "blue", "green")
+    lines = [
+        {"prompt": f"what is {n} ?", "chosen": colours[n % 3], "rejected": colours[(n + (n > 0)) % 3]}
+        for n in range(24)
+    ]
+    file = tmp_path / "own.jsonl"
+    file.write_text("\n".join(map(json.dumps, [*lines, {"prompt": "what ?", "chosen": "red", "rejected": " "}])))
+    run = trained(tmp_path, f"chats:{file}", instruction="")
+    table = run.figures()["Truth by method"]
+    assert table["columns"][2:] == ["plain", "instructed", "icd", "lol"]
+    assert 0 < len(table["rows"]) <= 6
+    notes = data.load(f"chats:{file}").notes
+    assert any("1 preference pair has two equal answers" in note and "own.jsonl row 1 " in note for note in notes)
+    assert any("has an empty rejected answer" in note for note in notes)
+
+
+def test_pairs_that_are_all_equal_are_refused(tmp_path):
+    lines = [{"prompt": f"what is {n} ?", "chosen": "red", "rejected": "red"} for n in range(12)]
+    file = tmp_path / "equal.jsonl"
+    file.write_text("\n".join(json.dumps(line) for line in lines))
+    with pytest.raises(DataError, match="no training chat has one"):
+        trained(tmp_path, f"chats:{file}")
 
 
 def test_data_without_rejected_answers_are_refused(tmp_path):

@@ -358,6 +358,13 @@ def test_options_train(settings):
     torch.testing.assert_close(head.weight.norm(dim=1), learner.kappa[-1].detach().expand(40))
 
 
+def test_a_vocabulary_larger_than_the_training_is_reported():
+    learner, task = built(epochs=1, words=4000)
+    said: list[str] = []
+    fit(learner, task, bar=False, say=said.append)
+    assert any("of 4000 words are written, others stay random" in line for line in said)
+
+
 def test_the_monitor_s_gradient_reaches_no_network():
     learner, task = built(monitor=True)
     learner.total_steps = 1

@@ -16,6 +16,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.images import sla as room
 from counterpoint.systems.images.sla import SLAConfig, aggregate, expand, identity_logits, joint_label, named, sla_loss
+from interrupted import need_equal_ends
 
 NUMBERS = np.load(Path(__file__).parents[1] / "parity" / "sla.npz")
 DATA = "digits?size=8&train=60&held_out=0.05&valid=0.05"
@@ -193,3 +194,8 @@ def test_the_network_sees_rotated_copies_with_the_labels_of_the_method() -> None
         if method == "multi-task":
             expected = expected + F.cross_entropy(learner.transformed(features), torch.arange(4).repeat(2))
         torch.testing.assert_close(learner.loss(batch)["loss"], expected)
+
+
+def test_interrupted_and_resumed_it_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Experiment.resolve("sla", DATA, overrides=SMALL | {"epochs": 2}).config
+    need_equal_ends(monkeypatch, room.SLA, "sla", config, DATA, (1, 2), tmp_path)

@@ -516,6 +516,16 @@ def test_the_arms_differ_in_their_weights_alone():
     assert len({round(x["tree"], 5) for x in losses.values()}) == 4
 
 
+def test_cut_utterances_and_dialogs_are_counted():
+    _, task = built(utterance=2, context=3)
+    task.check_training()
+    assert any("have an utterance of more than 2 tokens" in note for note in task.notes)
+    assert any("have more than 3 tokens, of which the first are not read" in note for note in task.notes)
+    _, task = built(utterance=500, context=5000)
+    task.check_training()
+    assert task.notes == []
+
+
 def test_interrupted_and_resumed_it_ends_the_same(tmp_path, monkeypatch, undrawn):
     config = Experiment.resolve("space-2", DATA, overrides=SMALL | {"second_epochs": 1, "tune_epochs": 1}).config
     # In each of the three stages.

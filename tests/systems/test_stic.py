@@ -187,6 +187,26 @@ def test_a_finished_model_learns_preferences_without_chats(tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one if "lora_" not in name)
 
 
+def test_questions_longer_than_the_context_are_refused_before_training(tmp_path):
+    with pytest.raises(CounterpointError, match=r"'<image> long .* need \d+ tokens, .* set --context \d+ or more"):
+        trained(tmp_path, guided="long " * 200)
+    assert not list(tmp_path.glob("*/metrics.csv"))
+
+
+def test_chats_that_exceed_the_context_with_their_description_are_counted(monkeypatch):
+    real, said = stic.STIC.answers, []
+
+    def long(self: Any, prompts: Any, **more: Any) -> Any:
+        found = real(self, prompts, **more)
+        return [found[0]._replace(text="brick " * 200), *found[1:]] if more.get("draw") == 2_000_000 else found
+
+    monkeypatch.setattr(stic.STIC, "answers", long)
+    learner, task = built()
+    fit(learner, task, bar=False, say=said.append)
+    assert len(learner.descriptions) == 9
+    assert any("1 of 10 chats and their descriptions exceed --context" in line for line in said)
+
+
 def test_a_description_goes_before_the_question_and_the_marks_stay_in_front():
     prompt = Prompt((Message("user", f"{IMAGE} is there a brick ?"),), (np.zeros((8, 8, 3), np.uint8),))
     found = stic.described(prompt, "brick , pond .")

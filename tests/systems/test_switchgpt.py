@@ -369,8 +369,9 @@ def test_your_own_jsonl_of_modalities_is_read(tmp_path):
     task = Experiment.resolve("switchgpt", data, overrides=SMALL).task()
     assert {chat.kind for chat in task.data.test.chats} == {"meta"}
     assert any("1 of 49" in note or "without a prompt" in note for note in task.data.notes)
-    with pytest.raises(DataError, match=r"flag \[PLOT\]; add it to --flags"):
+    with pytest.raises(DataError, match=r"flags that --flags lacks: \[PLOT\] \(\d+\); add them"):
         trained(tmp_path, data=data, name="other")
+    assert not (tmp_path / "other" / "metrics.csv").exists()  # before the base model trains
 
 
 def test_data_without_modalities_or_plain_chats_are_refused(tmp_path):

@@ -66,6 +66,7 @@ def test_several_flags_call_every_converter_with_the_same_prompt(tmp_path):
         ("Modality: [SMELL] Prompt: a rose", "refused", "known flags"),
         (render("[IMAGE]", "a red ruby"), "failed", "lacks shape or colour"),
         (render("[PLOT]", "no number"), "failed", "a plot needs 1 to 64 numbers"),
+        (render("[PLOT]", "1e999 2"), "failed", "too large to plot"),
         (render("[PLOT]", "1 " * 65), "failed", "has 65"),
         (render("[AUDIO]", "..."), "failed", "no word"),
     ],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import gc
 import os
 import shutil
 import sys
@@ -47,6 +48,7 @@ COMMANDS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0; 2 for an error the user can correct; 130 when interrupted."""
     patient_threads()
+    gc.set_threshold(10_000)  # with Python's 700, collecting is a fifth of the time of all imports
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

@@ -8,13 +8,15 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from counterpoint.files import cache_folder, replacing
+from counterpoint.words import counted
 
 BAD = "left out"  # in the column `what` of a list; other values there mark rows that are used with a change
+CHANGED = "changed"
 _KINDS = 6  # reasons that a note names
 _EXAMPLES = 10  # lines that an error message shows
 
@@ -81,6 +83,10 @@ class Accounts:
     def leave(self, line: Line) -> None:
         """List one unit that is left out, or that is used with a change (`Line.what`)."""
         self.lines.append(line)
+
+    def change(self, file: Path, reason: str, unit: str = "files") -> None:
+        """List a file that is used with a change."""
+        self.leave(Line(str(file), None, reason, what=CHANGED, unit=unit))
 
     def left(self, unit: str) -> list[Line]:
         """Return the lines of a unit that are left out."""
@@ -157,6 +163,15 @@ class Accounts:
         shown = "; ".join(f"{line.place}: {line.reason}" for line in left[:_EXAMPLES])
         more = f"; and {len(left) - _EXAMPLES} more" if len(left) > _EXAMPLES else ""
         return f"{shown}{more} (all listed in {self.file})"
+
+
+def first_of(files: Sequence[Path], noun: str) -> str:
+    """Count files and name the first.
+
+    >>> first_of([Path("a.png"), Path("b.png")], "mask")
+    '2 masks, first a.png'
+    """
+    return f"{counted(len(files), noun)}, {'first ' if len(files) > 1 else ''}{files[0]}"
 
 
 def by_reason(lines: Iterable[Line]) -> list[tuple[str, list[Line]]]:

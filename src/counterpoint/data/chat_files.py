@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from counterpoint.data.accounts import Accounts, Line
+from counterpoint.data.accounts import CHANGED, Accounts, Line
 from counterpoint.data.chats import Chat, ChatData, ChatSplit, Kind
 from counterpoint.data.images import KEEP, Indices, Pixels, check_header, checked_size, decode, split_positions
 from counterpoint.data.own.places import SPLITS, file_splits, files_of
@@ -107,6 +107,7 @@ def load(
     records = _mme(Path(place), accounts) if _is_mme(Path(place)) else _records(place, accounts)
     files: dict[Path, int] = {}
     fine: dict[Path, str] = {}  # the fault of each picture, "" for none
+    equal: list[str] = []  # places of preference pairs of equal answers
     chats: list[tuple[Chat, str, str]] = []  # with the split and the first picture's path
     for file, number, split, record in records:
         try:
@@ -115,9 +116,13 @@ def load(
                 if path not in fine:
                     fine[path] = _fault(path)
                 if fine[path]:
-                    raise DataError(f"has the picture {path}, which {fine[path]}")
+                    raise DataError(f"has the picture {path}: {fine[path]}")
             at = tuple(files.setdefault(path, len(files)) for path in paths)
-            chats.append((Chat(pictures=at, **chat), split, str(paths[0]) if paths else ""))
+            made = Chat(pictures=at, **chat)
+            chats.append((made, split, str(paths[0]) if paths else ""))
+            if made.rejected and made.rejected.strip() == made.answer.strip():
+                equal.append(f"{file} row {number}")
+                accounts.leave(Line(str(file), number, "its two answers are equal", what=CHANGED))
         except DataError as error:
             accounts.leave(Line(str(file), number, str(error)))
     accounts.read("rows", len(chats))
@@ -132,7 +137,13 @@ def load(
     pictures = FilePictures(list(files), size) if files else None
     train, held, test = _split(chats, valid)
     one, two, three = (ChatSplit([chats[n][0] for n in part], pictures) for part in (train, held, test))
-    return ChatData(f"chats:{place}", one, two, three, size if files else 0, named, notes=accounts.notes())
+    notes = accounts.notes()
+    if equal:
+        notes.append(
+            f"{place}: {counted(len(equal), 'preference pair has', 'preference pairs have')} two equal answers, the first is "
+            f"{equal[0]} (all listed in {accounts.file})"
+        )
+    return ChatData(f"chats:{place}", one, two, three, size if files else 0, named, notes=notes)
 
 
 # ------------------------------------------------------------------------------------------------------------- records
@@ -216,6 +227,8 @@ def _chat(
     elif "chosen" in record:
         messages = [*_turns(record.get("prompt"), "user", paths), *_turns(record["chosen"], "assistant", paths)[-1:]]
         found["rejected"] = _turns(record.get("rejected"), "assistant", [])[-1].text
+        if not found["rejected"].strip():
+            raise DataError("has an empty rejected answer")
     elif "choices" in record and "question" in record:
         choices = tuple(str(choice) for choice in _listed(record["choices"]))
         answer = record.get("answer")

@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from counterpoint.data.accounts import Accounts, Line
+from counterpoint.data.accounts import Accounts, Line, first_of
 from counterpoint.data.dense import IGNORE, MOST, DenseData, aligned_scenes
 from counterpoint.data.images import KEEP, Indices, Pixels, checked_size, decode
 from counterpoint.data.own.item_splits import item_splits
@@ -50,6 +50,7 @@ from counterpoint.waiting import patient_track
 from counterpoint.words import counted
 
 IMAGES = ("images", "image", "img", "imgs", "jpegimages", "leftimg8bit", "rgb")
+FAR = 9  # unused class numbers in a row from which a note asks whether the next number is a fault
 MASKS = ("masks", "mask", "labels", "label", "annotations", "segmentationclass", "gt", "gtfine")
 
 
@@ -208,7 +209,7 @@ class _Reader:
         self.raw: list[NDArray[np.int64]] = []
         self.items: list[Item] = []
         self.turned = 0  # masks of pictures that are turned by metadata but keep their size
-        self.seen: set[int] = set()
+        self.seen: dict[int, list[Path]] = {}  # number in the files -> the masks that have it
         black = np.zeros((size, size, 3), np.uint8)
         for item in patient_track(items, "reading masks"):
             good = True
@@ -234,7 +235,9 @@ class _Reader:
                 continue
             self.items.append(item)
             if numbers is not None:
-                self.seen |= set(np.unique(numbers).tolist())
+                assert item.mask is not None
+                for number in np.unique(numbers).tolist():
+                    self.seen.setdefault(number, []).append(item.mask)
             if keep:
                 for name in modalities:
                     self.pixels[name].append(pictures.get(name, black))
@@ -242,7 +245,7 @@ class _Reader:
         self.kept = keep
         if not self.items:
             raise DataError(f"{place}: no picture can be read; {accounts.examples()}")
-        self.binary = {0, 255} == self.seen and ignore == 255
+        self.binary = {0, 255} == set(self.seen) and ignore == 255
         self.table: dict[int, int] = {}
 
     def mask(self, item: Item) -> NDArray[np.int64]:
@@ -368,7 +371,7 @@ def _regions(reader: _Reader, classes: str) -> tuple[tuple[str, ...], list[str]]
     names = [name.strip() for name in classes.split(",") if name.strip()]
     if not names and listed.is_file():
         names = [line.strip() for line in listed.read_text("utf-8").splitlines() if line.strip()]
-    numbers = sorted(reader.seen - {-1, reader.ignore})
+    numbers = sorted(set(reader.seen) - {-1, reader.ignore})
     if reader.binary:
         numbers = [0, 255]
         names = names or ["background", "foreground"]
@@ -380,14 +383,27 @@ def _regions(reader: _Reader, classes: str) -> tuple[tuple[str, ...], list[str]]
         reader.table = {number: number for number in range(len(names)) if number != reader.ignore}
         odd = [number for number in numbers if number >= len(names)]
         if odd:
+            odd_masks = list(dict.fromkeys(path for number in odd for path in reader.seen[number]))
+            for path in odd_masks:
+                mine = ", ".join(str(number) for number in odd if path in reader.seen[number])
+                reader.accounts.change(path, f"pixels of the numbers {mine} have no name and count as unknown")
+            said = ", ".join(map(str, odd[:10]))
             notes.append(
-                f"{reader.place}: pixels of the numbers {', '.join(map(str, odd[:10]))} have no name among "
-                f"{counted(len(names), 'class')}; "
-                "they count as unknown"
+                f"{reader.place}: pixels of the numbers {said} have no name among {counted(len(names), 'class')}; they count as "
+                f"unknown in {first_of(odd_masks, 'mask')} (all listed in {reader.accounts.file})"
             )
     elif numbers and numbers[-1] < MOST:
         names = [str(number) for number in range(numbers[-1] + 1)]
         reader.table = {number: number for number in numbers}
+        gaps = np.diff([-1, *numbers])
+        at = int(gaps.argmax())
+        if gaps[at] > FAR:
+            high = numbers[at]
+            notes.append(
+                f"{reader.place}: no mask has a number from {high - gaps[at] + 1} to {high - 1}, but {high} is in "
+                f"{first_of(reader.seen[high], 'mask')}. All numbers up to {numbers[-1]} are classes. If {high} is a fault, name "
+                f"the classes in classes.txt; if it marks unknown pixels, set ?ignore={high}"
+            )
     else:  # numbers of 16 bits
         names = [str(number) for number in numbers]
         reader.table = {number: label for label, number in enumerate(numbers)}
@@ -411,23 +427,29 @@ def _data(
 ) -> DenseData:
     regions, notes = _regions(reader, classes)
     everything = _OwnScenes(reader, np.arange(len(reader.items)))
-    known, empty = [], 0
+    known: list[bool] = []
+    empty: list[Path] = []  # masks without a pixel of known class
     for row in range(len(reader.items)):
-        has = reader.items[row].mask is not None
-        some = has and bool((everything.masks(np.array([row])) != IGNORE).any())
-        empty += has and not some
+        mask = reader.items[row].mask
+        some = mask is not None and bool((everything.masks(np.array([row])) != IGNORE).any())
+        if mask is not None and not some:
+            empty.append(mask)
+            reader.accounts.change(mask, "no pixel of known class; its picture is used without labels")
         known.append(some)
     labelled = np.array(known, bool)
     if not labelled.any():
         raise DataError(f"{place}: no mask has a pixel of known class; check ?ignore= and the names of the files")
     if empty:
+        used = "its picture is" if len(empty) == 1 else "their pictures are"
         notes.append(
-            f"{place}: {counted(empty, 'mask has', 'masks have')} no pixel of known class; their pictures are used without labels"
+            f"{place}: no pixel of known class in {first_of(empty, 'mask')}; {used} used without labels (all listed in "
+            f"{reader.accounts.file})"
         )
-    without = int((~labelled).sum()) - empty
+    without = int((~labelled).sum()) - len(empty)
     if without:
+        used = "it is" if without == 1 else "they are"
         notes.append(
-            f"{place}: {counted(without, 'picture has', 'pictures have')} no mask; they are used for training, without labels"
+            f"{place}: {counted(without, 'picture has', 'pictures have')} no mask; {used} used for training, without labels"
         )
     if reader.turned:
         notes.append(
@@ -437,10 +459,13 @@ def _data(
     alike = by_content(np.stack(reader.pixels[reader.modalities[0]])) if reader.kept else np.arange(len(labelled))
     train, watched, held, more = item_splits(place, [item.split for item in reader.items], labelled, alike, test, valid)
     for name in reader.modalities:
-        lacking = len(everything) - int(everything.present(name).sum())
+        lacking = [item for item in reader.items if name not in item.pictures]
+        for item in lacking:
+            reader.accounts.change(next(iter(item.pictures.values())), f"its item lacks the modality {name}")
         if lacking:
             notes.append(
-                f"{place}: {lacking} of {counted(len(everything), 'item lacks', 'items lack')} the modality {name}"
+                f"{place}: {len(lacking)} of {counted(len(everything), 'item lacks', 'items lack')} the modality {name} (listed in "
+                f"{reader.accounts.file})"
             )
     reader.accounts.check()
     reader.accounts.write()

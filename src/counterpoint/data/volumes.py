@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from counterpoint.data.accounts import Accounts, Line
+from counterpoint.data.accounts import Accounts, Line, first_of
 from counterpoint.data.dense import IGNORE, MOST, ArrayScenes, DenseData
 from counterpoint.data.images import checked_size
 from counterpoint.data.own.item_splits import item_splits
@@ -85,7 +85,9 @@ class _Volumes:
         self.numbers: list[NDArray[np.int64] | None] = []
         self.splits: list[str] = []
         self.spacings: list[list[float]] = []  # between slices, and between pixels down and across, in mm
-        self.unspaced = self.uneven = self.moved = 0
+        self.unspaced: list[Path] = []  # images without a spacing in their header
+        self.masks: list[Path | None] = []
+        self.uneven = 0
 
 
 def _read(root: Path, size: int, axis: int, images: str, masks: str, accounts: Accounts) -> _Volumes:
@@ -151,7 +153,9 @@ def _add(found: _Volumes, split: str, pair: dict[str, Path], size: int, axis: in
         except DataError as error:
             accounts.leave(Line(str(pair["mask"]), None, str(error), unit="files"))
     plane = [spacing[n] for n in range(3) if n != axis]
-    found.unspaced += min(plane) <= 0
+    if min(spacing) <= 0:
+        found.unspaced.append(pair["image"])
+        accounts.change(pair["image"], "no spacing in its header; 1 mm is taken")
     if min(plane) <= 0:
         plane = [1.0, 1.0]
     found.uneven += abs(plane[0] / plane[1] - 1) > UNEVEN
@@ -165,30 +169,48 @@ def _add(found: _Volumes, split: str, pair: dict[str, Path], size: int, axis: in
         parts = np.moveaxis(numbers, axis, 0).astype(np.int32)
         numbers = np.stack([_square(part, plane, size, Image.Resampling.NEAREST) for part in parts]).astype(np.int64)
     found.numbers.append(numbers)
+    found.masks.append(pair.get("mask"))
     found.splits.append(split)
     side = min(volume.shape[n] * mm for n, mm in zip((n for n in range(3) if n != axis), plane, strict=True)) / size
     found.spacings.append([spacing[axis] if spacing[axis] > 0 else 1.0, side, side])
 
 
 def _opened(path: Path) -> tuple[NDArray[np.float32], list[float]]:
-    """Return a file's voxels, with axes to the right, the front and the head, and their spacings in mm."""
+    """Return a file's voxels and their spacings in mm, 0 where unknown; axes go to the right, the front and the head."""
     try:
         import nibabel
+        from nibabel.imageglobals import logger
     except ImportError as error:
         raise needs_extra("volumes:", "dense") from error
     try:
-        image: Any = nibabel.load(path)
-        image = nibabel.as_closest_canonical(image)
+        logger.disabled = True  # of headers without spacing, which the notes name
+        given: Any = nibabel.load(path)
+        # nibabel replaces a spacing of 0 by 1 mm.
+        with nibabel.openers.ImageOpener(str(path)) as file:
+            written = type(given.header).from_fileobj(file, check=False)["pixdim"][1:4]
+        if not np.isfinite(written).all():
+            raise DataError("has a spacing in its header that is not a number (pixdim); repair the header")
+        image: Any = nibabel.as_closest_canonical(given)
         values = np.asarray(image.dataobj, np.float32)
+        spacing = np.array(image.header.get_zooms()[:3], float)
+        if not written.all():
+            if given.header["sform_code"] > 0:
+                spacing = nibabel.affines.voxel_sizes(image.affine)
+            else:
+                spacing[nibabel.io_orientation(given.affine)[written == 0, 0].astype(int)] = 0
+    except DataError:
+        raise
     except Exception as error:  # nibabel and its readers raise many kinds
         raise DataError(f"not a volume that can be read ({type(error).__name__})") from error
+    finally:
+        logger.disabled = False
     if values.ndim == 4 and values.shape[3] == 1:
         values = values[..., 0]
     if values.ndim != 3 or not values.size:
         raise DataError(f"has {values.ndim} axes ({' x '.join(map(str, values.shape))}); save one volume a file")
     if not np.isfinite(values).all():
         raise DataError("holds values that are not numbers")
-    return values, [float(value) for value in image.header.get_zooms()[:3]]
+    return values, spacing.tolist()
 
 
 def _square(part: NDArray[Any], plane: list[float], size: int, how: Image.Resampling) -> NDArray[Any]:
@@ -217,13 +239,19 @@ def _data(
     notes = []
     odd = [n for n in seen if n >= len(names)]
     if odd:
+        holders = []
+        for numbers, file in zip(found.numbers, found.masks, strict=True):
+            if numbers is not None and file is not None and np.isin(odd, numbers).any():
+                holders.append(file)
+                accounts.change(file, "voxels of numbers without a name count as unknown")
         notes.append(
-            f"{place}: voxels of the numbers {', '.join(map(str, odd[:10]))} have no name; they count as unknown"
+            f"{place}: voxels of the numbers {', '.join(map(str, odd[:10]))} have no name; they count as unknown in "
+            f"{first_of(holders, 'mask')} (all listed in {accounts.file})"
         )
     if found.unspaced:
         notes.append(
-            f"{place}: {counted(found.unspaced, 'volume has', 'volumes have')} no spacing in their header; their voxels are "
-            "taken as square"
+            f"{place}: no spacing in the header of {first_of(found.unspaced, 'volume')}; 1 mm is taken, and measures in mm rest on "
+            f"it. Write the spacing into the header (pixdim); all are listed in {accounts.file}"
         )
     if found.uneven:
         notes.append(

@@ -16,6 +16,7 @@ annotations of unknown videos. Videos are divided into splits as a whole.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -79,18 +80,7 @@ def load(
         reader = _Reader(videos, size, others, seed, accounts)
         names = [""] * len(videos)
         parts = item_splits(place, names, np.ones(len(videos), bool), np.arange(len(videos)), test, valid)
-        once = sum(
-            int((np.bincount(np.concatenate([np.array(ids, np.int64) for ids in v.identities])) == 1).sum())
-            for v in videos
-            if v.instances
-        )
-        notes = (
-            [
-                f"{place}: {counted(once, 'instance is', 'instances are')} in one frame only; they have no positive in training"
-            ]
-            if once
-            else []
-        )
+        notes = _appearances(place, videos)
         accounts.check()
         accounts.write()
     except CounterpointError:
@@ -99,6 +89,28 @@ def load(
     train, watched, held = (_OwnClips(reader, rows) for rows in parts[:3])
     notes = [*accounts.notes(), *notes, *parts[3]]
     return ClipData(f"ytvis:{place}", train, watched, held, size, classes, notes, accounts)
+
+
+def _appearances(place: str, videos: list[_Video]) -> list[str]:
+    """Return notes about instances that serve less than others: those in one frame, and those without an absence."""
+    once = back = 0
+    for video in videos:
+        for instance in range(video.instances):
+            frames = [t for t, ids in enumerate(video.identities) if instance in ids]
+            once += len(frames) == 1
+            back += frames[-1] - frames[0] >= len(frames)
+    every = sum(video.instances for video in videos)
+    notes = []
+    if once:
+        notes.append(
+            f"{place}: {counted(once, 'instance is', 'instances are')} in one frame only; they have no positive in training"
+        )
+    if back < every:
+        notes.append(
+            f"{place}: {every - back} of {counted(every, 'instance is', 'instances are')} never seen again after an absence; "
+            + (f"back_accuracy measures the other {back}" if back else "back_accuracy is not measured")
+        )
+    return notes
 
 
 def _videos(file: Path, images: str, accounts: Accounts) -> tuple[list[_Video], tuple[str, ...]]:
@@ -124,12 +136,19 @@ def _videos(file: Path, images: str, accounts: Accounts) -> tuple[list[_Video], 
             raise DataError(f"{file}: video {number + 1} has no id or no list 'file_names'")
         videos[video["id"]] = _Video(str(video["id"]), [root / name for name in names])
     for number, annotation in enumerate(found["annotations"], start=1):
-        video = videos.get(annotation.get("video_id"))
         accounts.find("instances")
-        reason = "names no video of the file" if video is None else ""
-        boxes = _boxes(annotation, file) if video is not None else []
-        if video is not None and len(boxes) != len(video.paths):
-            reason = f"has {counted(len(boxes), 'box')} for {counted(len(video.paths), 'frame')}"
+        named = annotation.get("video_id") if isinstance(annotation, dict) else None
+        video = videos.get(named) if isinstance(named, str | int | float) else None
+        boxes: list[tuple[float, float, float, float] | None] = []
+        reason = "names no video of the file"
+        if video is not None:
+            try:
+                boxes = _boxes(annotation, file)
+                reason = "is in no frame" if boxes and not any(boxes) else ""
+            except (TypeError, ValueError, KeyError, AttributeError) as error:
+                reason = str(error) if isinstance(error, _BoxError) else "has a mask that is no run length"
+            if not reason and len(boxes) != len(video.paths):
+                reason = f"has {counted(len(boxes), 'box')} for {counted(len(video.paths), 'frame')}"
         if reason or video is None:
             accounts.leave(Line(str(file), number, reason, unit="instances"))
             continue
@@ -139,6 +158,12 @@ def _videos(file: Path, images: str, accounts: Accounts) -> tuple[list[_Video], 
                 video.boxes[t].append(box)
                 video.identities[t].append(video.instances)
         video.instances += 1
+    for video in videos.values():
+        accounts.find("videos")
+        if video.instances:
+            accounts.read("videos")
+        else:
+            accounts.leave(Line(f"video {video.name}", None, "has no instance", unit="videos"))
     kept = [video for video in videos.values() if video.instances]
     if not kept:
         raise DataError(f"{file}: no instance can be used; {accounts.examples()}")
@@ -150,9 +175,7 @@ def _boxes(annotation: dict[str, Any], file: Path) -> list[tuple[float, float, f
     """Return the box of each frame of an instance (left, top, right, bottom), None where it is absent."""
     given = annotation.get("bboxes")
     if isinstance(given, list):
-        return [
-            None if not box or len(box) != 4 else (box[0], box[1], box[0] + box[2], box[1] + box[3]) for box in given
-        ]
+        return [_corners(box) for box in given]
     codes = annotation.get("segmentations")
     if not isinstance(codes, list):
         return []
@@ -169,6 +192,19 @@ def _boxes(annotation: dict[str, Any], file: Path) -> list[tuple[float, float, f
         left, top, wide, high = (float(value) for value in coco.toBbox(packed))
         found.append((left, top, left + wide, top + high) if wide and high else None)
     return found
+
+
+class _BoxError(ValueError):
+    """A box is no list of four numbers."""
+
+
+def _corners(box: Any) -> tuple[float, float, float, float] | None:
+    """Return a box of the file (left, top, width, height) as left, top, right, bottom; None for none."""
+    if not box:
+        return None
+    if not isinstance(box, list) or len(box) != 4 or not all(type(x) in (int, float) and math.isfinite(x) for x in box):
+        raise _BoxError(f"has a box that is no list of four finite numbers ({str(box)[:60]})")
+    return box[0], box[1], box[0] + box[2], box[1] + box[3]
 
 
 class _Reader:

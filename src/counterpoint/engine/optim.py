@@ -58,8 +58,9 @@ class OptimConfig(CheckedSettings):
     def __post_init__(self) -> None:
         self.need_sound_values()
         self.need_positive("lr")
-        if self.weight_decay < 0 or self.warmup_epochs < 0 or (self.final_weight_decay or 0) < 0:
-            raise CounterpointError("weight_decay, final_weight_decay and warmup_epochs must not be negative")
+        for name in ("weight_decay", "final_weight_decay", "warmup_epochs", "momentum"):
+            if (getattr(self, name) or 0) < 0:
+                raise CounterpointError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("bias_lr", "clip_norm"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise CounterpointError(f"{name} must be > 0 or left out, got {getattr(self, name)}")

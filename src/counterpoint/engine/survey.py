@@ -134,8 +134,13 @@ class Survey:
         every = np.arange(len(self.split(split)))
         return [every[start : start + most] for start in range(0, len(every), most)]
 
-    def batch(self, split: str, rows: Sequence[int] | Indices) -> dict[str, Any]:
-        """Return the items at these positions of a split as a batch for `predict`, on the learner's device."""
+    def batch(self, split: Any, rows: Sequence[int] | Indices) -> dict[str, Any]:
+        """Return the items at these positions as a batch for `predict`, on the learner's device.
+
+        Args:
+            split: Name of a split; or a split of the task's form, where the task takes one.
+            rows: Positions.
+        """
         return moved(self._task.evaluation_batch(split, [int(row) for row in rows]), self._device())
 
     @torch.no_grad()

@@ -142,8 +142,9 @@ class AdversarialLearner(GenerationLearner):
         """Return the batches of a stage. Of two branches they are the first; `prepare` draws the second."""
         size = self.config.pretrain_batch_size if self.pretraining else self.config.batch_size
         if survey.examples < size:
+            option = "--pretrain-batch-size" if self.pretraining else "--batch-size"
             raise CounterpointError(
-                f"a batch of {size} pictures exceeds the {survey.examples} of training; lower its size"
+                f"a batch of {size} pictures exceeds the {survey.examples} of training; lower {option}"
             )
         items = survey.examples // self.branches
         return Batches(survey.examples, size // self.branches, drop_last=True, items=items)

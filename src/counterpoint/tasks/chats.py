@@ -170,6 +170,22 @@ class ChatLearner(Learner):
             dropout=self.config.dropout,
         )
 
+    def need_room(self, questions: Sequence[str], options: str) -> None:
+        """Raise CounterpointError where a question of the system itself leaves no room in the context for its answer.
+
+        Args:
+            questions: with the marks of their pictures.
+            options: the options that hold them, for the message.
+        """
+        tokens = [len(self.model.tokenizer.prompt((Message("user", question),))) for question in questions]
+        longest = max(range(len(questions)), key=tokens.__getitem__)
+        needed = tokens[longest] + self.config.new_tokens
+        if needed > self.config.context:
+            raise CounterpointError(
+                f"the question '{questions[longest][:60]}' and its answer need {needed} tokens, more than the context of "
+                f"{self.config.context}; set --context {needed} or more, or shorter questions ({options})"
+            )
+
     def begin(self, survey: Survey) -> None:
         """Take the weights of the run that `model` names."""
         if self.config.model.startswith("run:"):
@@ -409,12 +425,26 @@ class ChatsTask:
             raise DataError(
                 f"{self.data.name}: every training chat has more than {self.config.context} tokens; raise --context"
             )
+        for name in ("valid", "test"):
+            self.need_room_for_answers(name)
         left = len(self.data.train) - len(self.rows)
         if left:
             self.notes.append(
                 f"{left} of {counted(len(self.data.train), 'training chat has', 'training chats have')} more than "
                 f"{self.config.context} tokens and are left out; "
                 "raise --context to use them"
+            )
+
+    def need_room_for_answers(self, name: str) -> None:
+        """Raise DataError, before anything is trained, where a question of this split leaves no room for an answer."""
+        chats, config = self.split(name).chats, self.config
+        tokens = [len(self.tokenizer.prompt(chat.prompt)) + config.new_tokens for chat in chats]
+        long = [n for n, needed in enumerate(tokens) if needed > config.context]
+        if long:
+            many = f"{len(long)} of {counted(len(chats), f'{name} chat')}"
+            raise DataError(
+                f"{self.data.name}: {many} with {config.new_tokens} new tokens exceed the context of {config.context}, first "
+                f"'{chats[long[0]].question[:60]}'; set --context {max(tokens)} or more, ask for fewer --new-tokens or shorten them"
             )
 
     @cached_property

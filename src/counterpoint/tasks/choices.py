@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -31,17 +32,24 @@ def choice_accuracy(survey: Survey, split: str, scores: Scores) -> float | None:
 
 
 def truth_figure(survey: Survey, scores: Mapping[str, Scores]) -> dict[str, Any]:
-    """Show the share that several scores give the true answer of some test choices; nothing without choices.
+    """Show the share that several scores give the true answer of some test choices.
+
+    A chat with a rejected answer serves as a choice of two. The figure is empty without both.
 
     Args:
         survey: access to chats.
         scores: scores of a batch's options by the name of their method.
     """
     split = survey.split("test")
-    rows = [n for n, chat in enumerate(split.chats) if chat.choices][:SHOWN]
-    if not rows:
+    chats = [chat for chat in split.chats if chat.choices]
+    if not chats:
+        pairs = [chat for chat in split.chats if chat.rejected not in ("", chat.answer)]
+        chats = [replace(chat, choices=(chat.answer, chat.rejected), kind="choice") for chat in pairs]
+    if not chats:
         return {}
-    options = survey.batch("test", rows)["options"]
+    split = replace(split, chats=chats[:SHOWN])
+    rows = range(len(split))
+    options = survey.batch(split, rows)["options"]
     shares = {method: score(options) for method, score in scores.items()}
     table = []
     owner = options["owner"].tolist()

@@ -309,6 +309,7 @@ class _Utterance:
 
     ids: list[int]
     value: list[bool]
+    cut: bool  # whether its end is left out
 
 
 class _Dialogs(Dataset[dict[str, Any]]):
@@ -390,6 +391,7 @@ class DialogsTask:
                 f"{data.name}: needs annotated turns for training and test, has {len(data.train)} and {len(data.test)}"
             )
         self.data, self.config = data, config
+        self.notes: list[str] = []
         self._said: dict[tuple[str, str, int], _Utterance] = {}
         self._paths: dict[int, list[list[tuple[int, int, int, int]]]] = {}
 
@@ -425,7 +427,9 @@ class DialogsTask:
             at = spans(turn.text, values_of(turn.frame))
             value = [any(start < last and first < end for first, last in at) for start, end in found.offsets]
             start = self.facts["vocabulary"] + (0 if turn.role == USER else 2)
-            self._said[key] = _Utterance([start, *ids[:most], start + 1], [False, *value[:most], False])
+            self._said[key] = _Utterance(
+                [start, *ids[:most], start + 1], [False, *value[:most], False], len(ids) > most
+            )
         return self._said[key]
 
     def split(self, name: str) -> DialogSplit:
@@ -434,8 +438,22 @@ class DialogsTask:
         return found
 
     def check_training(self) -> None:
-        """Raise DataError where the valid split is too small to monitor training."""
+        """Raise DataError where the valid split is too small to monitor training; count the examples that are cut."""
         check_watched(self.data.name, len(self.data.valid), "annotated turns")
+        config, train = self.config, self.data.train
+        dialogs = [[self.encode(turn) for turn in train.context(n)[-config.turns :]] for n in range(len(train))]
+        lengths = [sum(len(said.ids) for said in dialog) for dialog in dialogs]
+        turns = counted(len(train), "annotated training turn")
+        if ends := sum(any(said.cut for said in dialog) for dialog in dialogs):
+            self.notes.append(
+                f"{ends} of {turns} or their dialogs have an utterance of more than {config.utterance} tokens, of which the end is "
+                "not read; raise --utterance"
+            )
+        if cut := sum(length > config.context for length in lengths):
+            self.notes.append(
+                f"{cut} of {turns} and the turns before have more than {config.context} tokens, of which the first are not read; "
+                f"--context {max(lengths)} reads all"
+            )
 
     def check_facts(self, trained: Mapping[str, Any]) -> None:
         """Take the tokenizer and the names of intents of a trained run, whose model these data are measured by."""

@@ -215,7 +215,9 @@ def plotted(prompt: str) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    numbers = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", prompt)]
+    numbers = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?", prompt)]
+    if not np.isfinite(numbers).all():
+        raise CounterpointError("a number of the prompt is too large to plot")
     if not 1 <= len(numbers) <= MOST:
         raise CounterpointError(f"a plot needs 1 to {MOST} numbers, the prompt has {len(numbers)}")
     figure = Figure(figsize=(4, 3), layout="constrained")

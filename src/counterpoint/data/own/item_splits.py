@@ -52,7 +52,10 @@ def item_splits(
         rest = rows[of != wanted]
     else:
         among = rows[labelled & (of != watched) if watched else labelled]
-        _, cut = split_positions(len(among), FRACTION if share is None else share, None, together[among])
+        try:
+            _, cut = split_positions(len(among), FRACTION if share is None else share, None, together[among])
+        except CounterpointError as error:
+            raise type(error)(f"{place}: {error}") from error
         held = among[cut]
         rest = np.setdiff1d(rows, held)
         notes.append(f"{place}: the test split is made here, {len(held)} of {counted(len(among), 'item')} with labels")

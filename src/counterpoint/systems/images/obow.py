@@ -267,6 +267,13 @@ class OBoW(ViewsLearner):
             need_size(self.encoder, config.encoder, size)
         return views
 
+    def begin(self, survey: Survey) -> None:
+        super().begin(survey)
+        config, size = self.config, self.config.batch_size
+        written = min(config.epochs * (survey.examples // size), config.update_steps or config.words) * size
+        if written < config.words:
+            self.warnings.append(f"{written} of {config.words} words are written, others stay random; lower --words")
+
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Draw the groups of crops, the teacher's whole pictures, and the places of new words."""
         total, mine = self.share(len(batch["image"]))

@@ -238,10 +238,9 @@ class LOL(AdaptedChatLearner):
 
     def begin(self, survey: Survey) -> None:
         super().begin(survey)
-        if not len(misled(survey)):
-            raise DataError(
-                "the amateur learns rejected answers, and no training chat has one; add a field rejected, as in preferences"
-            )
+        chats = survey.split("train").chats
+        if all(chats[n].rejected == chats[n].answer for n in misled(survey)):
+            raise DataError("rejected answers: no training chat has one; add a field rejected, unlike the reference")
 
     def prepare(self, batch: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Replace most answers by the rejected ones, in the amateur's stage."""

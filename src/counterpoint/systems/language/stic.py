@@ -164,6 +164,12 @@ class STIC(AdaptedChatLearner):
         found = survey.unlabelled
         return survey.split("train").images if found is None else found
 
+    def begin(self, survey: Survey) -> None:
+        super().begin(survey)
+        if self.config.preference_epochs or self.config.description_epochs:
+            asked = (self.config.guided, *self.config.ordinary, *self.config.inventive)
+            self.need_room([f"{IMAGE} {question}" for question in asked], "--guided, --ordinary and --inventive")
+
     @torch.no_grad()
     def _make_pairs(self, survey: Survey) -> None:
         """Answer questions about unlabelled pictures, and keep the answers as pairs."""
@@ -230,6 +236,10 @@ class STIC(AdaptedChatLearner):
         self.train()
         if not self.descriptions:
             raise CounterpointError(f"no chat with a description fits the context of {config.context}; raise --context")
+        if left := len(chosen) - len(self.descriptions):
+            self.warnings.append(
+                f"{left} of {len(chosen)} chats and their descriptions exceed --context and are left out"
+            )
 
     # --- a step
 

@@ -23,6 +23,7 @@ L is in core/answers.py; the parser is in encoders/meta_responses.py, the rows o
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
@@ -189,12 +190,17 @@ class SwitchGPT(SwitchingLearner):
         """Choose the meta-responses that are learned, as many of each modality as there are. DataError without any."""
         chats = survey.split("train").chats
         of: dict[tuple[str, ...], list[int]] = {}
+        others: Counter[str] = Counter()
         for n in survey.rows.tolist():
             if chats[n].kind == "meta":
                 found = tuple(named_flags(chats[n].answer))
-                if others := set(found) - set(self.config.flags):
-                    raise DataError(f"a training answer has the flag {min(others)}; add it to --flags")
+                others.update(set(found) - set(self.config.flags))
                 of.setdefault(found, []).append(n)
+        if others:
+            said = ", ".join(f"{flag} ({count})" for flag, count in sorted(others.items()))
+            raise DataError(
+                f"training answers have flags that --flags lacks: {said}; add them to --flags, or remove the answers"
+            )
         if not of:
             raise DataError(
                 "no training answer names a modality; give answers the fields modality and prompt, as in the guide of answers"
@@ -208,7 +214,11 @@ class SwitchGPT(SwitchingLearner):
         return np.array(sorted(n for *_, n in ranked[: self.config.examples or len(ranked)]), np.int64)
 
     def begin(self, survey: Survey) -> None:
-        """Check the demonstrations. Take the weights of the run that `model` names, which may lack adapter and flags."""
+        """Check chats and demonstrations. Take the weights of the run that `model` names, which may lack adapter and flags."""
+        if self.config.epochs:
+            self.plain(survey)
+        if self.config.tuning_epochs:
+            self.examples(survey)
         if "shots" in self.config.compare:
             self.demonstrations(survey)
         if not self.config.model.startswith("run:"):
