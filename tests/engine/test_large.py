@@ -23,7 +23,10 @@ from launch import command_over_processes
 IMAGES = {"encoder": "vit-xs", "batch_size": 12, "epochs": 1}
 ALIGNED = {"image_encoder": "vit-xs", "batch_size": 12, "epochs": 1}
 PICTURES = "digits?size=8&train=60"
-TEACHER = "fit:SLUG?data=digits%3Fsize=8%26train=24%26held_out=0.05%26valid=0.05&encoder=vit-xs&epochs=1&batch_size=12&warmup_epochs=0&recipe=none"
+TEACHER = (
+    "fit:SLUG?data=digits%3Fsize=8%26train=24%26held_out=0.05%26valid=0.05"
+    "&encoder=vit-xs&epochs=1&batch_size=12&warmup_epochs=0&recipe=none"
+)
 CAPTIONS = "digit-captions?train=60"
 
 
@@ -356,7 +359,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "digits?size=8&train=24",
         {
             "encoder": "mlp-s",
-            "teacher": "fit:simclr?data=digits%3Fsize=8%26train=60%26held_out=0.05%26valid=0.05&encoder=mlp-s&recipe=none&epochs=1&batch_size=30&hidden=8"
+            "teacher": "fit:simclr?data=digits%3Fsize=8%26train=60%26held_out=0.05%26valid=0.05"
+            "&encoder=mlp-s&recipe=none&epochs=1&batch_size=30&hidden=8"
             "&evaluate_every=9",
             "pictures": 5,
             "pool": 1,
