@@ -24,7 +24,7 @@ class Case:
         through: numbers of the arguments with a gradient.
         batch: the axis of the batch for each argument, None without one; for a list of tensors, that of each.
         most: the largest batch to test, for reasons of time.
-        kernel: whether it uses blockwise similarities, and is therefore also tested on 2,900 rows.
+        kernel: whether it uses blockwise similarities, and is therefore also tested on 2,100 rows.
         memory: numbers of the arguments that keep their type.
     """
 

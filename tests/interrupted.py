@@ -62,7 +62,9 @@ def need_equal_ends(
     given: dict[str, Any] = {"data": data, "seed": 3, "out": folder, "say": lambda _: None}
     key = f"{slug} {data} {config!r}"
     if key not in WHOLE:
-        whole = training.train(slug, config, name="whole", **given)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training, "_shown", lambda run, say: run)  # no page of it
+            whole = training.train(slug, config, name="whole", **given)
         WHOLE[key] = Whole(count, whole.metrics(), whole.load_weights())
     wanted = WHOLE[key]
     (stop_at, *later), count = [at] if isinstance(at, int) else at, 0

@@ -15,7 +15,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment, finished, load_learner
 from embedded import embeddings
 
-DATA = "digits?size=8&train=60"
+DATA = "digits?size=8&train=60&held_out=0.05&valid=0.05"
 SMALL: dict[str, Any] = {"epochs": 1, "batch_size": 20, "recipe": "none", "evaluate_every": 1}
 
 

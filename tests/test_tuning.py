@@ -25,7 +25,7 @@ from counterpoint.tuning import sweep
 
 pytest.importorskip("optuna", reason="needs the extra [sweep]")
 GIVEN = {"encoder": "conv-s", "epochs": 2, "batch_size": 32, "evaluate_every": 1, "recipe": "none"}
-DATA = "digits?size=8&train=128"
+DATA = "digits?size=8&train=128&held_out=0.05&valid=0.05"
 OVER = ["lr=1e-4..1e-1:log", "tune=head,all"]
 
 

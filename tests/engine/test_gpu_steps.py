@@ -20,7 +20,7 @@ from counterpoint.experiment import Experiment
 
 triton_kernels = pytest.importorskip("counterpoint.core.triton_kernels", reason="needs Triton")
 
-DIGITS, CAPTIONS = "digits?size=8&train=60", "digit-captions?train=60"
+DIGITS, CAPTIONS = "digits?size=8&train=60&held_out=0.05&valid=0.05", "digit-captions?train=60"
 SMALL = {"encoder": "conv-s", "batch_size": 20}
 TAUGHT = SMALL | {"teacher_encoder": "conv-s"}
 PAIRS = {"image_encoder": "conv-s", "batch_size": 20}
@@ -30,7 +30,10 @@ STEPS: dict[str, tuple[str, dict[str, Any]]] = {
     **dict.fromkeys([*VIEWS, *ADDED], (DIGITS, SMALL)),
     **dict.fromkeys(["kd", "rkd", "crd"], (DIGITS, TAUGHT)),
     "mae": (DIGITS, {"encoder": "vit-s", "batch_size": 20}),
-    "obow": ("digits?size=16&train=60", SMALL | {"levels": ["stem", "layer1"], "words": 40, "patch_size": 8}),
+    "obow": (
+        "digits?size=16&train=60&held_out=0.05&valid=0.05",
+        SMALL | {"levels": ["stem", "layer1"], "words": 40, "patch_size": 8},
+    ),
     "mean-teacher": (DIGITS, SMALL | {"labels_per_class": 3, "labelled_batch": 8}),
     **dict.fromkeys(["clip", "siglip", "contrastive-gap", "symile"], (CAPTIONS, PAIRS)),
 }

@@ -23,7 +23,10 @@ from launch import command_over_processes
 IMAGES = {"encoder": "vit-xs", "batch_size": 12, "epochs": 1}
 ALIGNED = {"image_encoder": "vit-xs", "batch_size": 12, "epochs": 1}
 PICTURES = "digits?size=8&train=60"
-TEACHER = "fit:SLUG?data=digits%3Fsize=8%26train=24&encoder=vit-xs&epochs=1&batch_size=12&warmup_epochs=0&recipe=none"
+TEACHER = (
+    "fit:SLUG?data=digits%3Fsize=8%26train=24%26held_out=0.05%26valid=0.05"
+    "&encoder=vit-xs&epochs=1&batch_size=12&warmup_epochs=0&recipe=none"
+)
 CAPTIONS = "digit-captions?train=60"
 
 
@@ -39,10 +42,21 @@ def doubled(value: Any) -> Any:
     return value
 
 
+SOURCES: dict[tuple[str, str], Any] = {}  # by task and data: loaded once for all systems
+
+
+def resolved(slug: str, data: str | None, settings: dict[str, Any]) -> tuple[Experiment, Any]:
+    """Return an experiment and its task."""
+    experiment = Experiment.resolve(slug, data, overrides=settings)
+    key = experiment.system.task, experiment.data
+    if key not in SOURCES:
+        SOURCES[key] = experiment.source()
+    return experiment, experiment.task(SOURCES[key])
+
+
 def started(slug: str, data: str | None, settings: dict[str, Any], parts: int) -> tuple[Stepper, dict[str, Any]]:
     """Return a stepper before its first step, in float64, and its batch."""
-    experiment = Experiment.resolve(slug, data, overrides=settings)
-    task = experiment.task()
+    experiment, task = resolved(slug, data, settings)
     learner = experiment.learner(task.facts, 0)
     learner.survey = Survey(task, learner)
     learner.begin(learner.survey)
@@ -345,7 +359,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         "digits?size=8&train=24",
         {
             "encoder": "mlp-s",
-            "teacher": "fit:simclr?data=digits%3Fsize=8%26train=60&encoder=mlp-s&recipe=none&epochs=1&batch_size=30&hidden=8"
+            "teacher": "fit:simclr?data=digits%3Fsize=8%26train=60%26held_out=0.05%26valid=0.05"
+            "&encoder=mlp-s&recipe=none&epochs=1&batch_size=30&hidden=8"
             "&evaluate_every=9",
             "pictures": 5,
             "pool": 1,
@@ -395,9 +410,8 @@ def test_a_step_in_parts_is_the_step_of_the_whole_batch(slug: str) -> None:
 def test_a_step_in_bfloat16_is_near_the_step_in_float32(slug: str) -> None:
     data, settings = (EXACT | REFUSED)[slug]
     found = []
+    experiment, task = resolved(slug, data, settings)
     for precision in ("32", "bf16"):
-        experiment = Experiment.resolve(slug, data, overrides=settings)
-        task = experiment.task()
         learner = experiment.learner(task.facts, 0)
         learner.survey = Survey(task, learner)
         learner.begin(learner.survey)

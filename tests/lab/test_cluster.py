@@ -130,7 +130,7 @@ def test_comparisons_sweeps_and_embeddings_on_ray_are_those_of_this_machine(
     records = [
         compare.compare(
             ["simclr", "dcl"],
-            "digits?train=128",
+            "digits?train=128&held_out=0.05&valid=0.05",
             seeds=1,
             jobs=jobs,
             out=tmp_path / name,
@@ -146,9 +146,10 @@ def test_comparisons_sweeps_and_embeddings_on_ray_are_those_of_this_machine(
     ]  # fmt: skip
     assert figures[0] == figures[1]
     pytest.importorskip("optuna", reason="needs the extra [sweep]")
+    data = "digits?train=128&held_out=0.05&valid=0.05"
     over, settings = ["lr=1e-3..1:log"], {"epochs": 2, "encoder": "conv-s", "evaluate_every": 1, "batch_size": 64}
     swept = [
-        tuning.sweep("simclr", "digits?train=128", over, trials=2, given=settings, sampler="random", pruner="none", jobs=jobs,
+        tuning.sweep("simclr", data, over, trials=2, given=settings, sampler="random", pruner="none", jobs=jobs,
                      keep=True, out=tmp_path / f"sweep-{name}", cluster=where)
         for name, where, jobs in places
     ]  # fmt: skip

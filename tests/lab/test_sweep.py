@@ -11,7 +11,16 @@ from counterpoint import cli
 from counterpoint.lab import claims
 from counterpoint.lab import sweep as analyse
 
-WORDS = ["--data", "digits?size=8&train=80", "--encoder", "mlp-s", "--recipe", "digits-plain", "--batch-size", "40"]
+WORDS = [
+    "--data",
+    "digits?size=8&train=80&held_out=0.05&valid=0.05",
+    "--encoder",
+    "mlp-s",
+    "--recipe",
+    "digits-plain",
+    "--batch-size",
+    "40",
+]
 
 
 @pytest.fixture(scope="module")

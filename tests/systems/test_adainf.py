@@ -87,7 +87,7 @@ def test_an_inflated_split_reads_what_inflate_writes():
 
 
 def test_a_mixture_looks_like_the_images_and_is_kept(tmp_path):
-    data = load("digits?size=8&train=60", task="views")
+    data = load("digits?size=8&train=60&held_out=0.05&valid=0.05", task="views")
     one, _ = generated.generated_images(data, "mixture", 300)
     files = list((tmp_path / "cache").rglob("*.npz"))
     assert len(files) == 1
@@ -144,7 +144,7 @@ def test_a_generator_needs_a_number():
 
 WORDS = [
     "--data",
-    "digits?size=8&train=60",
+    "digits?size=8&train=60&held_out=0.05&valid=0.05",
     "--encoder",
     "mlp-s",
     "--batch-size",
@@ -180,7 +180,7 @@ def test_copies_are_positives_on_small_sets():
         config = system.config(
             **small, **{"adainf.generated_count": 10, "adainf.replication": 30, "adainf.copies": copies}
         )
-        task = Experiment.resolve(system, "digits?size=8&train=60", config=config).task()
+        task = Experiment.resolve(system, "digits?size=8&train=60&held_out=0.05&valid=0.05", config=config).task()
         learner = system.learner(config, SimpleNamespace(**task.facts), 0)
         assert len(task.data.train) == 30 * 60 + 10
         assert len(task.data.bank) == task.data.epoch == 60
@@ -214,7 +214,7 @@ def test_a_batch_of_nothing_is_read_as_nothing():
 def test_interrupted_in_mid_epoch_it_ends_the_same(tmp_path, monkeypatch):
     words = {"encoder": "mlp-s", "recipe": "digits-s0", "batch_size": 20, "hidden": 8, "projection": 8, "epochs": 2}
     config = catalog.load_system("adainf").config(**words, adainf={"generated": "mixture", "generated_count": 50})
-    quiet = {"data": "digits?size=8&train=60", "out": tmp_path, "say": lambda _: None}
+    quiet = {"data": "digits?size=8&train=60&held_out=0.05&valid=0.05", "out": tmp_path, "say": lambda _: None}
     whole = training.train("adainf", config, name="whole", **quiet).load_weights()
     steps = 0
 
@@ -267,7 +267,7 @@ def _made(slug: str, **settings):
     system = catalog.load_system(slug)
     small = {"encoder": "mlp-s", "recipe": "digits-s0", "batch_size": 20, "hidden": 8, "projection": 4}
     config = system.config(**small, adainf={"generated": "mixture", "generated_count": 10} | settings)
-    task = Experiment.resolve(system, "digits?size=8&train=60", config=config).task()
+    task = Experiment.resolve(system, "digits?size=8&train=60&held_out=0.05&valid=0.05", config=config).task()
     return system.learner(config, SimpleNamespace(**task.facts), 0), task
 
 
@@ -283,7 +283,9 @@ def test_an_addition_below_keeps_its_effect():
 
 def test_what_is_generated_stays_in_the_cache(tmp_path):
     """A set's name may be a path, here one that leads upwards."""
-    data = replace(load("digits?size=8&train=60", task="views"), name="imagefolder:a/../../../../b")
+    data = replace(
+        load("digits?size=8&train=60&held_out=0.05&valid=0.05", task="views"), name="imagefolder:a/../../../../b"
+    )
     generated.generated_images(data, "mixture", 5)
     (file,) = tmp_path.rglob("*.npz")
     assert file.parent == tmp_path / "cache" / "generated"

@@ -333,7 +333,19 @@ def test_compositions_that_do_not_fit_raise_an_error() -> None:
 )
 def test_with_composes_systems_on_the_command_line(words: list[str], slug: str, tmp_path: Path) -> None:
     assert (
-        cli.main(["train", *words, "--data", "digits?size=8&train=320", *SMALL, "--out", str(tmp_path), "--name", "r"])
+        cli.main(
+            [
+                "train",
+                *words,
+                "--data",
+                "digits?size=8&train=320&held_out=0.05&valid=0.05",
+                *SMALL,
+                "--out",
+                str(tmp_path),
+                "--name",
+                "r",
+            ]
+        )
         == 0
     )
     run = Run.open(tmp_path / "r")
@@ -381,7 +393,7 @@ def test_interrupted_and_resumed_it_ends_the_same(slug: str, tmp_path: Path, mon
     small |= {"queue": 80, "mochi.mixing_from": 0} if slug == "mochi" else {}
     small |= {"mcl.stages": 1, "mcl.clusters": 2} if slug == "mcl" else {}
     config = catalog.load_system(slug).config(**small)
-    quiet = {"data": "digits?size=8&train=120", "out": tmp_path, "say": lambda _: None}
+    quiet = {"data": "digits?size=8&train=120&held_out=0.05&valid=0.05", "out": tmp_path, "say": lambda _: None}
     one = training.train(slug, config, name="whole", **quiet).load_weights()
 
     def stop(self: Learner) -> None:
@@ -438,7 +450,7 @@ def test_evaluation_does_not_make_the_training_data_again(tmp_path: Path, monkey
         "--adainf.generated-count",
         "80",
         "--data",
-        "digits?size=8&train=100",
+        "digits?size=8&train=100&held_out=0.05&valid=0.05",
         *SMALL,
     ]
     assert cli.main(["train", *words, "--out", str(tmp_path), "--name", "r"]) == 0
@@ -456,7 +468,14 @@ def test_what_a_system_changed_of_the_data_is_said(
     for n in range(3):
         Image.new("RGB", (8, 8), (80 * n, 0, 0)).save(folder / f"{n}.png")
     (folder / "bad.png").write_bytes(b"no picture")
-    words = ["adainf", "--adainf.generated", str(folder), "--data", "digits?size=8&train=100", *SMALL]
+    words = [
+        "adainf",
+        "--adainf.generated",
+        str(folder),
+        "--data",
+        "digits?size=8&train=100&held_out=0.05&valid=0.05",
+        *SMALL,
+    ]
     assert cli.main(["train", *words, "--out", str(tmp_path), "--name", "r"]) == 0
     said = capsys.readouterr().out
     assert "bad.png" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -387,6 +388,7 @@ def test_processes_together_have_the_losses_and_the_gradients_of_one(tmp_path):
 SECONDS = 2 * 17 * HOP / RATE  # of an item: a snippet of 17 frames and its margins
 
 
+@functools.cache
 def made(
     n: int = 24, *, unpaired: bool = True, size: int = 120, rate: int = RATE, seconds: float = SECONDS
 ) -> AlignedData:

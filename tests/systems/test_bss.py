@@ -25,7 +25,7 @@ from counterpoint.systems.images.bss import BSSConfig, StyledViews, column_infon
 from counterpoint.views.images import Recipe, ViewPipeline
 
 NUMBERS = np.load(Path(__file__).parents[1] / "parity" / "bss.npz")
-DATA = "digit-styles?size=8&train=60"
+DATA = "digit-styles?size=8&train=60&held_out=0.05&valid=0.05"
 SMALL: dict[str, Any] = {"encoder": "conv-group", "recipe": "digit-styles", "batch_size": 20, "epochs": 1,
                          "evaluate_every": 1, "hidden": 16, "projection": 8}  # fmt: skip
 CROPS = SMALL | {"recipe": "dino-cifar", "local_crops": 1, "local_size": 8, "prototypes": 6}

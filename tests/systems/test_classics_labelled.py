@@ -34,7 +34,7 @@ from counterpoint.systems.classics.triplet import Triplet, TripletConfig, triple
 from counterpoint.tasks.labelled import LabelledTask
 from counterpoint.tasks.taught import TaughtLearner, look
 
-DATA = "digits?size=16&train=320"
+DATA = "digits?size=16&train=320&held_out=0.05&valid=0.05"
 FACTS = {"size": 16, "channels": 3, "classes": 10, "class_names": list("0123456789"), "examples": 50}
 FACTS["teacher_encoder"] = "conv-s"
 SMALL = {"epochs": 1, "batch_size": 64, "encoder": "conv-s", "evaluate_every": 1}

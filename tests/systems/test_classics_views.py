@@ -24,7 +24,7 @@ from counterpoint.tasks.images import ImageBatches
 from interrupted import need_equal_ends
 from launch import command_over_processes
 
-DATA = "digits?size=16&train=320"
+DATA = "digits?size=16&train=320&held_out=0.1&valid=0.1"
 # Everything shrunk: seconds on one thread.
 SMALL = {"batch_size": 32, "epochs": 3, "evaluate_every": 3, "warmup_epochs": 0, "bank": 600}
 OWN = {

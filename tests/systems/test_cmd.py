@@ -244,7 +244,7 @@ def test_bad_arguments_are_named(change, message):
 
 # --------------------------------------------------------------------------------------------------------------- learner
 
-DATA = "digits?size=16&train=60"
+DATA = "digits?size=16&train=60&held_out=0.05&valid=0.05"
 SMALL = {
     "encoder": "conv-s", "recipe": "tile-canvases", "hidden": 24, "bottleneck": 16, "projection": 32, "local_crops": 2,
     "local_size": 8, "batch_size": 16, "epochs": 2, "evaluate_every": 2, "warmup_epochs": 0, "bank": 60,
@@ -359,7 +359,7 @@ def test_trains_from_the_command_line_on_a_folder_of_pictures(tmp_path):
 
 
 def test_equal_crops_match_region_by_region_in_the_figures_and_flips_are_followed():
-    pictures = data.load("digits?size=16&train=60", task="views").valid
+    pictures = data.load("digits?size=16&train=60&held_out=0.05&valid=0.05", task="views").valid
     for flip in (0.0, 1.0):
         pipeline = ViewPipeline(16, 2, [Recipe(scale=None, flip=0.0), Recipe(scale=None, flip=flip)])
         found = region_figures(pictures, lambda x: F.pixel_unshuffle(x, 4), pipeline)

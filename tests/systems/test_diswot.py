@@ -175,7 +175,7 @@ def test_arguments_that_do_not_fit_are_named(call: Any, said: str) -> None:
 
 # --- the search
 
-DATA = "digits?size=8&train=60"
+DATA = "digits?size=8&train=60&held_out=0.05&valid=0.05"
 SMALL: dict[str, Any] = {
     "teacher_encoder": "resnet-cifar:2-2-2?width=4", "width": 4, "choices": (1, 2, 3), "batch_size": 20, "epochs": 1,
     "teacher_epochs": 1, "score_batch": 8, "repeats": 1, "candidates": 12, "population": 5, "evaluate_every": 1,

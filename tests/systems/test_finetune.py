@@ -17,7 +17,7 @@ from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.classics import finetune
 from counterpoint.tasks.labelled import cross_entropy
 
-DATA = "digits?train=64"
+DATA = "digits?train=64&held_out=0.05&valid=0.05"
 SMALL = {"encoder": "resnet-s", "epochs": 1, "batch_size": 32, "recipe": "none"}
 
 

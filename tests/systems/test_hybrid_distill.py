@@ -249,9 +249,15 @@ def test_bad_arguments_are_named(call, message):
 
 # --------------------------------------------------------------------------------------------------------------- learner
 
-DATA = "digits?size=8&train=60"
-KD = "fit:kd?data=digits%3Fsize=8%26train=60&encoder=vit-xs&kd_weight=0.0&teacher_epochs=0&epochs=1&batch_size=20&recipe=none"
-MAE = "fit:mae?data=digits%3Fsize=8%26train=60&encoder=vit-xs&epochs=1&batch_size=20&decoder_width=12&decoder_heads=3&recipe=none"
+DATA = "digits?size=8&train=60&held_out=0.05&valid=0.05"
+KD = (
+    "fit:kd?data=digits%3Fsize=8%26train=60%26held_out=0.05%26valid=0.05"
+    "&encoder=vit-xs&kd_weight=0.0&teacher_epochs=0&epochs=1&batch_size=20&recipe=none"
+)
+MAE = (
+    "fit:mae?data=digits%3Fsize=8%26train=60%26held_out=0.05%26valid=0.05"
+    "&encoder=vit-xs&epochs=1&batch_size=20&decoder_width=12&decoder_heads=3&recipe=none"
+)
 SMALL = {
     "encoder": "vit-xs", "recipe": "digits-easy", "feature_teacher": KD, "relation_teacher": MAE, "batch_size": 16,
     "epochs": 2, "evaluate_every": 2, "warmup_epochs": 0, "bank": 60,

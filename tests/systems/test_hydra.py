@@ -28,7 +28,7 @@ from interrupted import need_equal_ends
 
 NUMBERS = np.load(Path(__file__).parents[1] / "parity" / "hydra.npz")
 CASES = sorted({name.split("/")[0] for name in NUMBERS.files})
-DATA = "digits?size=8&train=60"
+DATA = "digits?size=8&train=60&held_out=0.05&valid=0.05"
 SMALL: dict[str, Any] = {"encoder": "mlp-s", "batch_size": 30, "epochs": 1, "evaluate_every": 1, "hidden": 32,
                          "projection": 16, "label_dim": 8, "filter_hidden": 16}  # fmt: skip
 

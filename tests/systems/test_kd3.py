@@ -495,8 +495,8 @@ def test_bad_settings_are_named(settings, error, message):
 
 def test_data_without_web_pictures_say_how_to_name_some():
     with pytest.raises(DataError, match=r"digits brings no web pictures: .* --web imagefolder:DIR"):
-        built("digits?size=8&train=40")
-    learner, _task = built("digits?size=8&train=40", web="web-digits?train=30")
+        built("digits?size=8&train=40&held_out=0.05&valid=0.05")
+    learner, _task = built("digits?size=8&train=40&held_out=0.05&valid=0.05", web="web-digits?train=30")
     assert (learner.first, learner.web) == (40, 30)
     with pytest.raises(DataError, match="train must be at least 2 and web at least 1"):
         built("web-digits?train=5000")
@@ -504,7 +504,9 @@ def test_data_without_web_pictures_say_how_to_name_some():
 
 def test_a_teacher_without_a_classifier_on_its_encoder_is_named(tmp_path):
     config = Experiment.resolve(
-        "supcon", "digits?size=8&train=40", overrides={"encoder": "mlp-s", "epochs": 1, "batch_size": 8}
+        "supcon",
+        "digits?size=8&train=40&held_out=0.05&valid=0.05",
+        overrides={"encoder": "mlp-s", "epochs": 1, "batch_size": 8},
     )
     run = training.train("supcon", config.config, data=config.data, out=tmp_path, name="x", say=lambda _: None)
     with pytest.raises(RunError, match="it has no linear classifier"):

@@ -30,8 +30,11 @@ from counterpoint.experiment import Experiment
 from counterpoint.systems.distillation import krr_st as file
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "krr-st.npz")
-DATA = "digits?size=8&train=60"
-TEACHER = "fit:simclr?data=digits%3Fsize=8%26train=60&encoder=mlp-s&recipe=none&epochs=1&batch_size=30&hidden=8&evaluate_every=9"
+DATA = "digits?size=8&train=60&held_out=0.05&valid=0.05"
+TEACHER = (
+    "fit:simclr?data=digits%3Fsize=8%26train=60%26held_out=0.05%26valid=0.05"
+    "&encoder=mlp-s&recipe=none&epochs=1&batch_size=30&hidden=8&evaluate_every=9"
+)
 SMALL: dict[str, Any] = {
     "encoder": "mlp-s", "teacher": TEACHER, "recipe": "none", "pictures": 5, "pool": 2, "most_age": 3, "epochs": 2,
     "batch_size": 20, "pretrain_epochs": 4, "pretrain_batch": 3, "judges": 1, "judge_steps": 2, "bank": 30,
@@ -419,7 +422,9 @@ def test_a_folder_of_images_is_distilled_by_the_features_of_a_run(tmp_path: Path
     assert (tmp_path / "r" / "model.safetensors").is_file()
     with pytest.raises(CounterpointError, match=r"trained on images of 8 pixels, this data has 9: give .* size=8"):
         Experiment.resolve(
-            "krr-st", "digits?size=9&train=60", overrides=SMALL | {"teacher": f"run:{tmp_path / 't'}"}
+            "krr-st",
+            "digits?size=9&train=60&held_out=0.05&valid=0.05",
+            overrides=SMALL | {"teacher": f"run:{tmp_path / 't'}"},
         ).run(0)
 
 

@@ -117,7 +117,7 @@ def test_the_function_that_passes_is_the_function_that_trains(monkeypatch: pytes
 
     monkeypatch.setattr(room, "msn", counted)
     rows = Experiment.resolve(
-        "msn", "digits?size=8&train=60", overrides=SMALL | {"local_crops": 1, "local_size": 8}
+        "msn", "digits?size=8&train=60&held_out=0.05&valid=0.05", overrides=SMALL | {"local_crops": 1, "local_size": 8}
     ).run(0)
     assert len(calls) == 3
     anchors, target, prototypes, *_, by_view = calls[0]

@@ -254,7 +254,7 @@ def loss_of(feats=None, bows=None, heads=None, kappa=1.0):
 
 # --------------------------------------------------------------------------------------------------------------- learner
 
-DATA = "digits?size=16&train=60"
+DATA = "digits?size=16&train=60&held_out=0.05&valid=0.05"
 SMALL = {
     "encoder": "conv-s", "levels": ["stem", "layer1"], "words": 40, "recipe": "obow-canvases", "large_size": 8,
     "patches": 2, "patch_size": 8, "batch_size": 16, "epochs": 2, "evaluate_every": 2, "warmup_epochs": 0, "bank": 60,

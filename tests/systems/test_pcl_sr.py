@@ -27,7 +27,7 @@ from counterpoint.systems.dense import pcl_sr as room
 from counterpoint.systems.dense.pcl_sr import PCLSRConfig, contrastive_discriminator, feature_ratio, patch_nce
 
 NUMBERS = np.load(Path(__file__).parents[1] / "parity" / "pcl-sr.npz")
-DATA = "digits?size=20&train=40"
+DATA = "digits?size=20&train=40&held_out=0.05&valid=0.05"
 SMALL: dict[str, Any] = {
     "patch": 20, "batch_size": 8, "repeats": 1, "critic_width": 4, "pretrain_epochs": 1, "epochs": 1, "evaluate_every": 9,
 }  # fmt: skip

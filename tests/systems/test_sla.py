@@ -19,7 +19,7 @@ from counterpoint.systems.images.sla import SLAConfig, aggregate, expand, identi
 from interrupted import need_equal_ends
 
 NUMBERS = np.load(Path(__file__).parents[1] / "parity" / "sla.npz")
-DATA = "digits?size=8&train=60"
+DATA = "digits?size=8&train=60&held_out=0.05&valid=0.05"
 SMALL: dict[str, Any] = {"encoder": "mlp-s", "batch_size": 20, "epochs": 1, "evaluate_every": 1}
 
 

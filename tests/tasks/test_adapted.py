@@ -24,7 +24,7 @@ from counterpoint.systems.classics.supcon import SupCon
 
 pytestmark = pytest.mark.skipif(find_spec("peft") is None, reason="needs the extra [adapters]")
 
-DATA = "digits?size=16&train=64"
+DATA = "digits?size=16&train=64&held_out=0.05&valid=0.05"
 SMALL: dict[str, Any] = {
     "epochs": 2, "batch_size": 32, "recipe": "none", "evaluate_every": 9, "bank": 64, "warmup_epochs": 0, "lr": 0.5,
 }  # fmt: skip

@@ -15,7 +15,7 @@ from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import parameters
 from counterpoint.experiment import Experiment
 
-DIGITS = "digits?size=8&train=60"
+DIGITS = "digits?size=8&train=60&held_out=0.05&valid=0.05"
 SHAPES = "styled-shapes?train=32&valid=16&test=16&size=16&label=shape"
 TEXTS = "moving-objects?train=32&grounded=32&test=20&words=20"
 CHATS = "grid-chats?train=12&valid=4&test=4&grid=2&cell=8&most=2&questions=0&pairs=12"
@@ -23,7 +23,10 @@ ANSWERS = {"vocabulary": 300, "context": 48, "model": "llava-16-1-2"}
 QUESTIONS = "digit-questions?train=12&captions=12&test=1&watched=1"
 COMD = ANSWERS | {"teacher": "llava-16-1-2", "teacher_epochs": 12, "teacher_lr": 0.1, "new_tokens": 4}
 PAIRS = "clustered-pairs?train=48&test=16&clusters=4"
-KD = "fit:kd?data=digits%3Fsize=8%26train=60&encoder=vit-xs&kd_weight=0.0&teacher_epochs=0&epochs=1&batch_size=20&recipe=none"
+KD = (
+    "fit:kd?data=digits%3Fsize=8%26train=60%26held_out=0.05%26valid=0.05"
+    "&encoder=vit-xs&kd_weight=0.0&teacher_epochs=0&epochs=1&batch_size=20&recipe=none"
+)
 TAUGHT = {"encoder": "conv-s", "teacher_encoder": "mlp-s", "teacher_epochs": 1, "recipe": "none"}
 TOWERS = {
     "image_encoder": "tower-8-1-8",

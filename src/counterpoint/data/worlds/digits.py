@@ -61,6 +61,11 @@ def parts(source: str, held_out: float, valid: float) -> Parts:
         held_out: share of the digits in the test split, between 0 and 1.
         valid: share of the other digits in the valid split, between 0 and 1.
     """
+    return Parts(*(numbers.copy() for numbers in _parts(source, held_out, valid)))
+
+
+@lru_cache(maxsize=16)
+def _parts(source: str, held_out: float, valid: float) -> Parts:
     shades, labels = inventory()
     rest, test = split_positions(len(labels), held_out, labels)
     train, watched = carve(source, rest, valid, labels[rest], by_content(shades[rest]))
