@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from counterpoint import functional as fn
 from counterpoint import training
+from counterpoint.core.distil import soft_cross_entropies
 from counterpoint.data import grid_chats
 from counterpoint.data.chats import mentioned
 from counterpoint.encoders.mixture_of_experts import mixtures_of
@@ -51,6 +53,22 @@ def case(number: int, name: str) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------------------------- equations
+
+
+def test_soft_cross_entropies_have_right_derivatives_also_where_the_student_gives_no_probability():
+    student, teacher = torch.randn(2, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    student.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: soft_cross_entropies(x, teacher), student)
+    assert torch.autograd.gradgradcheck(lambda x: soft_cross_entropies(x, teacher), student)
+    student = student.detach()
+    student[0, 1], student[2, :3] = -math.inf, -math.inf
+    student.requires_grad_()
+    own = student.log_softmax(1)
+    expected = -torch.where(own == -math.inf, 0, teacher.softmax(1) * own.clamp(min=-1e9)).sum(1)
+    found = soft_cross_entropies(student, teacher)
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(*(torch.autograd.grad(x.sum(), student) for x in (found, expected)), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @CASES

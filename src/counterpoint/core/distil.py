@@ -44,6 +44,43 @@ def _composed(student: Tensor, teacher: Tensor, temperature: float) -> Float[Ten
     return temperature**2 * rows
 
 
+class _SoftEntropies(torch.autograd.Function):
+    """Cross-entropy of each row of a student under a teacher's probabilities, with a gradient of one pass."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        own, p = student.log_softmax(1), teacher.softmax(1)
+        p.masked_fill_(own == -torch.inf, 0)
+        own.clamp_(min=torch.finfo(own.dtype).min)
+        ctx.save_for_backward(student, teacher, own, p)
+        return -torch.linalg.vecdot(p, own)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        student, teacher, own, p = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated once more: in terms of the student
+            again = _soft_entropies(student, teacher)
+            return torch.autograd.grad(again, student, gradients, create_graph=True)[0], None
+        return own.exp().mul_(p.sum(1, keepdim=True)).sub_(p).mul_(gradients[0][:, None]), None
+
+
+def _soft_entropies(student: Tensor, teacher: Tensor) -> Float[Tensor, " n"]:
+    own = student.log_softmax(1)
+    return -(teacher.softmax(1) * own).masked_fill(own.detach() == -torch.inf, 0).sum(1)
+
+
+def soft_cross_entropies(
+    student: Float[Tensor, "n classes"], teacher: Float[Tensor, "n classes"]
+) -> Float[Tensor, " n"]:
+    """Compute the cross-entropy of each row of logits under the teacher's probabilities; the teacher's get no gradient.
+
+    Classes to which the student gives probability 0 do not count.
+    """
+    rows = _soft_entropies if traced() else _SoftEntropies.apply
+    found: Tensor = rows(student, teacher.detach())
+    return found
+
+
 @over_group
 @full_precision
 def kd(

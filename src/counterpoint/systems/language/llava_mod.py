@@ -44,6 +44,7 @@ from torch import Tensor, nn
 
 from counterpoint.core.answers import answer_log_probability, masked_lm_loss
 from counterpoint.core.checks import need_alike, shapes
+from counterpoint.core.distil import soft_cross_entropies
 from counterpoint.core.distributed import global_mean
 from counterpoint.core.masking import IGNORED
 from counterpoint.core.precision import full_precision
@@ -97,8 +98,7 @@ def mimic_loss(
     student, teacher = (
         logits.flatten(0, 1) if all_tokens else logits[chosen] for logits in (student_logits, teacher_logits.detach())
     )
-    own = student.log_softmax(1)
-    return global_mean(-(teacher.softmax(1) * own).masked_fill(own.detach() == -torch.inf, 0).sum(1))
+    return global_mean(soft_cross_entropies(student, teacher))
 
 
 # -------------------------------------------------------------------------------------------------------------- settings
