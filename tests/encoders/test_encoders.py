@@ -69,13 +69,13 @@ def r3d(tmp_path_factory):
 def test_a_torchvision_network_with_weights_from_a_file(r3d):
     backbone = encoders.build_visual(encoders.parse(f"r3d_18@{r3d}"))
     assert (backbone.dim, backbone.frames_per_snippet) == (512, 16)
-    pictures = frames(1, backbone)
+    pictures = frames(2, backbone)
     features = backbone(pictures)
-    assert features.shape == (1, 512)
+    assert features.shape == (2, 512)
     described = backbone.describe()
     assert described["sha256"] == fingerprint(r3d, None)
     again = encoders.build_visual(described)
-    np.testing.assert_allclose(again(pictures), features, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(again(pictures[:1]), features[:1], rtol=1e-4, atol=1e-5)
 
 
 def test_weights_that_changed_since_the_run_are_refused(r3d, tmp_path):

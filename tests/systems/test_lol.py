@@ -213,12 +213,21 @@ def test_pairs_that_are_all_equal_are_refused(tmp_path):
     file = tmp_path / "equal.jsonl"
     file.write_text("\n".join(json.dumps(line) for line in lines))
     with pytest.raises(DataError, match="no training chat has one"):
-        trained(tmp_path, f"chats:{file}")
+        trained(tmp_path, f"chats:{file}", context=64)
 
 
 def test_data_without_rejected_answers_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"no training chat has one; add a field rejected"):
         trained(tmp_path, "misconceptions?entities=8&relations=1&values=5&train=40&guided=1.0")
+
+
+def test_questions_that_fit_only_without_the_instruction_are_refused_before_training(tmp_path):
+    longer = {"instruction": "be truthful " * 15}
+    with pytest.raises(
+        DataError, match=r"valid chats under the instruction with 4 new tokens exceed the context of 40"
+    ):
+        trained(tmp_path, DATA, **longer, method="lol")
+    trained(tmp_path, DATA, **longer, method="icd")
 
 
 @pytest.mark.parametrize(

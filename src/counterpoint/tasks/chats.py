@@ -41,7 +41,7 @@ from counterpoint.data.images import Indices
 from counterpoint.encoders.chat_models import ChatModel, Prompt, padded, stacked
 from counterpoint.encoders.chat_names import check_chat_model, takes_pictures
 from counterpoint.encoders.chat_tokenizers import ChatTokenizer, chat_tokenizer
-from counterpoint.encoders.decoding import Answer, Decoder, answers
+from counterpoint.encoders.decoding import Answer, Decoder, answers, instructed
 from counterpoint.encoders.messages import IMAGE, Message
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches, Position, RowBatches, Steps
@@ -116,6 +116,10 @@ class ChatsConfig(OptimConfig):
                 raise CounterpointError(
                     f"epochs 0 measures a finished model, and {self.model} has random weights; name run:RUN or hf:NAME"
                 )
+
+    def said_before(self) -> str:
+        """Return the instruction that stands before each question when it is answered; "": none."""
+        return ""
 
     def facts(self, data: ChatData) -> dict[str, Any]:
         """Return the facts of the data that a learner with these settings needs, fit for JSON."""
@@ -438,10 +442,13 @@ class ChatsTask:
     def need_room_for_answers(self, name: str) -> None:
         """Raise DataError, before anything is trained, where a question of this split leaves no room for an answer."""
         chats, config = self.split(name).chats, self.config
-        tokens = [len(self.tokenizer.prompt(chat.prompt)) + config.new_tokens for chat in chats]
+        instruction = config.said_before()
+        asked = (instructed(Prompt(chat.prompt), instruction).messages for chat in chats)
+        tokens = [len(self.tokenizer.prompt(messages)) + config.new_tokens for messages in asked]
         long = [n for n, needed in enumerate(tokens) if needed > config.context]
         if long:
             many = f"{len(long)} of {counted(len(chats), f'{name} chat')}"
+            many += " under the instruction" * bool(instruction)
             raise DataError(
                 f"{self.data.name}: {many} with {config.new_tokens} new tokens exceed the context of {config.context}, first "
                 f"'{chats[long[0]].question[:60]}'; set --context {max(tokens)} or more, ask for fewer --new-tokens or shorten them"

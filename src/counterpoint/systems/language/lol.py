@@ -217,6 +217,10 @@ class LOLConfig(ChatsConfig):
         if self.gamma < -1:
             raise CounterpointError(f"gamma must be at least -1, got {self.gamma}")
 
+    def said_before(self) -> str:
+        guided = {self.method, *self.compare} & {"lol", "refocus", "instructed"}
+        return self.instruction if guided else ""
+
 
 class LOL(AdaptedChatLearner):
     """A model and its amateur, an adapter that learns rejected answers."""
