@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,7 @@ from counterpoint.core.distributed import batch_logsumexp, gather_rows, place
 from counterpoint.core.operands import positive_similarity
 from counterpoint.core.precision import scalar, wide
 from counterpoint.core.rules import Block, Where
+from counterpoint.core.transforms import traced
 from counterpoint.core.world import world
 
 LEAST = 1e-8  # added to both weights, as in TACT's code
@@ -55,13 +57,16 @@ def anchor_losses(
     return found.rows - own, found.columns - own
 
 
-@dataclass
+@dataclass(frozen=True)
 class BlockWeights:
     """The weights of pairs of rows: 1 within a block, elsewhere one of both alphas."""
 
-    table: Float[Tensor, "blocks blocks"]  # of other pairs
-    same: float
+    same: float  # of the same pair
+    cross: float  # of other pairs
+    blocks: int
     rows: int  # of a block, in this process
+    dtype: torch.dtype
+    device: torch.device
 
     @classmethod
     def of(cls, same: float, cross: float, blocks: int, n: int, like: Tensor) -> BlockWeights | None:
@@ -69,26 +74,35 @@ class BlockWeights:
         same, cross = same + LEAST, cross + LEAST
         if max(abs(same - 1), abs(cross - 1)) < torch.finfo(like.dtype).eps / 2:
             return None
-        return cls(like.detach().new_full((blocks, blocks), cross).fill_diagonal_(1.0), same, n)
+        return cls(same, cross, blocks, n, like.dtype, like.device)
 
     def logs(self) -> Float[Tensor, "rows rows"]:
-        """Return the logarithms of the weights of all pairs of this process's rows."""
-        blocks, n = len(self.table), self.rows
-        found = self.table.log()[:, None, :, None].repeat(1, n, 1, n)
-        own = found.diagonal(dim1=1, dim2=3)  # [blocks, blocks, n]: the same pair in two blocks
-        own.fill_(math.log(self.same)).diagonal().zero_()
-        return found.view(blocks * n, blocks * n)
+        """Return the logarithms of the weights of all pairs of this process's rows; they are not to be changed."""
+        return _logs.__wrapped__(self) if traced() else _logs(self)
 
     def tiles(self) -> Block:
         """Return a function that makes the weights of a tile of the rows of all processes."""
-        device, blocks = self.table.device, len(self.table)
-        numbers = place(self.rows, device).offset + torch.arange(self.rows, device=device)
-        block = gather_rows(torch.arange(blocks, device=device).repeat_interleave(self.rows))
-        pair = gather_rows(numbers.repeat(blocks))
+        table = torch.full((self.blocks, self.blocks), self.cross, dtype=self.dtype, device=self.device)
+        table.fill_diagonal_(1.0)
+        numbers = place(self.rows, self.device).offset + torch.arange(self.rows, device=self.device)
+        block = gather_rows(torch.arange(self.blocks, device=self.device).repeat_interleave(self.rows))
+        pair = gather_rows(numbers.repeat(self.blocks))
 
         def tile(rows: slice, columns: slice) -> Float[Tensor, "r c"]:
             here, there = block[rows], block[columns]
             own = (pair[rows][:, None] == pair[columns]) & (here[:, None] != there)
-            return self.table[here][:, there].masked_fill_(own, self.same)
+            return table[here][:, there].masked_fill_(own, self.same)
 
         return tile
+
+
+@lru_cache(maxsize=4)  # every step of a training asks for the same
+@torch.inference_mode(False)
+def _logs(weights: BlockWeights) -> Float[Tensor, "rows rows"]:
+    blocks, n = weights.blocks, weights.rows
+    found = torch.full((blocks, n, blocks, n), math.log(weights.cross), dtype=weights.dtype, device=weights.device)
+    for block in range(blocks):
+        found[block, :, block] = 0
+    own = found.diagonal(dim1=1, dim2=3)  # [blocks, blocks, n]: the same pair in two blocks
+    own.fill_(math.log(weights.same)).diagonal().zero_()
+    return found.view(blocks * n, blocks * n)
