@@ -133,10 +133,10 @@ def macl(
 
     if len(anchors) * rows**2 <= FEW_WORDS and world()[1] == 1:
         (a, p), whole = unit(torch.stack((anchors, positives))), slice(0, rows)
-        # A finite number stands for log 0: a row without a negative has a gradient of 0.
-        log_w = weight(whole, whole).fill_diagonal_(0).log_().clamp_(min=torch.finfo(a.dtype).min / 2)
-        others = torch.baddbmm(log_w[None], a, a.transpose(1, 2), alpha=1 / temperature).logsumexp(2)
-        losses = F.softplus(others - (a * p).sum(2) / temperature).mean(0)
+        log_w = weight(whole, whole).fill_diagonal_(0).log_()
+        others = torch.baddbmm(log_w[None], a, a.transpose(1, 2), alpha=1 / temperature)
+        own = (a * p).sum(2, keepdim=True) / temperature
+        losses = -torch.cat((others, own), 2).log_softmax(2)[..., -1].mean(0)
     else:
         losses = anchors.new_zeros(rows)
         for one, p in zip(anchors, positives, strict=True):

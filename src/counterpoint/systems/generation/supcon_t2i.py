@@ -104,7 +104,8 @@ def label_guided_contrast(
             itself = torch.eye(len(s), dtype=torch.bool, device=s.device)
             s, own = s.masked_fill(itself, torch.finfo(s.dtype).min / 2), own & ~itself
         count = own.sum(1)
-        return mean_where((s.log_softmax(1) * own).sum(1) / -count.clamp(min=1), count > 0)
+        share = own / count.clamp(min=1)[:, None]
+        return (s.log_softmax(1) * share).sum() / -(count > 0).sum().clamp(min=1)
     alone = exclude_self and anchors is candidates  # the kernel computes half of a symmetric matrix
     x = scaled(unit(anchors), temperature**0.5 if alone else temperature)
     y = x if alone else unit(candidates)
