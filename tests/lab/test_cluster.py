@@ -158,7 +158,7 @@ def test_comparisons_sweeps_and_embeddings_on_ray_are_those_of_this_machine(
     runs = [tmp_path / f"sweep-{name}" / "trials" / "0000" for name in ("local", "ray")]
     assert (runs[0] / "metrics.csv").read_text() == (runs[1] / "metrics.csv").read_text()
     search.embed(runs[0], tmp_path / "one.parquet")
-    search.embed(runs[0], tmp_path / "shards", shard_rows=300, jobs=None, cluster=Cluster())
+    search.embed(runs[0], tmp_path / "shards", shard_rows=100, jobs=None, cluster=Cluster())
     one, shards = search.read_embeddings(tmp_path / "one.parquet"), search.read_embeddings(tmp_path / "shards")
     assert len(search.stored.shards_of(tmp_path / "shards")) > 2
     assert one.stamp("image") == shards.stamp("image")
