@@ -107,10 +107,8 @@ def loss(n: int, side: int, channels: int = 256) -> Any:
 
 
 CASES: dict[str, tuple[Callable[[int], Any], tuple[int, ...]]] = {
-    "pairs, 7 x 7": (
-        lambda n: pairs_only(n, 7),
-        (128, 512, 1024),
-    ),  # one GPU of the paper's eight, half, its whole batch
+    # One GPU of the paper's eight, half, and its whole batch.
+    "pairs, 7 x 7": (lambda n: pairs_only(n, 7), (128, 512, 1024)),
     "pairs, 14 x 14": (lambda n: pairs_only(n, 14), (128,)),
     "pairs, 28 x 28": (lambda n: pairs_only(n, 28), (32,)),
     "targets, 7 x 7": (lambda n: matching(n, 7), (128,)),

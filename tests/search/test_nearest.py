@@ -149,9 +149,8 @@ def test_rows_of_two_bits_are_kept_where_they_suffice_and_bytes_elsewhere(tmp_pa
     rng = np.random.default_rng(0)
     groups = rng.standard_normal((40, 64))
     clustered = unit(groups[rng.integers(0, 40, 2000)] + 0.5 * rng.standard_normal((2000, 64)))
-    one_way = (rng.standard_normal((2000, 64)) + 1).astype(
-        np.float32
-    )  # a large common part leaves few bits to the rest
+    # A large common part leaves few bits to the rest.
+    one_way = (rng.standard_normal((2000, 64)) + 1).astype(np.float32)
     kinds, wider = [], []
     for name, rows in (("a", clustered), ("b", one_way)):
         found = written(tmp_path / f"{name}.parquet", rows)

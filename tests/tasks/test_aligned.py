@@ -351,7 +351,7 @@ def test_encoders_of_vectors_are_built_by_name():
     for name in ("rleu-3", "relu-", "relu-3-x", "relu-0"):
         with pytest.raises(CounterpointError, match="unknown vector encoder"):
             build_vector_encoder(name, 4)
-    with pytest.raises(CounterpointError, match="vector_noise must not be negative"):
+    with pytest.raises(CounterpointError, match="vector_noise must be at least 0 and finite"):
         AlignedConfig(vector_noise=-0.1)
 
 

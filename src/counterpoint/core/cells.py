@@ -37,6 +37,7 @@ class CellPairs(NamedTuple):
         return torch.repeat_interleave(torch.arange(len(per_cell), device=per_cell.device), per_cell)
 
 
+FEW = 2**25  # similarities up to which their whole matrix is faster than the kernel, picture by picture
 HELD = 2**17  # pairs of near rows with near columns that are compared at a time
 Numbers = NDArray[np.signedinteger[Any]]
 Some = TypeVar("Some", Tensor, NDArray[Any])  # the same operators on both
@@ -200,9 +201,6 @@ def cell_rows(maps: Float[Tensor, "n dim rows columns"]) -> Float[Tensor, "n cel
     return maps.flatten(2).transpose(1, 2)
 
 
-FEW = 2**25  # similarities up to which their whole matrix is faster than the kernel, picture by picture
-
-
 def near_contrast(
     query: Float[Tensor, "n cells dim"], key: Float[Tensor, "n cells dim"], pairs: CellPairs
 ) -> tuple[Float[Tensor, " rows"], Bool[Tensor, " rows"]]:
@@ -215,8 +213,8 @@ def near_contrast(
         key: cells of the second crops of the same pictures.
         pairs: near cells.
 
-    s is the product of query and key of one picture. A cell without a near cell has 0. Large maps use the kernel, so memory is
-    linear in the cells, but for a mask of one picture.
+    s is the product of query and key of one picture. A cell without a near cell has 0. Large maps use the kernel: their memory is
+    linear in the cells and in the pairs.
     """
     n, cells = query.shape[:2]
     first, second = pairs.first, pairs.second

@@ -383,14 +383,18 @@ def _regions(reader: _Reader, classes: str) -> tuple[tuple[str, ...], list[str]]
         reader.table = {number: number for number in range(len(names)) if number != reader.ignore}
         odd = [number for number in numbers if number >= len(names)]
         if odd:
-            odd_masks = list(dict.fromkeys(path for number in odd for path in reader.seen[number]))
-            for path in odd_masks:
-                mine = ", ".join(str(number) for number in odd if path in reader.seen[number])
-                reader.accounts.change(path, f"pixels of the numbers {mine} have no name and count as unknown")
+            odd_masks: dict[Path, list[str]] = {}
+            for number in odd:
+                for path in reader.seen[number]:
+                    odd_masks.setdefault(path, []).append(str(number))
+            for path, mine in odd_masks.items():
+                reader.accounts.change(
+                    path, f"pixels of the numbers {', '.join(mine)} have no name and count as unknown"
+                )
             said = ", ".join(map(str, odd[:10]))
             notes.append(
                 f"{reader.place}: pixels of the numbers {said} have no name among {counted(len(names), 'class')}; they count as "
-                f"unknown in {first_of(odd_masks, 'mask')} (all listed in {reader.accounts.file})"
+                f"unknown in {first_of(list(odd_masks), 'mask')} (all listed in {reader.accounts.file})"
             )
     elif numbers and numbers[-1] < MOST:
         names = [str(number) for number in range(numbers[-1] + 1)]

@@ -58,9 +58,9 @@ class OptimConfig(CheckedSettings):
     def __post_init__(self) -> None:
         self.need_sound_values()
         self.need_positive("lr")
-        for name in ("weight_decay", "final_weight_decay", "warmup_epochs", "momentum"):
-            if (getattr(self, name) or 0) < 0:
-                raise CounterpointError(f"{name} must not be negative, got {getattr(self, name)}")
+        self.need_weight("weight_decay", "warmup_epochs", "momentum")
+        if self.final_weight_decay is not None:
+            self.need_weight("final_weight_decay")
         for name in ("bias_lr", "clip_norm"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise CounterpointError(f"{name} must be > 0 or left out, got {getattr(self, name)}")

@@ -38,10 +38,8 @@ LISTS = 4  # lists of an index, in multiples of the square root of its rows
 LEAST = 39  # rows of a list at least, on average: what k-means wants
 ASK = (8, 16, 32, 64, 128, 256)  # lists read in a search: the first value with a recall of AIM is used, else the last
 AIM = 0.98  # above ENOUGH, because other queries may be harder than the measured ones
-STORED = {
-    "RaBitQfs2": 5,
-    "SQ8": 2,
-}  # how FAISS stores numbers in the lists -> candidates of a search, in multiples of k
+# How FAISS stores numbers in the lists -> candidates of a search, in multiples of k.
+STORED = {"RaBitQfs2": 5, "SQ8": 2}
 MEASURED = (10, 100)  # values of k for which recall is measured
 ENOUGH = 0.95  # share of the exact neighbours that an index must find
 QUERIES = 200  # number of queries of each kind for measuring recall

@@ -56,8 +56,7 @@ class BagsConfig(CheckedSettings):
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise CounterpointError(f"clip_norm must be > 0 or None, got {self.clip_norm}")
         self.need_count("epochs", "batch_size", "max_length")
-        if self.workers < 0:
-            raise CounterpointError(f"workers must not be negative, got {self.workers}")
+        self.need_weight("workers")
 
 
 def fit_length(features: NDArray[np.float32], max_length: int = 200) -> NDArray[np.float32]:

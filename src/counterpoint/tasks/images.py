@@ -90,8 +90,7 @@ class ImagesConfig(OptimConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.workers < 0:
-            raise CounterpointError(f"workers must not be negative, got {self.workers}")
+        self.need_weight("workers")
         self.need_count(*self.counts)
 
     def check_batch(self) -> None:

@@ -84,8 +84,7 @@ class RestoredConfig(OptimConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_count(*self.counts)
-        if self.workers < 0:
-            raise CounterpointError(f"workers must not be negative, got {self.workers}")
+        self.need_weight("workers")
         if self.scale not in (2, 3, 4):
             raise CounterpointError(f"scale must be 2, 3 or 4, got {self.scale}")
         if self.patch < 4 * self.scale or self.patch % self.scale:

@@ -81,9 +81,7 @@ class AlignedConfig(OptimConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.need_count("epochs", "batch_size", "embedding", "context", "vocabulary", "evaluate_every")
-        for name in ("vector_noise", "workers"):
-            if getattr(self, name) < 0:
-                raise CounterpointError(f"{name} must not be negative, got {getattr(self, name)}")
+        self.need_weight("vector_noise", "workers")
         if "{}" not in self.prompt and not Path(self.prompt).suffix:
             raise CounterpointError(f"prompt must contain {{}}, the place of the class's name, got '{self.prompt}'")
 
