@@ -59,7 +59,7 @@ def test_systems_lists_all_and_filters(capsys):
     code, out, _ = run(capsys, "systems", "--json")
     assert code == 0
     rows = json.loads(out)
-    assert len(rows) == 86
+    assert len(rows) == 87
     _, out, _ = run(capsys, "systems", "--state", "done", "--json")
     assert [row["slug"] for row in json.loads(out)] == [row["slug"] for row in rows if row["state"] == "done"]
     assert run(capsys, "systems", "--state", "planned")[0] == 0

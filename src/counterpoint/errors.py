@@ -34,7 +34,7 @@ EXTRA_OF = {
     "qtawesome": "glyphs",
     "espeakng_loader": "speech",
     "diffusers": "generation",
-    **dict.fromkeys(("pycocotools", "nibabel"), "dense"),
+    **dict.fromkeys(("pycocotools", "nibabel", "spandrel"), "dense"),
     "peft": "adapters",
     "faiss": "search",
     "optuna": "sweep",

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from counterpoint import cli
 from counterpoint.data.coco import load
+from counterpoint.data.coco_scenes import load_scenes
+from counterpoint.data.dense import IGNORE
 from counterpoint.data.regions import SOURCE, TARGET, UNKNOWN, RegionSplit
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.experiment import Experiment
 
 
 def scene(root: Path, count: int = 8, grey: int = 120) -> tuple[Path, dict[str, Any]]:
@@ -97,6 +101,146 @@ def test_bad_boxes_and_pictures_are_listed_and_nothing_is_lost(tmp_path):
     for reason in boxes:
         assert reason in reasons
     assert len(found.train) + len(found.valid) + len(found.test) == 6
+
+
+def outlined(content: dict[str, Any]) -> dict[str, Any]:
+    """Add outlines to the boxes of `scene`: polygons of the red squares, run lengths of the green ones."""
+    for annotation in content["annotations"]:
+        left, top, wide, high = annotation["bbox"]
+        if annotation["category_id"] == 7:
+            right, bottom = left + wide, top + high
+            annotation["segmentation"] = [[left, top, right, top, right, bottom, left, bottom]]
+            continue
+        mask = np.zeros((40, 80), bool)
+        mask[top : top + high, left : left + wide] = True
+        if annotation["image_id"] % 2:
+            found = coco_mask.encode(np.asfortranarray(mask))
+            annotation["segmentation"] = {"size": [40, 80], "counts": found["counts"].decode()}
+        else:
+            flat = mask.flatten("F")
+            ends = np.flatnonzero(np.diff(flat)) + 1
+            counts = np.diff([0, *ends, flat.size]).tolist()
+            annotation["segmentation"] = {"size": [40, 80], "counts": counts}
+    return content
+
+
+def test_dense_form_has_boxes_and_masks_of_the_outlines(tmp_path):
+    file, content = scene(tmp_path, 10)
+    written(tmp_path, outlined(content))
+    found = load(str(file), task="dense", size=40)
+    assert found.regions == ("background", "green", "red")
+    assert len(found.train) + len(found.valid) + len(found.test) == 10
+    for split in (found.train, found.valid, found.test):
+        rows = np.arange(len(split))
+        for pixels, mask, boxes in zip(split.images(rows), split.masks(rows), split.boxes(rows) or [], strict=True):
+            assert boxes.labels.tolist() == [2, 1]
+            assert (mask[20:] == IGNORE).all()  # beside the picture
+            assert mask[:20].max() == 2
+            for number, corners in zip(boxes.labels, boxes.corners, strict=True):
+                at = np.argwhere(mask == number)
+                inside = [*at.min(0)[::-1], *(at.max(0)[::-1] + 1)]
+                assert np.abs(corners - inside).max() <= 1
+            red = (pixels[..., 0] > 170) & (pixels[..., 1] < 60)
+            assert (mask[red] == 2).all()
+            assert (mask == 2).sum() >= 0.8 * 64
+
+
+def test_pictures_beyond_the_memory_are_read_again(tmp_path):
+    file, content = scene(tmp_path, 10)
+    written(tmp_path, outlined(content))
+    kept, read = (load_scenes(str(file), "", 40, "", "", "", keep) for keep in (1 << 20, 0))
+    rows = np.arange(len(kept.train))
+    assert np.array_equal(kept.train.images(rows), read.train.images(rows))
+    assert np.array_equal(kept.train.masks(rows), read.train.masks(rows))
+    name = read.train.row_names(rows[:1])[0]
+    Path(name).unlink()
+    with pytest.raises(DataError, match=f"{name} no such file now"):
+        read.train.images(rows[:1])
+
+
+def test_small_objects_lie_on_top_and_crowds_are_unknown(tmp_path):
+    file, content = scene(tmp_path, 4)
+    outlined(content)
+    large = [[0, 0, 40, 0, 40, 40, 0, 40]]
+    crowd = [[60, 0, 80, 0, 80, 40, 60, 40]]
+    more = [
+        {"id": 98, "image_id": 1, "category_id": 3, "bbox": [0, 0, 40, 40], "segmentation": large},
+        {"id": 99, "image_id": 1, "category_id": 7, "bbox": [60, 0, 20, 40], "segmentation": crowd, "iscrowd": 1},
+    ]
+    content["annotations"] += more
+    written(tmp_path, content)
+    found = load_scenes(str(file), "", 40, "", "", "")
+    splits = [(split, row) for split in (found.train, found.valid, found.test) for row in range(len(split))]
+    ((split, row),) = [(s, r) for s, r in splits if s.row_names(np.array([r]))[0].endswith("0.png")]
+    (mask,), (boxes,) = split.masks(np.array([row])), split.boxes(np.array([row]))
+    assert boxes.labels.tolist() == [2, 1, 1]
+    assert mask[5, 5] == 2  # red in the large green object
+    assert mask[1, 1] == 1
+    assert mask[3, 38] == IGNORE
+    assert mask[12, 31] == 1  # a named object within the crowd
+
+
+def test_missing_and_faulty_outlines_leave_boxes_without_a_mask(tmp_path):
+    faults = {
+        0: None,
+        1: [[1, 2, 3, 4]],
+        2: [["a", 1, 2, 3, 4, 5]],
+        3: {"size": [4, 80], "counts": [320]},
+        4: {"size": [40, 80], "counts": [1, 2]},
+        5: {"size": [40, 80], "counts": "é"},
+        6: {"size": [40, 80], "counts": [3200.5]},
+        7: [[1, 2, float("inf"), 4, 5, 6]],
+        8: 5,
+    }
+    file, content = scene(tmp_path, 12)
+    outlined(content)
+    for number, outline in faults.items():
+        content["annotations"][2 * number]["segmentation"] = outline
+    written(tmp_path, content)
+    found = load(str(file), task="dense", size=40)
+    for split in (found.train, found.valid, found.test):
+        rows = np.arange(len(split))
+        for name, mask, boxes in zip(split.row_names(rows), split.masks(rows), split.boxes(rows), strict=True):
+            assert len(boxes.labels) == 2
+            assert (mask == IGNORE).all() == (int(Path(name).stem) in faults), name
+    assert any("9 pictures are used without a mask" in note for note in found.notes)
+    assert found.accounts is not None
+    changed = [line for line in found.accounts.lines if "its boxes are used without a mask" in line.reason]
+    assert len(changed) == 8
+
+
+def test_file_of_test_pictures_is_the_test_split(tmp_path):
+    mine, _ = scene(tmp_path / "a", 10)
+    held, _ = scene(tmp_path / "b", 3, grey=40)
+    (tmp_path / "c").mkdir()
+    held = held.rename(tmp_path / "c" / "held.json")
+    found = load(str(mine), task="dense", size=32, test=str(held), test_images=str(tmp_path / "b"))
+    assert len(found.test) == 3
+    assert len(found.train) + len(found.valid) == 10
+    assert (found.test.images(np.arange(3))[:, 1, 31] == 40).all()
+    assert (found.test.masks(np.arange(3)) == IGNORE).all()  # boxes alone
+    for options, message in (
+        ({"target": str(held)}, "are for the task regions"),
+        ({"test_images": "b"}, "name it, too"),
+    ):
+        with pytest.raises(CounterpointError, match=message):
+            load(str(mine), task="dense", **options)
+    with pytest.raises(CounterpointError, match="test_images is for pictures with boxes"):
+        load(str(mine), test_images="b")
+
+
+def test_systems_of_views_and_segmentation_learn_from_it(tmp_path):
+    file, content = scene(tmp_path, 16)
+    written(tmp_path, outlined(content))
+    spec = f"coco:{file}?size=32"
+    small = {"encoder": "conv-s", "epochs": 1, "batch_size": 4, "evaluate_every": 1}
+    rows = Experiment.resolve("simclr", spec, overrides=small | {"hidden": 8, "projection": 4}).run(0)
+    assert "test/cell_miou" in rows[-1]
+    rows = Experiment.resolve("finetune-seg", spec, overrides=small | {"head": "linear"}).run(0)
+    assert "test/miou" in rows[-1]
+    scene(tmp_path / "boxes", 16)
+    with pytest.raises(DataError, match="no training picture has a pixel of known class"):
+        Experiment.resolve("finetune-seg", f"coco:{tmp_path / 'boxes' / 'boxes.json'}?size=32", overrides=small).run(0)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,54 @@ def test_weights_of_the_authors_layout_are_loaded_from_either_kind_of_file(tmp_p
         assert torch.equal(network(x), source(x))
 
 
+def test_an_architecture_of_spandrel_is_built_by_its_name() -> None:
+    network = build_restoration("spandrel:SPAN", 2).eval()
+    x = torch.rand(2, 3, 9, 7)
+    with torch.no_grad():
+        assert network(x).shape == (2, 3, 18, 14)
+    network(x).sum().backward()
+    assert all(p.requires_grad for p in network.parameters())
+
+
+def test_a_file_of_spandrel_s_brings_its_architecture_and_weights(tmp_path: Path) -> None:
+    from spandrel.architectures.RCAN import RCAN
+    from spandrel.architectures.SwinIR import SwinIR
+
+    torch.manual_seed(0)
+    rcan = RCAN(scale=2, n_resgroups=1, n_resblocks=2, n_feats=8, reduction=4).eval()
+    torch.save(rcan.state_dict(), tmp_path / "rcan.pth")
+    x = torch.rand(2, 3, 7, 10)
+    network = build_restoration(f"spandrel:{tmp_path / 'rcan.pth'}", 2).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), rcan(x))
+    with pytest.raises(CounterpointError, match="enlarges 2 times; set --scale 2"):
+        build_restoration(f"spandrel:{tmp_path / 'rcan.pth'}", 4)
+    # A network of windows takes pictures of any size, as the library's own call.
+    window = SwinIR(
+        img_size=16, depths=(2,), embed_dim=12, num_heads=(2,), window_size=8, upscale=2, upsampler="pixelshuffledirect"
+    ).eval()
+    torch.save(window.state_dict(), tmp_path / "window.pth")
+    network = build_restoration(f"spandrel:{tmp_path / 'window.pth'}", 2).eval()
+    with torch.no_grad():
+        assert network(torch.rand(1, 3, 18, 21)).shape == (1, 3, 36, 42)
+
+
+def test_names_and_files_that_spandrel_does_not_know_are_named(tmp_path: Path) -> None:
+    (tmp_path / "text.pth").write_text("no weights")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "other.pth")
+    for name, words in (
+        ("RCAM", "did you mean.*RCAN"),
+        ("none.pth", "no such file"),
+        (tmp_path / "text.pth", "cannot be read"),
+        (tmp_path / "other.pth", "cannot be read"),
+        ("DnCNN", "no setting for how much it enlarges"),
+    ):
+        with pytest.raises(CounterpointError, match=words):
+            build_restoration(f"spandrel:{name}", 2)
+    with pytest.raises(CounterpointError, match="no pretrained weights"):
+        build_restoration("spandrel:SPAN", 2, pretrained=True)
+
+
 def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
     torch.save(EDSR(2, 4, 16).state_dict(), tmp_path / "narrow.pt")
     (tmp_path / "text.pt").write_text("no weights")

@@ -344,6 +344,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"encoder": "unet-s", "batch_size": 8, "epochs": 1, "steps": 1, "pretrain_batch": 8, "blocks": 1, "hidden": 8},
     ),
     "finetune-seg": ("shapes?train=24&test=8", {"encoder": "conv-cells", "batch_size": 12, "epochs": 1}),
+    "finetune-det": ("shapes?train=24&test=8", {"encoder": "conv-s", "width": 32, "batch_size": 12, "epochs": 1}),
     # Its projector normalises by the batch, and a frozen network computes nearly all.
     "gopro": (
         "styled-shapes?train=24&test=8&size=16&label=shape",

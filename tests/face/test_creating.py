@@ -53,6 +53,7 @@ FACTS = {
         "batch_size": 8,
     },
     "dense": {"size": 16, "regions": ["ground", "road"], "encoder": "conv-s", "batch_size": 8},
+    "boxes": {"size": 32, "regions": ["ground", "car"], "encoder": "conv-s", "width": 32, "batch_size": 8},
     "frames": {"size": 16, "encoder": "conv-s", "batch_size": 8},
     "regions": {
         "size": 32,

@@ -15,6 +15,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.files import check_there, check_writable
 from counterpoint.words import counted
 
+SHOWN = 3  # objects of a picture that the terminal shows
 Method = Optional[Literal["classifier", "prompts", "neighbours"]]  # noqa: UP045
 LISTED = 20  # predictions that the terminal shows
 
@@ -31,20 +32,23 @@ def main(
     bank: Annotated[Text, unset(metavar="SOURCE")] = None,
     top: int = 3,
     k: Annotated[int, arg(aliases=["-k"])] = 20,
+    least: float = 0.5,
     out: Annotated[Place, unset(aliases=["-o"], metavar="FILE")] = None,
     html: Annotated[Place, unset(metavar="FILE")] = None,
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> int:
-    """Predict the classes of pictures: by a run's classifier, by prompts, or by the nearest labelled pictures.
+    """Predict the classes of pictures, by a classifier, by prompts or by neighbours; with a detector, the objects in them.
 
     Give picture files and folders, or a data source. A file that cannot be read is reported, the others are classified, and the
-    exit code is 2.
+    exit code is 2. A run of finetune-det detects objects in files and folders.
 
     Example: counterpoint predict runs/classifier photos/ -o found.csv --html found.html
 
     Example: counterpoint predict runs/clip photos/ --classes classes.txt --templates "a photo of a {}|a drawing of a {}"
 
     Example: counterpoint predict runs/simclr --data imagefolder:photos --method neighbours -k 10
+
+    Example: counterpoint predict runs/boxes photos/ -o found.json --html found.html
 
     Args:
         run: A finished run. With a classifier: a labelled system, such as finetune. With prompts: a run that aligns pictures with
@@ -58,8 +62,10 @@ def main(
         bank: A data source whose labelled training pictures vote as neighbours. Default: the run's own data.
         top: Number of classes to give for each picture, at least 1.
         k: Number of neighbours that vote, at least 1.
-        out: The file to write: .csv, .json, .jsonl or .parquet. Default: none.
-        html: A page to write, with the least sure pictures and, where classes are known, the confusion. Default: none.
+        least: Least score of an object, 0 to 1, of a run that detects objects.
+        out: The file to write: .csv, .json, .jsonl or .parquet. Objects as .json are in COCO's layout. Default: none.
+        html: A page to write, with the least sure pictures and, where classes are known, the confusion. With a detector: the
+            pictures with their objects. Default: none.
         json_: Print JSON.
     """
     if bool(pictures) == (data is not None):
@@ -76,6 +82,16 @@ def main(
         raise CounterpointError(f"{out} has no known ending; name a file that ends in {', '.join(room.ENDINGS)}")
     files, others = ([], []) if data is not None else room.find_pictures(pictures)
     check_there([] if classes is None else [classes])
+    from counterpoint.engine.run import Run
+
+    if Run.open(run).config.get("task") == "boxes":
+        given = {"--data": data, "--method": method, "--classes": classes, "--bank": bank}
+        if wrong := [name for name, value in given.items() if value is not None]:
+            raise CounterpointError(
+                f"{run} detects objects in files and folders, without {wrong[0]}; `counterpoint evaluate` measures it on a "
+                "data source"
+            )
+        return detect_objects(run, files, least, out, html, json_=json_)
     predictor = room.Predictor.load(run, classes=classes, templates=templates, bank=bank, method=method, top=top, k=k)
     faults: list[tuple[str, str]] = []
     if data is not None:
@@ -118,6 +134,43 @@ def main(
     if known:
         right = [one.true == one.label for one in found if one.true is not None]
         say(f"right: {sum(right)} of {len(right)} ({100 * sum(right) / len(right):.1f} %)")
+    for what, file in (("File", out), ("Page", html)):
+        if file is not None:
+            say(f"{what}: {file}")
+    return 2 if faults else 0
+
+
+def detect_objects(
+    run: str, files: list[Path], least: float, out: Path | None, html: Path | None, *, json_: bool
+) -> int:
+    """Detect the objects of pictures, show and write them. Return the exit code."""
+    from counterpoint.report.objects import write_objects_report
+    from counterpoint.use.objects import ObjectDetector, write_objects
+
+    detector = ObjectDetector.load(run)
+    classes = detector.learner.regions[1:]
+    found, faults = detector.detect(files, least=least, progress=not json_)
+    for name, fault in faults:
+        complain(f"{name}: {fault}", "red")
+    if not found:
+        raise CounterpointError("no picture could be read")
+    if out is not None:
+        write_objects(found, out, classes)
+    if html is not None:
+        write_objects_report(html, str(detector.run.path), classes, found, faults)
+    if json_:
+        print(json.dumps({"failed": faults, "pictures": [asdict(one) for one in found]}, indent=2))
+        return 2 if faults else 0
+    shown = table("picture", "objects", "surest", right=("objects",))
+    for one in found[:LISTED]:
+        surest = ", ".join(f"{of.label} {of.score:.2f}" for of in one.objects[:SHOWN])
+        shown.add_row(one.picture, str(len(one.objects)), surest)
+    console().print(shown)
+    if len(found) > LISTED:
+        say(f"... and {len(found) - LISTED} more" + ("" if out else "; write all of them with -o FILE"))
+    counts = Counter(of.label for one in found for of in one.objects)
+    listed = ", ".join(f"{name} {count}" for name, count in counts.most_common(5))
+    say(f"{counted(counts.total(), 'object')} in {counted(len(found), 'picture')}" + (f": {listed}" if listed else ""))
     for what, file in (("File", out), ("Page", html)):
         if file is not None:
             say(f"{what}: {file}")

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from counterpoint.data.pairs import AlignedData, AlignedSplit
 
 LARGEST = 96  # pixels of a picture's longer side
 NUMBERS = 6  # of a vector
+PALETTE = ("red", "orange", "yellow", "lime", "cyan", "blue", "magenta", "white", "brown", "pink")  # of boxes
 
 
 def shown(data: AlignedData, split: AlignedSplit, name: str, row: int) -> dict[str, Any]:
@@ -54,6 +55,22 @@ def png(pixels: NDArray[np.uint8], largest: int = LARGEST, *, least: int = 1) ->
     out = io.BytesIO()
     image.save(out, "PNG")  # `optimize` takes five times as long for 4 % fewer bytes
     return base64.b64encode(out.getvalue()).decode()
+
+
+def with_boxes(picture: NDArray[np.uint8], corners: NDArray[np.float32], labels: Sequence[int], larger: int = 3) -> str:
+    """Draw boxes on a picture in the colours of their classes (PALETTE), and encode it as a PNG in base64.
+
+    Args:
+        picture: [H, W, 3].
+        corners: [n, 4] left, top, right, bottom in pixels.
+        labels: class number of each box.
+        larger: whole factor by which the picture is enlarged, by default 3.
+    """
+    shown = Image.fromarray(picture.repeat(larger, 0).repeat(larger, 1))
+    draw = ImageDraw.Draw(shown)
+    for box, label in zip(corners, labels, strict=True):
+        draw.rectangle([float(edge) * larger for edge in box], outline=PALETTE[label % len(PALETTE)], width=2)
+    return png(np.asarray(shown), largest=max(shown.size))
 
 
 def captioned(cells: Sequence[dict[str, str]], across: int, caption: str) -> dict[str, Any]:

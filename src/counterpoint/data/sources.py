@@ -714,11 +714,12 @@ SOURCES: dict[str, Source] = {
             "coco",
             "regions",
             "counterpoint.data.coco",
-            "pictures with boxes of your own, in COCO's JSON layout, and a second domain to adapt to",
+            "pictures with boxes of your own, in COCO's JSON layout: to detect (task dense), or with a second domain to adapt to",
             "yours",
             "what you have",
             argument="FILE",
             needs="dense",
+            also=("dense", "views"),
         ),
         Source(
             "parquet",

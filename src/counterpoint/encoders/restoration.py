@@ -1,9 +1,11 @@
 """Build networks that enlarge pictures, by name: pictures in 0..1 to pictures `scale` times as large.
 
-    name       network
-    edsr-s     a small EDSR over bicubic scaling: 4 residual blocks of 24 channels, about 0.1 M parameters
-    edsr       EDSR-baseline (Lim et al. 2017, arXiv 1707.02921): 16 residual blocks of 64 channels
-    hf:NAME    an image-to-image model of transformers (Swin2SR), by its name on the Hub or its folder
+    name             network
+    edsr-s           a small EDSR over bicubic scaling: 4 residual blocks of 24 channels, about 0.1 M parameters
+    edsr             EDSR-baseline (Lim et al. 2017, arXiv 1707.02921): 16 residual blocks of 64 channels
+    hf:NAME          an image-to-image model of transformers (Swin2SR), by its name on the Hub or its folder
+    spandrel:NAME    an architecture of the library spandrel with random weights: RCAN, SwinIR, HAT and about twenty more
+    spandrel:FILE    a file of weights of any of its architectures (.pth, .safetensors), by which the library knows the network
 
 Outputs are not clamped. The names of EDSR's parameters, and its range 0..255 inside, are those of its authors' code. So their
 weights can be loaded (`load_restoration`).
@@ -25,7 +27,16 @@ from counterpoint.errors import CounterpointError, RunError, needs_extra, unknow
 
 SCALES = (2, 3, 4)
 OWN = {"edsr-s": (4, 24, True), "edsr": (16, 64, False)}  # blocks, channels, whether over bicubic scaling
-LIBRARIES = ("hf",)
+LIBRARIES = ("hf", "spandrel")
+FILES = (".pth", ".pt", ".ckpt", ".safetensors")
+# The settings of spandrel's networks without weights: names of the factor, and what networks lack or need beside their defaults.
+FACTORS = ("scale", "upscale", "upscaling_factor", "upscale_factor", "up_scale")
+GIVEN = {
+    **dict.fromkeys(("num_in_ch", "num_out_ch", "in_chans"), 3),
+    "img_size": 64,
+    "window_size": 8,
+    "upsampler": "pixelshuffle",
+}
 MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K's training pictures
 DEEPER = ("model", "state_dict", "params", "params_ema")  # places of the weights in files of others
 
@@ -45,7 +56,8 @@ def build_restoration(name: str, scale: int, pretrained: bool = False) -> nn.Mod
     Args:
         name: name from the module's table.
         scale: 2, 3 or 4.
-        pretrained: load the published weights of an hf: model; False (default): random weights.
+        pretrained: load the published weights of an hf: model; False (default): random weights. Weights of a file are always
+            loaded.
 
     Raises CounterpointError for an unknown name or scale, a model of another scale, and weights that cannot be loaded.
     """
@@ -57,7 +69,8 @@ def build_restoration(name: str, scale: int, pretrained: bool = False) -> nn.Mod
             raise CounterpointError(f"there are no pretrained weights of {name}; name a file or a run: --weights FILE")
         blocks, width, over = OWN[name]
         return EDSR(scale, blocks, width, over_bicubic=over)
-    return _transformers(name.partition(":")[2], scale, pretrained)
+    library, _, model = name.partition(":")
+    return _transformers(model, scale, pretrained) if library == "hf" else _spandrel(model, scale, pretrained)
 
 
 class _Block(nn.Module):
@@ -102,20 +115,30 @@ class EDSR(nn.Module):
 
 
 class Reconstructed(nn.Module):
-    """An image-to-image model of transformers (`model`), with its `reconstruction` as the output."""
+    """A model of a library (`model`), which takes pictures of whole windows alone.
 
-    def __init__(self, model: nn.Module, scale: int) -> None:
+    Rows and columns are added at the right and below, and cut off again. An image-to-image model of transformers gives its
+    `reconstruction`.
+
+    Args:
+        model: the network.
+        scale: 2, 3 or 4.
+        window: height and width of its windows in pixels.
+        least: least height and width of its pictures in pixels.
+    """
+
+    def __init__(self, model: nn.Module, scale: int, window: int = 1, least: int = 1) -> None:
         super().__init__()
-        self.model, self.scale = model, scale
-        self.window = int(getattr(model.config, "window_size", 1))
+        self.model, self.scale, self.window = model, scale, window
+        self.least = -(-least // window) * window
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 H W"]:
-        # The model takes whole windows alone; the added rows and columns are cut off again.
         height, width = images.shape[2:]
-        more = (0, -width % self.window, 0, -height % self.window)
-        padded = F.pad(images, more, mode="reflect" if more[1] < width and more[3] < height else "replicate")
-        found: Tensor = self.model(pixel_values=padded).reconstruction
-        return found[..., : height * self.scale, : width * self.scale]
+        across, down = (max(side + -side % self.window, self.least) - side for side in (width, height))
+        mode = "reflect" if across < width and down < height else "replicate"
+        found: Any = self.model(F.pad(images, (0, across, 0, down), mode=mode))
+        pictures: Tensor = getattr(found, "reconstruction", found)
+        return pictures[..., : height * self.scale, : width * self.scale]
 
 
 def _transformers(name: str, scale: int, pretrained: bool) -> nn.Module:
@@ -135,7 +158,64 @@ def _transformers(name: str, scale: int, pretrained: bool) -> nn.Module:
         model = fetched(lambda: AutoModelForImageToImage.from_pretrained(name), f"hf:{name}")
     else:
         model = fetched(lambda: AutoModelForImageToImage.from_config(settings), f"hf:{name}")
-    return Reconstructed(model.float(), scale)
+    return Reconstructed(model.float(), scale, int(getattr(model.config, "window_size", 1)))
+
+
+def _spandrel(name: str, scale: int, pretrained: bool) -> nn.Module:
+    """Build a network of the library spandrel, by its architecture or by a file of weights."""
+    try:
+        import spandrel
+    except ImportError as error:
+        raise needs_extra(f"spandrel:{name}", "dense") from error
+    called = f"spandrel:{name}"
+    if name.lower().endswith(FILES):
+        if not Path(name).is_file():
+            raise CounterpointError(f"{called}: no such file")
+        try:
+            found: Any = spandrel.ModelLoader(device="cpu").load_from_file(name)
+        except Exception as error:  # the library and its formats raise many kinds
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            raise CounterpointError(
+                f"{called} cannot be read as weights of an architecture of spandrel: {said}"
+            ) from error
+    elif pretrained:
+        raise CounterpointError(f"there are no pretrained weights of {called}; name a file: spandrel:FILE.pth")
+    else:
+        found = _untrained(called, name, scale)
+    if found.purpose not in ("SR", "FaceSR") or found.input_channels != 3 or found.output_channels != 3:
+        raise CounterpointError(f"{called} does not enlarge pictures of three colours")
+    if found.scale != scale:
+        possible = f"; set --scale {found.scale}" if found.scale in SCALES else ", not 2, 3 or 4"
+        raise CounterpointError(f"{called} enlarges {found.scale} times{possible}")
+    needs = found.size_requirements
+    if needs.square:
+        raise CounterpointError(f"{called} takes square pictures alone; name a network without fixed sizes")
+    return Reconstructed(found.model.float().requires_grad_(True), scale, needs.multiple_of, needs.minimum)
+
+
+def _untrained(called: str, name: str, scale: int) -> Any:
+    """Return an architecture of spandrel with random weights, as the library describes it."""
+    import importlib
+    import inspect
+
+    import spandrel
+
+    known = sorted(str(entry.architecture.id) for entry in spandrel.MAIN_REGISTRY.architectures())
+    if name not in known:
+        raise unknown("architecture of spandrel", name, known)
+    network = getattr(importlib.import_module(f"spandrel.architectures.{name}"), name, None)
+    options = inspect.signature(network).parameters if network is not None else {}
+    factor = next((option for option in FACTORS if option in options), None)
+    if network is None or factor is None:
+        raise CounterpointError(f"{called} has no setting for how much it enlarges; name a file of its weights")
+    try:
+        more = {option: value for option, value in GIVEN.items() if option in options}
+        return spandrel.ModelLoader(device="cpu").load_from_state_dict(network(**{factor: scale}, **more).state_dict())
+    except Exception as error:  # each architecture raises its own kinds
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CounterpointError(
+            f"{called} cannot be built for scale {scale} ({said}); name a file of its weights"
+        ) from error
 
 
 def load_restoration(network: nn.Module, path: Path | str) -> None:

@@ -31,6 +31,10 @@ NEEDED: dict[str, dict[str, str]] = {
         "size": "size=224 (pixels, height and width)",
         "regions": "regions=['background', 'road'] (names of the pixels' classes)",
     },
+    "boxes": {
+        "size": "size=224 (pixels, height and width)",
+        "regions": "regions=['background', 'car'] (the background, then names of the objects' classes)",
+    },
     "frames": {"size": "size=64 (pixels, height and width of a crop)"},
     "regions": {
         "size": "size=256 (pixels, height and width of a picture)",
@@ -111,6 +115,8 @@ def create(
 
         views, labelled   {"views": [x1, x2], "index": int64 [n], "label": int64 [n] or None}, x float [n, 3, size, size]
         dense             {"views": [x], "masks": [y], "index": int64 [n]}, y uint8 [n, size, size], 255 where unknown
+        boxes             {"views": [x], "seen": [(boxes, kinds)], "index": int64 [n]}, boxes float [n, k, 4] in pixels, kinds
+                          int64 [n, k], -1 for none
         regression        what `learner.prepare` makes of {"input": uint8 [n, 3, size, size] or float rows, "target": float64 [n]}
         frames            what `learner.prepare(batch, generator)` makes of a batch of `tasks.frames`
         regions           what `learner.prepare` makes of {"image": uint8 [n, 3, size, size], "boxes": float [n, k, 4],
@@ -219,7 +225,7 @@ def _facts(system: str, task: str, config: Any, given: Mapping[str, Any]) -> Fac
         facts["classes"] = len(facts["class_names"])
     if task == "dense":
         facts = {"modalities": ["image"], "background": True} | facts
-    if task in ("views", "labelled", "dense", "regression"):
+    if task in ("views", "labelled", "dense", "boxes", "regression"):
         facts = {"channels": 3, "classes": 0} | facts
     facts.setdefault("class_names", [str(n) for n in range(facts.get("classes", 0))])
     if task in ("aligned", "federations"):

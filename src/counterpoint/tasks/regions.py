@@ -22,7 +22,6 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tyro.conf import arg
@@ -31,7 +30,7 @@ from counterpoint.core.seeds import seed_torch
 from counterpoint.core.world import processes
 from counterpoint.data.images import Indices
 from counterpoint.data.regions import SOURCE, TARGET, RegionData, RegionSplit
-from counterpoint.data.shown import png
+from counterpoint.data.shown import PALETTE, with_boxes
 from counterpoint.encoders.images import check_image_encoder
 from counterpoint.encoders.regions import RegionEncoder, drawn_regions
 from counterpoint.engine.learner import Learner
@@ -47,7 +46,6 @@ AT_ONCE = 16  # pictures in a batch of the evaluation
 STRONG = Recipe(
     scale=None, flip=0.0, jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grey=0.2, blur=0.5
 )
-PALETTE = ("red", "orange", "yellow", "lime", "cyan", "blue", "magenta", "white", "brown", "pink")
 
 
 @dataclass
@@ -206,24 +204,6 @@ class RegionsEvaluator:
             "accuracy": float(right[:-1].sum() / max(1, total[:-1].sum())),
             "background": float(right[-1] / max(1, total[-1])),
         }
-
-
-def with_boxes(picture: NDArray[np.uint8], corners: NDArray[np.float32], labels: Sequence[int], larger: int = 3) -> str:
-    """Draw boxes on a picture in the colours of their classes (PALETTE), and encode it as a PNG in base64.
-
-    Args:
-        picture: [H, W, 3].
-        corners: [n, 4] left, top, right, bottom in pixels.
-        labels: class number of each box.
-        larger: whole factor by which the picture is enlarged, by default 4.
-    """
-    from PIL import Image, ImageDraw
-
-    shown = Image.fromarray(picture.repeat(larger, 0).repeat(larger, 1))
-    draw = ImageDraw.Draw(shown)
-    for box, label in zip(corners, labels, strict=True):
-        draw.rectangle([float(edge) * larger for edge in box], outline=PALETTE[label % len(PALETTE)], width=2)
-    return png(np.asarray(shown), largest=max(shown.size))
 
 
 def regions_figure(

@@ -69,7 +69,8 @@ class RestoredConfig(OptimConfig):
     scale: int = 4
     """Ratio of the sides of the large and the small picture: 2, 3 or 4."""
     network: str = "edsr"
-    """The network to train and keep: edsr-s, edsr, hf:NAME (a Swin2SR of transformers)."""
+    """The network to train and keep: edsr-s, edsr, hf:NAME (a Swin2SR of transformers), spandrel:NAME (an architecture of the
+    library spandrel, such as RCAN), spandrel:FILE (weights of one)."""
     pretrained: bool = False
     """Start from the published weights of an hf: network."""
     weights: str = ""

@@ -1,0 +1,148 @@
+"""Read a file in COCO's JSON layout through pycocotools: its pictures, their boxes and the names of the classes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from counterpoint.data.accounts import Accounts, Line
+from counterpoint.data.dense import Boxes
+from counterpoint.errors import DataError, needs_extra
+
+GREY = 128  # of the rest of a square
+
+
+class Picture(NamedTuple):
+    """A picture of a file, and its objects in the file's order."""
+
+    path: Path
+    corners: list[tuple[float, float, float, float]]  # left, top, right, bottom in the picture's own pixels
+    labels: list[str]
+    outlines: list[Any]  # the segmentation of each object in COCO's form; None without one
+    crowds: list[Any]  # the segmentations of crowds, which are no objects
+
+
+def annotated(
+    file: Path, images: str, accounts: Accounts, classes: tuple[str, ...] = ()
+) -> tuple[list[Picture], tuple[str, ...]]:
+    """Read a file: its pictures with their objects, and the names of its categories. With `classes`, others are unknown."""
+    try:
+        from pycocotools.coco import COCO
+    except ImportError as error:
+        raise needs_extra("coco:", "dense") from error
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} is no JSON ({str(error)[:120]})") from error
+    lists = ("images", "annotations", "categories")
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), list) for name in lists):
+        raise DataError(f"{file} is not in COCO's layout: it needs the lists images, annotations and categories")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+            coco = COCO()
+            coco.dataset = found
+            coco.createIndex()
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file}: an entry has no {error}; pictures, annotations and categories need ids") from error
+    root = Path(images) if images else file.parent
+    if not root.is_dir():
+        raise DataError(f"{root}: no such directory; name the folder of the pictures (?images=DIR)")
+    names = {key: str(value.get("name", key)) for key, value in sorted(coco.cats.items())}
+    known = classes or tuple(dict.fromkeys(names.values()))
+    pictures: dict[Any, Picture] = {}
+    for key, value in coco.imgs.items():
+        if not isinstance(value.get("file_name"), str):
+            raise DataError(f"{file}: picture {key} has no 'file_name'")
+        pictures[key] = Picture(root / value["file_name"], [], [], [], [])
+    for number, annotation in enumerate(found["annotations"], start=1):
+        accounts.find("boxes")
+        name = names.get(annotation.get("category_id"))
+        box = _box(annotation.get("bbox"))
+        picture = pictures.get(annotation.get("image_id"))
+        reason = ""
+        if picture is None:
+            reason = "names no picture of the file"
+        elif name is None or name not in known:
+            reason = f"is of an unknown category ({annotation.get('category_id') if name is None else name})"
+        elif annotation.get("iscrowd"):
+            reason = "is a crowd"
+            picture.crowds.append(annotation.get("segmentation"))
+        elif box is None:
+            reason = "has no bbox of four finite numbers"
+        if reason or picture is None or box is None or name is None:
+            accounts.leave(Line(str(file), number, reason, unit="boxes"))
+            continue
+        picture.corners.append(box)
+        picture.labels.append(name)
+        picture.outlines.append(annotation.get("segmentation") or None)
+    return list(pictures.values()), known
+
+
+def _box(value: Any) -> tuple[float, float, float, float] | None:
+    """Return left, top, right, bottom; None for anything but four finite numbers."""
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in value):
+        return None
+    left, top, wide, high = map(float, value)
+    return left, top, left + wide, top + high
+
+
+class Square(NamedTuple):
+    """A picture as a square whose longer side it fills; the rest is grey on the right or below."""
+
+    pixels: NDArray[np.uint8]  # [size, size, 3]
+    shown: tuple[int, int]  # width and height of the picture within the square
+    own: tuple[int, int]  # width and height of the picture itself
+
+
+def square(path: Path, size: int) -> Square:
+    """Read a picture as a square. Raises DataError, with a reason that fits a list of files."""
+    try:
+        with Image.open(path) as image:
+            shown = image.convert("RGB")
+    except Exception as error:  # codecs raise OSError, SyntaxError, ValueError, struct.error, zlib.error
+        raise DataError("no such file" if isinstance(error, FileNotFoundError) else "cannot be read") from error
+    factor = size / max(shown.size)
+    wide, high = (max(1, round(side * factor)) for side in shown.size)
+    pixels = np.full((size, size, 3), GREY, np.uint8)
+    pixels[:high, :wide] = np.asarray(shown.resize((wide, high), Image.Resampling.BILINEAR))
+    return Square(pixels, (wide, high), shown.size)
+
+
+def boxes_of(picture: Picture, classes: tuple[str, ...], found: Square, accounts: Accounts) -> tuple[Boxes, list[Any]]:
+    """Return the boxes of a picture in pixels of its square, and the outlines of these objects.
+
+    Boxes are cut at the picture's edges. Those that are thinner than a pixel then are left out and listed.
+    """
+    factor = len(found.pixels) / max(found.own)
+    corners, labels, outlines = [], [], []
+    for box, label, outline in zip(picture.corners, picture.labels, picture.outlines, strict=True):
+        cut = np.clip(np.array(box), 0, [*found.own, *found.own])
+        if cut[2] - cut[0] < 1 or cut[3] - cut[1] < 1:
+            reason = "a box that is empty or outside its picture"
+            accounts.leave(Line(str(picture.path), None, reason, unit="boxes"))
+            continue
+        corners.append(cut * factor)
+        labels.append(classes.index(label))
+        outlines.append(outline)
+    accounts.read("boxes", len(corners))
+    numbers = np.array(labels, np.int64)
+    return Boxes(np.array(corners, np.float32).reshape(-1, 4), numbers, np.arange(len(labels))), outlines
+
+
+def leave(picture: Picture, reason: str, accounts: Accounts) -> None:
+    """List a picture that cannot be used, with its boxes."""
+    accounts.leave(Line(str(picture.path), None, reason, unit="pictures"))
+    for _ in picture.corners:
+        accounts.leave(Line(str(picture.path), None, "its picture cannot be read", unit="boxes"))
