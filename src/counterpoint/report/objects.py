@@ -14,7 +14,7 @@ from counterpoint.data.shown import PALETTE, with_boxes
 from counterpoint.errors import DataError
 from counterpoint.report import page as parts
 from counterpoint.report.found import found_sections
-from counterpoint.report.page import Page, number
+from counterpoint.report.page import Page
 from counterpoint.words import counted
 
 SHOWN, SIDE, ACROSS = 48, 256, 4  # pictures, pixels of their longer side, and pictures in a row
@@ -55,7 +55,7 @@ def write_objects_report(
 
 
 def _cell(one: Any, classes: Sequence[str]) -> dict[str, str]:
-    names = ", ".join(f"{of.label} {number(of.score)}" for of in one.objects[:NAMED]) or "no object"
+    names = ", ".join(f"{of.label} {of.score:.2f}" for of in one.objects[:NAMED]) or "no object"
     name = Path(one.picture).name
     try:
         picture = square(Path(one.picture), SIDE)

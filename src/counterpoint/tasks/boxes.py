@@ -39,7 +39,7 @@ from counterpoint.views.images.boxes import cropped_boxes
 BATCH = 32  # pictures in a batch of the evaluation
 PICTURES = 6  # on the page
 SIDE = 96  # pixels of a picture as shown, at least
-SHOWN = 0.3  # least score of a box that is drawn
+SHOWN = 0.5  # least score of a box that is drawn
 
 
 @dataclass
