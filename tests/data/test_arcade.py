@@ -164,6 +164,7 @@ def test_export_is_what_the_videos_source_reads(tmp_path, monkeypatch):
         np.testing.assert_array_equal(video.truth, scenes.truth(arcade.script("test", number)))
 
 
+@pytest.mark.slow
 @needs_package
 def test_features_are_built_once_and_rebuilt_when_damaged(tmp_path, monkeypatch):
     monkeypatch.setenv("COUNTERPOINT_CACHE", str(tmp_path))

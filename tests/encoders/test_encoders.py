@@ -66,6 +66,7 @@ def r3d(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_torchvision_network_with_weights_from_a_file(r3d):
     backbone = encoders.build_visual(encoders.parse(f"r3d_18@{r3d}"))
     assert (backbone.dim, backbone.frames_per_snippet) == (512, 16)

@@ -84,7 +84,9 @@ def points(make):
     ]
 
 
-@pytest.mark.parametrize("slug", KINDS)
+@pytest.mark.parametrize(
+    "slug", [pytest.param(slug, marks=pytest.mark.slow if slug == "albef" else ()) for slug in KINDS]
+)
 def test_killed_at_five_points_it_ends_the_same(slug, tmp_path):
     make = made(slug)
     never_otherwise(make, tmp_path, points(make))

@@ -52,6 +52,7 @@ def test_one_job_runs_here_and_takes_a_task_when_the_one_before_is_finished(tmp_
     assert order == ["take 1", "finish 1 1", "take 2", "finish 2 4"]
 
 
+@pytest.mark.slow
 def test_a_task_whose_process_is_killed_runs_again_in_another_one(tmp_path: Path) -> None:
     assert squares(tmp_path, [1, 2, 3, 4], kill=(2,), jobs=2) == {f"task {n}": n * n for n in (1, 2, 3, 4)}
     assert (tmp_path / "2-1").exists()

@@ -396,6 +396,7 @@ def test_sampling_begins_where_no_signal_is_left():
     assert learner.sampler.timesteps.tolist() == [999, 749, 499, 249]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, undrawn):
     config = Experiment.resolve("customcontrast", DATA, overrides=SMALL).config
     # In each stage.

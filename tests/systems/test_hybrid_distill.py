@@ -468,6 +468,7 @@ def test_interrupted_and_resumed_it_ends_the_same(tmp_path, monkeypatch, undrawn
     assert "projector.weight" in run.load_weights()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("drawn")
 def test_trains_from_the_command_line_on_a_folder_with_runs_as_teachers_and_exports(tmp_path):
     rng = np.random.default_rng(0)

@@ -319,7 +319,7 @@ def test_masks_of_the_evaluation_depend_on_the_text_alone():
 
 
 @pytest.mark.parametrize(
-    "interrupt_at", [pytest.param(4, marks=pytest.mark.slow), 9]
+    "interrupt_at", [pytest.param(4, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.slow)]
 )  # in the second epoch of the teacher, and of the student
 def test_interrupted_and_resumed_it_ends_the_same(interrupt_at, tmp_path, monkeypatch, undrawn):
     config = Experiment.resolve("vidlankd", DATA, overrides=SMALL | {"contrast": "bank"}).config

@@ -313,7 +313,8 @@ def written(root: Path, count: int, first: int = 0, **more: object) -> Path:
     return root / "boxes.json"
 
 
-@BOTH
+@pytest.mark.slow
+@pytest.mark.parametrize("head", list(HEADS))
 def test_most_objects_of_own_pictures_are_detected(tmp_path, head, undrawn):
     mine, held = written(tmp_path / "mine", 48), written(tmp_path / "held", 12, first=100)
     words = ["train", "finetune-det", "--data", f"coco:{mine}?size=48&test={held}", "--head", head]
