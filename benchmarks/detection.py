@@ -93,7 +93,7 @@ def measure(what: str, path: str, run: str) -> None:
     taken = time.perf_counter() - started
     # Not ru_maxrss: a child begins with its parent's, who drew the pictures.
     status = Path("/proc/self/status").read_text()
-    peak = int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) / 1024  # type: ignore[union-attr]
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) / 1024
     print(json.dumps({"seconds": taken, "peak_mb": peak}))
 
 
