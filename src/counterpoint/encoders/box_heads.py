@@ -112,6 +112,10 @@ class OneStage(BoxHead):
 
     def build(self, pyramid: Pyramid, strides: list[float], classes: int) -> FCOS:
         anchors = AnchorGenerator(tuple((stride,) for stride in strides), ((1.0,),) * len(strides))
+        # The places lie in the middle of their cells, as in the paper; torchvision's lie at the cells' corners.
+        anchors.cell_anchors = [
+            anchor + stride / 2 for anchor, stride in zip(anchors.cell_anchors, strides, strict=True)
+        ]
         head = _Totals(pyramid.out_channels, 1, classes)
         for layer in head.modules():
             if isinstance(layer, nn.GroupNorm):  # one channel of a map of one cell has no deviation
