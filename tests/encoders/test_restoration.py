@@ -78,6 +78,14 @@ def test_a_file_of_spandrel_s_brings_its_architecture_and_weights(tmp_path: Path
         assert network(torch.rand(1, 3, 18, 21)).shape == (1, 3, 36, 42)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "scale"), [("ESRGAN", 2), ("MMRealSR", 4)])
+def test_other_upsamplers_and_outputs_of_spandrel_are_taken(name: str, scale: int) -> None:
+    network = build_restoration(f"spandrel:{name}", scale).eval()
+    with torch.no_grad():
+        assert network(torch.rand(1, 3, 9, 14)).shape == (1, 3, 9 * scale, 14 * scale)
+
+
 def test_names_and_files_that_spandrel_does_not_know_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("no weights")
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.pth")
@@ -87,6 +95,7 @@ def test_names_and_files_that_spandrel_does_not_know_are_named(tmp_path: Path) -
         (tmp_path / "text.pth", "cannot be read"),
         (tmp_path / "other.pth", "cannot be read"),
         ("DnCNN", "no setting for how much it enlarges"),
+        ("MMRealSR", "cannot be built for scale 2"),  # it can, and cannot run
     ):
         with pytest.raises(CounterpointError, match=words):
             build_restoration(f"spandrel:{name}", 2)

@@ -37,6 +37,8 @@ GIVEN = {
     "window_size": 8,
     "upsampler": "pixelshuffle",
 }
+WINDOWS = {"MMRealSR": 4}  # of networks whose windows the library does not name
+PROBE = 64  # pixels of the picture on which a network is tried
 MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K's training pictures
 DEEPER = ("model", "state_dict", "params", "params_ema")  # places of the weights in files of others
 
@@ -118,7 +120,7 @@ class Reconstructed(nn.Module):
     """A model of a library (`model`), which takes pictures of whole windows alone.
 
     Rows and columns are added at the right and below, and cut off again. An image-to-image model of transformers gives its
-    `reconstruction`.
+    `reconstruction`, and a network with several outputs its first.
 
     Args:
         model: the network.
@@ -137,7 +139,7 @@ class Reconstructed(nn.Module):
         across, down = (max(side + -side % self.window, self.least) - side for side in (width, height))
         mode = "reflect" if across < width and down < height else "replicate"
         found: Any = self.model(F.pad(images, (0, across, 0, down), mode=mode))
-        pictures: Tensor = getattr(found, "reconstruction", found)
+        pictures: Tensor = found[0] if isinstance(found, tuple) else getattr(found, "reconstruction", found)
         return pictures[..., : height * self.scale, : width * self.scale]
 
 
@@ -190,7 +192,8 @@ def _spandrel(name: str, scale: int, pretrained: bool) -> nn.Module:
     needs = found.size_requirements
     if needs.square:
         raise CounterpointError(f"{called} takes square pictures alone; name a network without fixed sizes")
-    return Reconstructed(found.model.float().requires_grad_(True), scale, needs.multiple_of, needs.minimum)
+    window = max(needs.multiple_of, WINDOWS.get(str(found.architecture.id), 1))
+    return Reconstructed(found.model.float().requires_grad_(True), scale, window, needs.minimum)
 
 
 def _untrained(called: str, name: str, scale: int) -> Any:
@@ -208,9 +211,16 @@ def _untrained(called: str, name: str, scale: int) -> Any:
     factor = next((option for option in FACTORS if option in options), None)
     if network is None or factor is None:
         raise CounterpointError(f"{called} has no setting for how much it enlarges; name a file of its weights")
+    more = {option: value for option, value in GIVEN.items() if option in options}
     try:
-        more = {option: value for option, value in GIVEN.items() if option in options}
-        return spandrel.ModelLoader(device="cpu").load_from_state_dict(network(**{factor: scale}, **more).state_dict())
+        try:
+            made = network(**{factor: scale}, **more)
+        except Exception:  # it has other upsamplers
+            made = network(**{factor: scale}, **{option: more[option] for option in more if option != "upsampler"})
+        found: Any = spandrel.ModelLoader(device="cpu").load_from_state_dict(made.state_dict())
+        with torch.no_grad():  # some networks are built for a factor at which they cannot run
+            found.model.eval()(torch.zeros(1, found.input_channels, PROBE, PROBE))
+        return found
     except Exception as error:  # each architecture raises its own kinds
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise CounterpointError(
