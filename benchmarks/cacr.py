@@ -73,7 +73,7 @@ def rows(views: int, n: int) -> Tensor:
 def pair(form: str, views: int, n: int) -> tuple[Tensor, Callable[[], Tensor], Callable[[], Tensor]]:
     z = rows(views, n)
     if form == "plain":
-        return z, lambda: sum(cacr(z, positive_sharpness=TAU_POS, negative_sharpness=TAU_NEG)), lambda: transcribed(z)  # type: ignore[return-value]
+        return z, lambda: sum(cacr(z, positive_sharpness=TAU_POS, negative_sharpness=TAU_NEG)), lambda: transcribed(z)
     key = torch.randn(n, DIM, generator=torch.Generator().manual_seed(1))
     return z, lambda: cacr_momentum(z, key, T, "euclidean", "mean"), lambda: transcribed_euclidean(z, key)
 

@@ -94,7 +94,7 @@ def step(n: int) -> Case:
     learner = CLHE(config, SimpleNamespace(items=n, features=WIDTHS), 0)
     found = {name: torch.randn(n, width) for name, width in WIDTHS.items()}
     found["cf"][torch.rand(n) < 0.2] = 0.0
-    learner.begin(SimpleNamespace(item_features=found))  # type: ignore[arg-type]
+    learner.begin(SimpleNamespace(item_features=found))
     ids = torch.stack([torch.randperm(n)[:LENGTH] for _ in range(BUNDLES)]) + 1
     batch: dict[str, Any] = {"ids": ids, "lengths": torch.full((BUNDLES,), LENGTH)}
     batch = learner.prepare(batch, torch.Generator().manual_seed(0))

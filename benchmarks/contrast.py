@@ -239,7 +239,7 @@ def training(whose: str, batch: int, steps: int, workers: int = 0) -> dict[str, 
         loss = NTXentLoss(config.temperature)
         pictures = source.train.images(order[: batch * (steps + 1)])
 
-        class Pictures(torch.utils.data.Dataset):  # type: ignore[type-arg]
+        class Pictures(torch.utils.data.Dataset):
             def __len__(self) -> int:
                 return len(pictures)
 
@@ -393,7 +393,7 @@ def main() -> None:
     if words.child:
         what, *rest = words.child
         call = {"measure": measure, "products": products, "training": training}[what]
-        print(json.dumps(call(*(int(x) if x.isdigit() else x for x in rest))))  # type: ignore[operator]
+        print(json.dumps(call(*(int(x) if x.isdigit() else x for x in rest))))
         return
     from importlib.metadata import PackageNotFoundError, version
 

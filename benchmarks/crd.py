@@ -95,7 +95,7 @@ class Authors(nn.Module):
             for memory, x in zip(self.memory, rows, strict=True):
                 moved = memory.index_select(0, index) * MOMENTUM + x * (1 - MOMENTUM)
                 memory.index_copy_(0, index, moved / moved.pow(2).sum(1, keepdim=True).sqrt())
-        return sum(self.nce(x / z) for x, z in zip(scores, self.z, strict=True))  # type: ignore[return-value]
+        return sum(self.nce(x / z) for x, z in zip(scores, self.z, strict=True))
 
     @staticmethod
     def nce(scores: Tensor) -> Tensor:

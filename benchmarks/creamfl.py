@@ -52,7 +52,7 @@ SETTINGS: dict[str, Any] = {"rounds": ROUNDS, "evaluate_every": 1000}
 def sides(experiment: Experiment) -> tuple[CreamFLServer, dict[str, CreamFLParty], Any]:
     """Build the server and the parties."""
     task = experiment.task()
-    server = CreamFLServer(experiment.learner(task.facts, 0), task, experiment.config, 0)  # type: ignore[arg-type]
+    server = CreamFLServer(experiment.learner(task.facts, 0), task, experiment.config, 0)
     return server, {party.name: CreamFLParty(task, party.name, 0) for party in task.parties}, task
 
 
@@ -103,7 +103,7 @@ def federation(experiment: Experiment) -> tuple[list[Seconds], dict[str, int]]:
     with tempfile.TemporaryDirectory() as folder:
         run = Run.create(Path(folder), experiment.record(0), "r")
         count = len(task.data.train)
-        made = Timed(server, InProcess(parties), task.parties, experiment.config, 0, count, run=run)  # type: ignore[arg-type]
+        made = Timed(server, InProcess(parties), task.parties, experiment.config, 0, count, run=run)
         made.rounds()
         log = json.loads((run.path / LOG).read_text().splitlines()[-1])
     return made.seconds, {name: log[name] for name in ("sent_bytes", "received_bytes")}

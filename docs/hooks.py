@@ -306,7 +306,7 @@ def field_docs(kind: type) -> dict[str, str]:
     """Return the docstrings under the fields of a dataclass and of its bases, by field."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
         for field, text in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
                 found[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())

@@ -49,7 +49,7 @@ def need_equal_ends(
         at: Number of the call, from 0; or several, in ascending order.
         folder: An existing folder for both runs.
     """
-    count, loss, stop_at = 0, learner.loss, -1  # type: ignore[attr-defined]
+    count, loss, stop_at = 0, learner.loss, -1
 
     def counted(self: Any, batch: Any) -> Any:
         nonlocal count
@@ -91,7 +91,7 @@ def cut_and_resumed(experiment: Experiment, learner: type, stop: int, folder: Pa
         stop: Number of finished steps at which to interrupt, from 1.
         folder: The folder for the run "cut".
     """
-    cut, count, before = Run.create(folder, experiment.record(0), "cut"), 0, learner.end_step  # type: ignore[attr-defined]
+    cut, count, before = Run.create(folder, experiment.record(0), "cut"), 0, learner.end_step
 
     def counted(self: Any) -> None:
         nonlocal count

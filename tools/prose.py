@@ -112,7 +112,7 @@ def texts(path: Path) -> Iterator[Text]:
             found = ast.get_docstring(node, clean=True)
             if found:
                 function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not _property(node)
-                yield Text(path, node.body[0].lineno, "docstring", found, node.name if function else "")  # type: ignore[union-attr]
+                yield Text(path, node.body[0].lineno, "docstring", found, node.name if function else "")
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             for part in node.exc.args[:1]:
                 if said := _said(part):
@@ -139,7 +139,7 @@ def _said(node: ast.expr) -> str:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
-        return "".join(part.value if isinstance(part, ast.Constant) else "x" for part in node.values)  # type: ignore[misc]
+        return "".join(part.value if isinstance(part, ast.Constant) else "x" for part in node.values)
     if isinstance(node, ast.BinOp):
         return _said(node.left) + _said(node.right)
     return ""

@@ -189,7 +189,7 @@ def test_cross_entropy_of_two_matrices_is_that_of_float64(taught: bool, columns:
     operands = [rows(N, 11), rows(m, 12), rows(N, 13)[:, :12]] + ([] if alike else [rows(m, 14)[:, :12]])
 
     def value(*x: Tensor) -> list[Tensor]:
-        out = pair_cross_entropy(*x, columns=columns, teacher_gradient=taught, share=0.7)  # type: ignore[arg-type]
+        out = pair_cross_entropy(*x, columns=columns, teacher_gradient=taught, share=0.7)
         return [y for y in out if y is not None]
 
     def reference(*x: Tensor) -> list[Tensor]:
@@ -232,7 +232,7 @@ def test_half_precision_inputs_and_autocast_choose_the_type_of_the_products(monk
     assert seen == ["exact", "bf16", "fp16", "exact", "fp16"]
     assert chosen_products("cpu") == "exact"
     with pytest.raises(ValueError, match="precision must be auto or one of"):
-        pair_logsumexp(query, key, precision="half")  # type: ignore[arg-type]
+        pair_logsumexp(query, key, precision="half")
 
 
 class Waits(TorchDispatchMode):

@@ -106,7 +106,7 @@ def test_a_ring_s_backward_pass_takes_the_forward_s_products(monkeypatch: pytest
     query, key = operands(700, 900, 32, torch.float32)
     found = []
     for kind in ("bf16", "exact"):
-        with products(kind):  # type: ignore[arg-type]
+        with products(kind):
             rows, _ = distributed._Ring.apply(query, key, (), False)
         found.append(torch.autograd.grad(rows.sum(), query)[0])
     with products("bf16"):

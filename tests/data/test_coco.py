@@ -249,9 +249,9 @@ def test_systems_of_views_and_segmentation_learn_from_it(tmp_path):
         ("{", "no JSON"),
         ("[]", "not in COCO's layout"),
         ('{"images": [], "annotations": []}', "not in COCO's layout"),
-        ('{"images": [{"file_name": "a.png"}], "annotations": [], "categories": []}', "ids"),
+        ('{"images": [{"file_name": "a.png"}], "annotations": [], "categories": []}', "no 'id'"),
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "no 'file_name'"),
-        ('{"images": [], "annotations": [], "categories": []}', "no picture can be used"),
+        ('{"images": [], "annotations": [], "categories": []}', "the list images is empty"),
     ],
 )
 def test_other_files_are_refused(tmp_path, content, message):
@@ -298,3 +298,121 @@ def test_adaptation_without_a_target_is_refused(tmp_path, capsys):
     words = ["train", "wscol", "--data", f"coco:{source}?size=32&proposals=8", "--out", str(tmp_path)]
     assert cli.main([*words, "--encoder", "conv-s", "--layer", "", "--crop", "16"]) == 2
     assert "?target=PLACE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: found["annotations"].__setitem__(0, "box"), "entry 1 of annotations is no JSON object"),
+        (lambda found: found["annotations"][1].pop("category_id"), "entry 2 of annotations has no 'category_id'"),
+        (lambda found: found["annotations"][0].update(image_id=[1]), "entry 1 of annotations has no 'image_id'"),
+        (lambda found: found["images"][2].update(id=None), "entry 3 of images has no 'id'"),
+        (lambda found: found["images"][1].update(id=1), "entry 2 of images has the id 1 of an entry before it"),
+        (lambda found: found["categories"][1].update(id=7), "entry 2 of categories has the id 7"),
+        (lambda found: found["annotations"].clear(), "the list annotations is empty"),
+        (lambda found: found["images"].clear(), "the list images is empty"),
+    ],
+)
+def test_entries_that_would_be_mixed_up_are_refused_with_their_place(tmp_path, change, message):
+    _, content = scene(tmp_path)
+    change(content)
+    file = written(tmp_path, content)
+    with pytest.raises(DataError, match=f"{file}: {message}"):
+        load(str(file), task="dense", size=32)
+
+
+def test_ids_are_numbers_or_texts_and_numbers_come_first(tmp_path):
+    _, content = scene(tmp_path)
+    content["categories"] += [
+        {"id": "a", "name": "blue"},
+        {"id": 3, "name": "green"},
+    ]  # twice the same is no contradiction
+    content["annotations"][0]["category_id"] = "a"
+    found = load(str(written(tmp_path, content)), task="dense", size=32)
+    assert found.regions == ("background", "green", "red", "blue")
+    assert found.accounts.counts("boxes") == (16, 16, 0)
+
+
+def test_numbers_beyond_floating_point_are_faults_of_their_entry(tmp_path):
+    _, content = scene(tmp_path)
+    content = outlined(content)
+    content["annotations"][0]["bbox"] = [10**400, 1, 2, 3]
+    content["annotations"][2]["segmentation"] = [[10**400, 1, 2, 3, 4, 5]]
+    content["annotations"][4]["segmentation"] = {"size": 40, "counts": [3200]}
+    found = load(str(written(tmp_path, content)), task="dense", size=32)
+    assert found.accounts.counts("boxes") == (16, 15, 1)
+    reasons = " ".join(line.reason for line in found.accounts.lines)
+    for reason in ("no bbox of four finite numbers", "no list of polygons", "run lengths of the size 40"):
+        assert reason in reasons
+
+
+def test_pictures_of_any_mode_keep_their_colours(tmp_path):
+    _, content = scene(tmp_path)
+    clear = np.zeros((40, 80, 4), np.uint8)
+    Image.fromarray(clear).save(tmp_path / "0.png")
+    Image.fromarray(np.full((40, 80), 60000, np.uint16)).save(tmp_path / "1.png")
+    Image.fromarray(np.full((40, 80), 90, np.uint8)).save(tmp_path / "2.png")
+    Image.fromarray(np.full((40, 80, 3), 70, np.uint8)).quantize(4).save(tmp_path / "3.png")
+    Image.fromarray(np.full((40, 80, 4), (0, 0, 0, 100), np.uint8), "CMYK").save(tmp_path / "4.png", "JPEG")
+    found = load(str(written(tmp_path, content)), task="dense", size=80)
+    shown = {}
+    for split in (found.train, found.valid, found.test):
+        rows = np.arange(len(split))
+        for name, picture in zip(split.row_names(rows), split.images(rows), strict=True):
+            shown[Path(name).stem] = int(picture[10, 75, 0])
+    assert [shown[str(n)] for n in range(4)] == [255, 233, 90, 70]  # transparent is white, 16 bits are scaled to 8
+    assert abs(shown["4"] - 155) <= 3
+
+
+def turned(root: Path, stored: tuple[int, int]) -> tuple[Path, dict[str, Any]]:
+    """Write pictures, the first of which is to be turned by a quarter; `stored` are the width and height that the file names."""
+    _, content = scene(root)
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, 60:] = (0, 200, 0)  # on the right as stored, below when turned
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise
+    Image.fromarray(pixels).save(root / "0.png", exif=exif)
+    content["images"][0].update(width=stored[0], height=stored[1])
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] != 1]
+    upright = stored[0] < stored[1]
+    box = [0, 60, 40, 20] if upright else [60, 0, 20, 40]
+    content["annotations"].append({"id": 999, "image_id": 1, "category_id": 3, "bbox": box})
+    return written(root, content), content
+
+
+@pytest.mark.parametrize("stored", [(40, 80), (80, 40)])
+def test_turned_pictures_fit_their_boxes(tmp_path, stored):
+    file, _ = turned(tmp_path, stored)
+    found = load(str(file), task="dense", size=80)
+    for split in (found.train, found.valid, found.test):
+        rows = np.arange(len(split))
+        for name, picture, boxes in zip(split.row_names(rows), split.images(rows), split.boxes(rows), strict=True):
+            if Path(name).stem == "0":
+                ((left, top, right, bottom),) = boxes.corners.astype(int)
+                inside = picture[top + 1 : bottom - 1, left + 1 : right - 1]
+                assert (inside == (0, 200, 0)).all()
+
+
+def test_pictures_of_another_size_than_the_file_says_are_left_out_with_their_boxes(tmp_path):
+    _, content = scene(tmp_path)
+    content["images"][0].update(width=160, height=80)
+    content["images"][1].update(width=0, height=0)  # unknown
+    found = load(str(written(tmp_path, content)), task="dense", size=32)
+    assert found.accounts.counts("pictures") == (8, 7, 1)
+    assert found.accounts.counts("boxes") == (16, 14, 2)
+    assert any("has 80 x 40 pixels, the list says 160 x 80" in note for note in found.notes)
+
+
+def test_pictures_in_both_files_are_counted(tmp_path):
+    file, _ = scene(tmp_path / "a")
+    held, _ = scene(tmp_path / "b", 10)
+    for keep in (1 << 30, 0):
+        found = load_scenes(str(file), "", 32, str(held), str(tmp_path / "a"), "", keep)
+        assert any("8 test pictures equal to one of" in note for note in found.notes)
+
+
+def test_folder_without_the_pictures_is_explained(tmp_path):
+    file, _ = scene(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(DataError, match=r"no picture can be used \(\?images=DIR names"):
+        load(str(file), task="dense", images=str(tmp_path / "b"))

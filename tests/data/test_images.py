@@ -187,7 +187,7 @@ def test_array_images_checks_what_it_is_given():
     assert (found[0] == found[1]).all()
     assert (found[..., 0] == found[..., 2]).all()
     with pytest.raises(DataError, match="uint8"):
-        ArrayImages(np.zeros((2, 4, 4, 3), np.float32))  # type: ignore[arg-type]
+        ArrayImages(np.zeros((2, 4, 4, 3), np.float32))
     with pytest.raises(DataError, match="labels have shape \\[3\\], expected \\[2\\]"):
         ArrayImages(np.zeros((2, 4, 4, 3), np.uint8), np.zeros(3, np.int64))
 

@@ -81,7 +81,7 @@ def move_weights(learner: nn.Module) -> None:
                     fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
                     parameter = isinstance(tensor, nn.Parameter)
                     seen[id(tensor)] = nn.Parameter(fake, requires_grad=tensor.requires_grad) if parameter else fake
-                held[name] = seen[id(tensor)]  # type: ignore[assignment]
+                held[name] = seen[id(tensor)]
 
 
 def loss_on_gpu(slug: str, data: str, settings: dict[str, Any]) -> Tensor:

@@ -62,7 +62,7 @@ def started(slug: str, data: str | None, settings: dict[str, Any], parts: int) -
     learner.begin(learner.survey)
     learner.double()
     prepare = learner.prepare
-    learner.prepare = lambda batch, generator: doubled(prepare(batch, generator))  # type: ignore[method-assign]
+    learner.prepare = lambda batch, generator: doubled(prepare(batch, generator))
     stepper = Stepper(learner, task, Loop(accumulate=parts))
     stepper.stand_at(learner.position.state())
     return stepper, next(iter(stepper.loader))
@@ -84,7 +84,7 @@ def compared(slug: str, data: str | None, settings: dict[str, Any], batch_change
             then()
             gradients |= {n: p.grad.clone() for n, p in stepper.learner.named_parameters() if p.grad is not None}
 
-        stepper.learner.before_step = noted  # type: ignore[method-assign]
+        stepper.learner.before_step = noted
         losses = stepper.step(batch)
         found.append((losses, gradients, dict(stepper.learner.state_dict())))
     for one, other in zip(*found, strict=True):

@@ -332,7 +332,7 @@ def fake_wandb(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
             told.append(("finish", None))
 
     module = ModuleType("wandb")
-    module.init = lambda **named: (told.append(("init", named)), Writer())[1]  # type: ignore[attr-defined]
+    module.init = lambda **named: (told.append(("init", named)), Writer())[1]
     monkeypatch.setitem(sys.modules, "wandb", module)
     return told
 

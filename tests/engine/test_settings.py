@@ -35,12 +35,12 @@ class Some(CheckedSettings):
 def test_a_word_outside_the_annotation_is_named_with_the_known_ones():
     assert Some(free="thing", level=2).way == "on"
     with pytest.raises(CounterpointError, match="unknown way 'of'; did you mean off"):
-        Some(way="of")  # type: ignore[arg-type]
+        Some(way="of")
     with pytest.raises(CounterpointError, match="unknown level '3'"):
-        Some(level=3)  # type: ignore[arg-type]
+        Some(level=3)
     assert Some(several=("a", "b", "a")).several
     with pytest.raises(CounterpointError, match="unknown several 'c'"):
-        Some(several=("a", "c"))  # type: ignore[arg-type]
+        Some(several=("a", "c"))
 
 
 @pytest.mark.parametrize(

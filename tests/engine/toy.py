@@ -121,7 +121,7 @@ def adam(*modules: nn.Module, gamma: float = 0.9, per_step: bool = False, **turn
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.01)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)
-    schedule.per_step = per_step  # type: ignore[attr-defined]
+    schedule.per_step = per_step
     return Turn([optimizer], [schedule], **turn)
 
 

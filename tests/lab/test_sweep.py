@@ -149,7 +149,7 @@ def test_temperatures_are_told_apart_and_the_page_says_how(run: Path) -> None:
 
 def test_a_claim_of_one_seed_has_no_interval(tmp_path: Path) -> None:
     record = _record("mochi", 0.4, "undecided")
-    record["conjuncts"][0] |= {"low": None, "high": None}  # type: ignore[index]
+    record["conjuncts"][0] |= {"low": None, "high": None}
     (tmp_path / "mochi.json").write_text(json.dumps(record | {"seeds": [0]}))
     document = tmp_path / "page.md"
     document.write_text(f"{claims.BEGIN}\n{claims.END}\n")
@@ -160,11 +160,11 @@ def test_a_claim_of_one_seed_has_no_interval(tmp_path: Path) -> None:
 
 def test_every_part_of_a_claim_has_a_row_and_every_unit_a_panel(tmp_path: Path) -> None:
     record = _record("mochi", 0.4, "partly")
-    other = {**record["conjuncts"][0], "says": "It is even.", "unit": "uniformity", "verdict": "reversed"}  # type: ignore[index]
-    refused = {**record["conjuncts"][0], "says": "It costs nothing.", "verdict": "not judged", "refused": "ceiling"}  # type: ignore[index]
+    other = {**record["conjuncts"][0], "says": "It is even.", "unit": "uniformity", "verdict": "reversed"}
+    refused = {**record["conjuncts"][0], "says": "It costs nothing.", "verdict": "not judged", "refused": "ceiling"}
     for name in ("mean", "low", "high", "detectable"):
         del refused[name]
-    record["conjuncts"] += [other, refused]  # type: ignore[operator]
+    record["conjuncts"] += [other, refused]
     (tmp_path / "mochi.json").write_text(json.dumps(record))
     document = tmp_path / "page.md"
     document.write_text(f"{claims.BEGIN}\n{claims.END}\n")

@@ -261,9 +261,9 @@ def _loss(slug: str, **settings: object) -> dict[str, torch.Tensor]:
     learner, task, _ = _learner(slug, **settings)
     from counterpoint.engine.loading import Position
 
-    batch = next(iter(task.train_loader(0, Position())))  # type: ignore[attr-defined]
-    prepared = learner.prepare(batch, torch.Generator().manual_seed(1))  # type: ignore[attr-defined]
-    return learner.loss(prepared)  # type: ignore[attr-defined,no-any-return]
+    batch = next(iter(task.train_loader(0, Position())))
+    prepared = learner.prepare(batch, torch.Generator().manual_seed(1))
+    return learner.loss(prepared)
 
 
 @pytest.mark.parametrize("base", ["simclr", "moco-v2", "simsiam"])
@@ -274,10 +274,10 @@ def test_neither_moved_nor_smoothed_it_is_the_base_twice(base: str) -> None:
 
 def test_the_smoothing_is_trained() -> None:
     learner, _task, _ = _learner("hallucinator")
-    learner.epochs = learner.steps_per_epoch = 1  # type: ignore[attr-defined]
-    optimizer = learner.turns()[0].optimizers[0]  # type: ignore[attr-defined]
+    learner.epochs = learner.steps_per_epoch = 1
+    optimizer = learner.turns()[0].optimizers[0]
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert all(id(p) in held for p in learner.parts["hallucinator"].parameters())  # type: ignore[attr-defined]
+    assert all(id(p) in held for p in learner.parts["hallucinator"].parameters())
 
 
 def test_extrapolated_pairs_share_less() -> None:
@@ -420,7 +420,7 @@ def _never(compared: Compared) -> Losses:
 
 def test_dcl_over_a_queue_and_over_pairs_leaves_the_positive_out() -> None:
     learner, _, _ = _learner("moco-v2+dcl")
-    part, none = learner.parts["dcl"], Step({})  # type: ignore[attr-defined]
+    part, none = learner.parts["dcl"], Step({})
     query, key, queue = _rows(5, 6), _rows(5, 6, seed=1), _rows(20, 6, seed=2)
     found = part.loss(Compared(query, key, Queued(queue), 0.2), none, below=_never)["loss"]
     positive = (query * key).sum(1) / 0.2
@@ -432,13 +432,13 @@ def test_dcl_over_a_queue_and_over_pairs_leaves_the_positive_out() -> None:
 
 def test_a_collapse_raises_an_error(tmp_path: Path) -> None:
     learner, task, config = _learner("hard-contrastive")
-    learner.encoder.layer2[1].weight.data.zero_()  # type: ignore[attr-defined]
-    learner.projector[-1].weight.data.zero_()  # type: ignore[attr-defined]
-    config.lr = 0.0  # type: ignore[attr-defined]
+    learner.encoder.layer2[1].weight.data.zero_()
+    learner.projector[-1].weight.data.zero_()
+    config.lr = 0.0
     from counterpoint.engine.fit import fit
 
     with pytest.raises(CounterpointError, match="nearly the same"):
-        fit(learner, task, bar=False)  # type: ignore[arg-type]
+        fit(learner, task, bar=False)
 
 
 def test_evaluation_does_not_make_the_training_data_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

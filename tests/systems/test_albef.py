@@ -596,7 +596,7 @@ def test_ranking_again_follows_the_fusion_encoder():
 
     n = len(batch["present"]["image"])
     number = torch.arange(float(n))[:, None, None]
-    learner.see = lambda networks, name, values, fused=False: Seen(  # type: ignore[method-assign]
+    learner.see = lambda networks, name, values, fused=False: Seen(
         torch.randn(n, 16 if name == "text" else 128), number.expand(-1, 8, 1) if fused else None
     )
     learner.fusion = Told()

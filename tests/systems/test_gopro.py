@@ -195,7 +195,7 @@ def test_the_text_encoder_reads_the_prompts_that_build_prompts_builds() -> None:
         seen.append(network.words(ids))
         return original(ids, mask)
 
-    network.token_embeddings = noted  # type: ignore[method-assign]
+    network.token_embeddings = noted
     try:
         learner.texts(layers, learner.base)
     finally:

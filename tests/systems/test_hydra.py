@@ -156,7 +156,7 @@ def test_arguments_and_settings_that_do_not_fit_are_refused_by_name() -> None:
         ({"gate_penalty": -1.0}, "gate_penalty"),
     ):
         with pytest.raises(CounterpointError, match=words):
-            HydraConfig(**settings)  # type: ignore[arg-type]
+            HydraConfig(**settings)
     with pytest.raises(DataError, match="three classes"):
         room.Hydra(HydraConfig(encoder="mlp-s"), SimpleNamespace(size=8, channels=3, classes=2), 0)
 

@@ -108,7 +108,7 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="image and text"):
         fn.isogclr_step(state, torch.tensor([0, 1]), (torch.ones(2, 3), torch.ones(3, 3)))
     with pytest.raises(ValueError, match="image and text"):
-        fn.isogclr_step(state, torch.tensor([0, 1]), [torch.ones(2, 3), torch.ones(3, 3)])  # type: ignore[arg-type]
+        fn.isogclr_step(state, torch.tensor([0, 1]), [torch.ones(2, 3), torch.ones(3, 3)])
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_bad_settings_are_refused() -> None:
         ({"prototypes": 0}, "prototypes"),
     ):
         with pytest.raises(CounterpointError, match=word):
-            MSNConfig(**settings)  # type: ignore[arg-type]
+            MSNConfig(**settings)
 
 
 @pytest.mark.parametrize("encoder", ["mlp-s", "vit-s"])

@@ -487,7 +487,7 @@ def test_own_features_train_from_the_command_line(tmp_path):
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Accuracy by demonstrations" in page
     notes = load(f"features:{tmp_path / 'items.npz'}").notes
-    assert any("1 of 80 items have no label or no slot" in note for note in notes)
+    assert any("1 of 80 items have no label or no slot and are left out (item 5: no label)" in note for note in notes)
 
 
 def test_columns_of_tables_are_slots(tmp_path):

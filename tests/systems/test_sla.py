@@ -124,7 +124,7 @@ def test_settings_that_do_not_fit_are_refused_by_name() -> None:
         ({"temperature": 0.0}, "temperature"),
     ):
         with pytest.raises(CounterpointError, match=words):
-            SLAConfig(**settings)  # type: ignore[arg-type]
+            SLAConfig(**settings)
     with pytest.raises(CounterpointError, match="grey pictures"):
         Experiment.resolve("sla", DATA, overrides=SMALL | {"transformations": "color_perm"}).run(0)
 
@@ -185,7 +185,7 @@ def test_the_network_sees_rotated_copies_with_the_labels_of_the_method() -> None
     batch = {"views": [images], "label": label}
     wanted = expand(images, "rotation")
     for method in ("sla", "augment", "multi-task"):
-        learner = room.SLA(SLAConfig(encoder="mlp-s", method=method), facts, 0).eval()  # type: ignore[arg-type]
+        learner = room.SLA(SLAConfig(encoder="mlp-s", method=method), facts, 0).eval()
         features = learner.encoder(wanted)
         if method == "sla":
             expected = sla_loss(learner.joint(features), label, 4)

@@ -60,7 +60,7 @@ def start_of(name: str, parents: Mapping[str, str]) -> dict[str, Any]:
 def base_of(name: str, parents: Mapping[str, str]) -> torch.nn.Module:
     if name == "hf":
         return build_image_encoder(f"hf:{parents['hf']}", 16, pretrained=True).eval()
-    return load_learner(parents[name]).encoder  # type: ignore[return-value]
+    return load_learner(parents[name]).encoder
 
 
 def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -89,7 +89,7 @@ def test_statistics_move_where_they_are_asked_to(parents: Mapping[str, str], tmp
     start = start_of("resnet-cifar:1-1-1", parents)
     run = trained("supcon", tmp_path, "lora", lora=2, lora_statistics="train", **start)
     base = base_of("resnet-cifar:1-1-1", parents).state_dict()
-    after = adapters.base_state(load_learner(run).encoder)  # type: ignore[arg-type]
+    after = adapters.base_state(load_learner(run).encoder)
     changed = {key.rpartition(".")[2] for key, value in after.items() if not torch.equal(value, base[key])}
     assert changed == {"running_mean", "running_var", "num_batches_tracked"}
 
@@ -208,7 +208,7 @@ def test_a_run_with_adapters_starts_another_and_teaches(run: Path, tmp_path: Pat
 def test_a_run_with_adapters_continues_with_its_own_base(run: Path, tmp_path: Path, undrawn: None) -> None:
     config = Experiment.of_run(run).config
     after = training.train("supcon", config, data=DATA, parent=run, out=tmp_path, name="more", say=lambda _: None)
-    ours, theirs = (adapters.base_state(load_learner(path).encoder) for path in (after.path, run))  # type: ignore[arg-type]
+    ours, theirs = (adapters.base_state(load_learner(path).encoder) for path in (after.path, run))
     assert equal(ours, theirs)
 
 

@@ -158,7 +158,7 @@ TARGETS = [
 class Fixed(torch.nn.Module):
     """A backbone that gives the pyramid of known maps, whatever the pictures."""
 
-    out_channels = 32
+    out_channels = 64
 
     def __init__(self, pyramid: torch.nn.Module, maps: list[torch.Tensor]) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class Fixed(torch.nn.Module):
 @pytest.mark.parametrize("name", list(HEADS))
 def test_loss_and_detections_are_those_of_torchvision_s_whole_detector(name):
     torch.manual_seed(0)
-    head = HEADS[name]([torch.Size((16, 8, 8)), torch.Size((16, 4, 4))], 32, 3, 32)
+    head = HEADS[name]([torch.Size((16, 8, 8)), torch.Size((16, 4, 4))], 32, 3, 64)
     maps, images = drawn_maps(3)
 
     def seeded(training: bool, run: Callable[[], Any]) -> Any:
@@ -187,7 +187,7 @@ def test_loss_and_detections_are_those_of_torchvision_s_whole_detector(name):
     whole.transform.torch_choice = lambda sizes: sizes[0]  # without a random number
     if name == "fcos":  # its own head, which divides by the places of its batch
         state = whole.head.state_dict()
-        whole.head = FCOSHead(32, 1, 3)
+        whole.head = FCOSHead(64, 1, 3)
         whole.head.load_state_dict(state)
     wanted = seeded(True, lambda: whole(list(images), TARGETS))
     assert set(losses) == set(wanted)
@@ -206,6 +206,14 @@ def test_share_without_pictures_has_a_loss_of_zero(name):
     terms = head.losses(maps, images, [])
     torch.stack(list(terms.values())).sum().backward()
     assert all(float(value.detach()) == 0 for value in terms.values())
+
+
+def test_one_picture_on_a_map_of_one_cell_is_detected():
+    head = HEADS["fcos"]([torch.Size((16, 4, 4))], 32, 3, 32).eval()  # the coarsest map has one cell
+    maps, images = drawn_maps(3, (4,))
+    alone = [head.detect([maps[0][n : n + 1]], images[:1])[0] for n in range(3)]
+    for one, other in zip(alone, head.detect(maps, images), strict=True):
+        torch.testing.assert_close(one["scores"], other["scores"], rtol=1e-4, atol=1e-5)
 
 
 # ----------------------------------------------------------------------------------------------------------- fine-tuning

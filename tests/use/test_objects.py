@@ -39,7 +39,7 @@ def test_boxes_are_in_pixels_of_the_files(run, photos):
     detector = ObjectDetector.load(run)
     files = sorted(photos.iterdir())
     found, faults = detector.detect(files, least=0.0)
-    assert faults == [(str(photos / "bad.png"), "cannot be read")]
+    assert faults == [(str(photos / "bad.png"), "not a picture that can be read (unknown format)")]
     assert [one.height for one in found] == [64, 48, 64, 48]
     for one in found:
         assert one.objects
@@ -60,7 +60,7 @@ def test_command_writes_files_and_a_page(run, photos, tmp_path, capsys):
     for ending in ("csv", "json", "jsonl", "parquet"):
         assert cli.main([*words, "-o", str(tmp_path / f"found.{ending}"), "--html", str(tmp_path / "page.html")]) == 2
     shown = capsys.readouterr()
-    assert "bad.png: cannot be read" in shown.err
+    assert "bad.png: not a picture that can be read" in shown.err
     assert "objects in 4 pictures" in shown.out + shown.err
     rows = list(csv.DictReader((tmp_path / "found.csv").open()))
     lines = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
@@ -84,3 +84,25 @@ def test_command_prints_json_and_refuses_options_of_classification(run, photos, 
     assert "counterpoint evaluate" in capsys.readouterr().err
     assert cli.main(["predict", str(run), str(photos), "--method", "neighbours"]) == 2
     assert "without --method" in capsys.readouterr().err
+
+
+def test_other_files_of_a_folder_are_counted(run, photos, capsys):
+    (photos / "bad.png").unlink()
+    (photos / "notes.txt").write_text("no picture")
+    assert cli.main(["predict", str(run), str(photos)]) == 0
+    assert "left out 1 file that is no picture, such as" in capsys.readouterr().err
+
+
+def test_file_and_page_of_one_name_are_refused(run, photos, tmp_path, capsys):
+    words = ["-o", str(tmp_path / "found.csv"), "--html", str(tmp_path / "a" / ".." / "found.csv")]
+    assert cli.main(["predict", str(run), str(photos), *words]) == 2
+    assert "--out and --html both name" in capsys.readouterr().err
+    assert not (tmp_path / "found.csv").exists()
+
+
+def test_boxes_are_in_pixels_of_the_upright_picture(run, photos):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((20, 60, 3), np.uint8)).save(photos / "turned.png", exif=exif)
+    ((one,), _) = ObjectDetector.load(run).detect([photos / "turned.png"], least=0.0)
+    assert (one.width, one.height) == (20, 60)

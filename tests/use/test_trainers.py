@@ -98,7 +98,7 @@ def test_a_miner_s_rows_are_the_loss_s_batch() -> None:
 def test_lightning_trains_with_our_loss_and_saves_its_queue(tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning", reason="needs the package lightning")
 
-    class Module(lightning.LightningModule):  # type: ignore[misc]
+    class Module(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
             self.encoder, self.loss = nn.Linear(6, 4), losses.MoCo(dim=4, queue=16)

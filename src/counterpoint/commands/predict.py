@@ -75,6 +75,8 @@ def main(
     for file in (out, html):
         if file is not None:
             check_writable(file)
+    if out is not None and html is not None and Path(out).resolve() == Path(html).resolve():
+        raise CounterpointError(f"--out and --html both name {out}; name two files")
     from counterpoint.report.predicted import write_predicted_report
     from counterpoint.use import predict as room
 
@@ -91,6 +93,7 @@ def main(
                 f"{run} detects objects in files and folders, without {wrong[0]}; `counterpoint evaluate` measures it on a "
                 "data source"
             )
+        _complain_of_others(others)
         return detect_objects(run, files, least, out, html, json_=json_)
     predictor = room.Predictor.load(run, classes=classes, templates=templates, bank=bank, method=method, top=top, k=k)
     faults: list[tuple[str, str]] = []
@@ -98,9 +101,7 @@ def main(
         asked = predictor.asked(data, split)
     else:
         asked, faults = room.read_pictures(files, predictor.size)
-        if others:
-            what = "file that is no picture" if len(others) == 1 else "files that are no pictures"
-            complain(f"left out {len(others)} {what}, such as {others[0]}")
+        _complain_of_others(others)
     for name, fault in faults:
         complain(fault if name in fault else f"{name}: {fault}", "red")
     if not asked.names:
@@ -138,6 +139,13 @@ def main(
         if file is not None:
             say(f"{what}: {file}")
     return 2 if faults else 0
+
+
+def _complain_of_others(files: list[str]) -> None:
+    """Tell how many files of the folders are no pictures."""
+    if files:
+        what = "file that is no picture" if len(files) == 1 else "files that are no pictures"
+        complain(f"left out {len(files)} {what}, such as {files[0]}")
 
 
 def detect_objects(

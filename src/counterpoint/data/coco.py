@@ -5,9 +5,10 @@
      "categories": [{"id": 3, "name": "fish"}]}
 
 A box is left, top, width, height in pixels. File names are relative to `?images=DIR`, by default the file's own folder. Pictures
-are scaled so that their longer side is `size`; the rest of the square is grey. Left out and listed are:
+are turned upright by their EXIF orientation, unless the file names the width and height of the stored picture. They are scaled so
+that their longer side is `size`; the rest of the square is grey. Left out and listed are:
 
-- pictures that cannot be read;
+- pictures that cannot be read, and those of another size than "width" and "height" in the file;
 - boxes that are empty, outside their picture, or no four numbers;
 - annotations of unknown pictures or categories, and crowds.
 
@@ -166,7 +167,7 @@ class _Read:
         for number, picture in enumerate(pictures):
             accounts.find("pictures")
             try:
-                read = square(picture.path, size)
+                read = square(picture.path, size, picture.size)
             except DataError as error:
                 leave(picture, str(error), accounts)
                 continue

@@ -15,9 +15,11 @@ from PIL import Image
 
 from counterpoint.data.accounts import Accounts, Line
 from counterpoint.data.dense import Boxes
+from counterpoint.data.images import decode_whole
 from counterpoint.errors import DataError, needs_extra
 
 GREY = 128  # of the rest of a square
+LISTS = {"images": ("id",), "annotations": ("id", "image_id", "category_id"), "categories": ("id",)}  # and their ids
 
 
 class Picture(NamedTuple):
@@ -28,6 +30,7 @@ class Picture(NamedTuple):
     labels: list[str]
     outlines: list[Any]  # the segmentation of each object in COCO's form; None without one
     crowds: list[Any]  # the segmentations of crowds, which are no objects
+    size: tuple[int, int] | None = None  # width and height that the file names; None where it names none
 
 
 def annotated(
@@ -44,26 +47,28 @@ def annotated(
         raise DataError(f"{file} cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is no JSON ({str(error)[:120]})") from error
-    lists = ("images", "annotations", "categories")
-    if not isinstance(found, dict) or not all(isinstance(found.get(name), list) for name in lists):
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), list) for name in LISTS):
         raise DataError(f"{file} is not in COCO's layout: it needs the lists images, annotations and categories")
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-            coco = COCO()
-            coco.dataset = found
-            coco.createIndex()
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file}: an entry has no {error}; pictures, annotations and categories need ids") from error
+    for part in LISTS:
+        _check_entries(file, part, found[part])
+    for part in LISTS:
+        if not found[part] and (part == "images" or not classes):  # a file of test pictures may lack the others
+            raise DataError(f"{file}: the list {part} is empty")
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        coco = COCO()
+        coco.dataset = found
+        coco.createIndex()
     root = Path(images) if images else file.parent
     if not root.is_dir():
         raise DataError(f"{root}: no such directory; name the folder of the pictures (?images=DIR)")
-    names = {key: str(value.get("name", key)) for key, value in sorted(coco.cats.items())}
+    ordered = sorted(coco.cats.items(), key=lambda item: (isinstance(item[0], str), item[0]))  # numbers, then texts
+    names = {key: str(value.get("name", key)) for key, value in ordered}
     known = classes or tuple(dict.fromkeys(names.values()))
     pictures: dict[Any, Picture] = {}
     for key, value in coco.imgs.items():
-        if not isinstance(value.get("file_name"), str):
-            raise DataError(f"{file}: picture {key} has no 'file_name'")
-        pictures[key] = Picture(root / value["file_name"], [], [], [], [])
+        size = value.get("width"), value.get("height")
+        known_size = all(isinstance(side, int) and side > 0 for side in size)
+        pictures[key] = Picture(root / value["file_name"], [], [], [], [], size if known_size else None)
     for number, annotation in enumerate(found["annotations"], start=1):
         accounts.find("boxes")
         name = names.get(annotation.get("category_id"))
@@ -88,13 +93,41 @@ def annotated(
     return list(pictures.values()), known
 
 
+def _check_entries(file: Path, name: str, entries: list[Any]) -> None:
+    """Raise DataError for an entry without its ids, and for an id that two pictures or categories share."""
+    seen: dict[Any, Any] = {}
+    for number, entry in enumerate(entries, start=1):
+        place = f"{file}: entry {number} of {name}"
+        if not isinstance(entry, dict):
+            raise DataError(f"{place} is no JSON object")
+        for key in LISTS[name]:
+            if key not in entry or isinstance(entry[key], list | dict):
+                raise DataError(f"{place} has no '{key}'; give it a number")
+        if name == "images" and not isinstance(entry.get("file_name"), str):
+            raise DataError(f"{place} has no 'file_name'; give it a text")
+        own = entry["id"]
+        if name == "annotations":
+            continue
+        if own is None or own != own:  # NaN
+            raise DataError(f"{place} has no 'id'; give it a number")
+        if own in seen and (name == "images" or seen[own] != entry.get("name")):
+            what = "pictures" if name == "images" else "categories"
+            raise DataError(f"{place} has the id {own} of an entry before it; ids of {what} must differ")
+        seen[own] = entry.get("name")
+
+
 def _box(value: Any) -> tuple[float, float, float, float] | None:
     """Return left, top, right, bottom; None for anything but four finite numbers."""
     if not isinstance(value, list) or len(value) != 4:
         return None
-    if not all(isinstance(number, int | float) and math.isfinite(number) for number in value):
+    if not all(isinstance(number, int | float) for number in value):
         return None
-    left, top, wide, high = map(float, value)
+    try:
+        left, top, wide, high = map(float, value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
+    if not all(map(math.isfinite, (left, top, wide, high))):
+        return None
     return left, top, left + wide, top + high
 
 
@@ -106,13 +139,17 @@ class Square(NamedTuple):
     own: tuple[int, int]  # width and height of the picture itself
 
 
-def square(path: Path, size: int) -> Square:
-    """Read a picture as a square. Raises DataError, with a reason that fits a list of files."""
-    try:
-        with Image.open(path) as image:
-            shown = image.convert("RGB")
-    except Exception as error:  # codecs raise OSError, SyntaxError, ValueError, struct.error, zlib.error
-        raise DataError("no such file" if isinstance(error, FileNotFoundError) else "cannot be read") from error
+def square(path: Path, size: int, told: tuple[int, int] | None = None) -> Square:
+    """Read a picture as a square.
+
+    Args:
+        path: its file.
+        size: height and width of the square.
+        told: width and height of the picture that the file of boxes names (see `decode_whole`).
+
+    Raises DataError, with a reason that fits a list of files.
+    """
+    shown = decode_whole(path, told)
     factor = size / max(shown.size)
     wide, high = (max(1, round(side * factor)) for side in shown.size)
     pixels = np.full((size, size, 3), GREY, np.uint8)
@@ -145,4 +182,4 @@ def leave(picture: Picture, reason: str, accounts: Accounts) -> None:
     """List a picture that cannot be used, with its boxes."""
     accounts.leave(Line(str(picture.path), None, reason, unit="pictures"))
     for _ in picture.corners:
-        accounts.leave(Line(str(picture.path), None, "its picture cannot be read", unit="boxes"))
+        accounts.leave(Line(str(picture.path), None, "its picture is left out", unit="boxes"))

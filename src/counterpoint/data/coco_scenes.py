@@ -62,10 +62,14 @@ def load_scenes(
     if not any(len(item.boxes.labels) for item in items):
         raise DataError(f"{place}: no box can be used; {accounts.examples()}")
     names = [("test" if item.held else "train") if of_file else "" for item in items]
-    alike = by_content(np.stack(reader.pixels)) if reader.kept else np.arange(len(items))
+    own_names = [str(item.picture.path.resolve()) for item in items]
+    alike = by_content(np.stack(reader.pixels)) if reader.kept else np.unique(own_names, return_inverse=True)[1]
     *rows, more = item_splits(place, names, np.ones(len(items), bool), alike, "" if of_file else test, valid)
     train, watched, tested = (_Scenes(reader, part) for part in rows)
     notes = [*accounts.notes(), *more]
+    of_test = np.array([item.held for item in items])
+    if twice := int(np.isin(alike[of_test], alike[~of_test]).sum()):
+        notes.append(f"{test}: {counted(twice, 'test picture')} equal to one of {place}; the measures are too high")
     without = sum(item.outlines is None for item in items)
     if 0 < without < len(items):
         notes.append(
@@ -116,7 +120,7 @@ class _Reader:
         for number, picture in enumerate(patient_track(pictures, "reading pictures")):
             accounts.find("pictures")
             try:
-                found = square(picture.path, size)
+                found = square(picture.path, size, picture.size)
             except DataError as error:
                 leave(picture, str(error), accounts)
                 continue
@@ -137,13 +141,15 @@ class _Reader:
                 self.pixels.append(found.pixels)
                 self.painted.append(mask)
         if not self.items:
-            raise DataError(f"{place}: no picture can be used; {accounts.examples()}")
+            absent = all(line.reason == "no such file" for line in accounts.left("pictures"))
+            folder = " (?images=DIR names the folder of the pictures)" if absent else ""
+            raise DataError(f"{place}: no picture can be used{folder}; {accounts.examples()}")
 
     def square(self, row: int) -> Square:
         """Read a picture again. Raises DataError where it has changed since it was first read."""
-        path = self.items[row].picture.path
+        path, told = self.items[row].picture.path, self.items[row].picture.size
         try:
-            return square(path, self.size)
+            return square(path, self.size, told)
         except DataError as error:
             raise DataError(f"{path} {error} now; it could be read when the data were opened") from error
 
@@ -186,7 +192,7 @@ def outlined(outline: Any, found: Square) -> NDArray[np.bool_]:
     factor = np.array([wide / found.own[0], high / found.own[1]])
     try:
         corners = [np.array(polygon, np.float64).reshape(-1, 2) * factor for polygon in outline]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError("has an outline that is no list of polygons") from error
     if not corners or any(len(corner) < 3 or not np.isfinite(corner).all() for corner in corners):
         raise DataError("has a polygon without three finite corners")
@@ -201,7 +207,7 @@ def _runs(outline: dict[str, Any], own: tuple[int, int]) -> NDArray[np.bool_]:
     counts = outline.get("counts")
     if isinstance(counts, str):
         counts = _numbers(counts)
-    if list(outline.get("size") or []) != [high, wide]:
+    if outline.get("size") != [high, wide]:
         raise DataError(f"has run lengths of the size {outline.get('size')}, the picture has {high} x {wide} pixels")
     if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
         raise DataError("has run lengths that are no whole numbers")

@@ -92,10 +92,14 @@ def load(
         raise DataError(
             f"{place}: has {counted(len(features), 'item')} with features and {counted(len(words), 'label')}"
         )
-    fine = np.array([bool(name and name.strip()) for name in words], bool) & present[rows].any(1)
+    some = present[rows].any(1)
+    fine = np.array([bool(name and name.strip()) for name in words], bool) & some
     if not fine.all():
+        left = np.flatnonzero(~fine)
+        faults = ", ".join(f"item {rows[n]}: no {'label' if some[n] else 'slot'}" for n in left[:NAMED].tolist())
         notes.append(
-            f"{place}: {int((~fine).sum())} of {counted(len(fine), 'item has', 'items have')} no label or no slot and are left out"
+            f"{place}: {len(left)} of {counted(len(fine), 'item has', 'items have')} no label or no slot and are left out "
+            f"({faults}{', ...' if len(left) > NAMED else ''})"
         )
     names = sorted({str(word).strip() for word, ok in zip(words, fine, strict=True) if ok})
     number = {name: n for n, name in enumerate(names)}

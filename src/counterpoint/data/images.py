@@ -256,6 +256,31 @@ def decode(source: Path | bytes, size: int) -> Pixels:
             raise DataError(f"damaged or cut short ({_reason(error)})") from error
 
 
+def decode_whole(source: Path | bytes, told: tuple[int, int] | None = None) -> Image.Image:
+    """Decode a picture of any shape to RGB by the steps 1 to 3 of the module.
+
+    Args:
+        source: a path, or the file's bytes.
+        told: width and height of the picture in a list of pictures. Where they are those of the stored picture alone, it is not
+            turned, because the list counts pixels so. None (default): unknown.
+
+    Raises DataError with the reason where decoding fails, and for a picture of another size.
+    """
+    with _open(source) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            upright = ImageOps.exif_transpose(image) or image
+            shown = upright if told in (None, upright.size) else image
+            if told not in (None, shown.size):
+                wide, high = upright.size
+                raise DataError(f"has {wide} x {high} pixels, the list says {told[0]} x {told[1]}")
+            return _rgb(shown)
+        except DataError:
+            raise
+        except Exception as error:  # as above
+            raise DataError(f"damaged or cut short ({_reason(error)})") from error
+
+
 def square(image: Image.Image, size: int) -> Pixels:
     """Return a Pillow image as a [size, size, 3] square (see the module). DataError for values that are not pixels."""
     upright = ImageOps.exif_transpose(image) or image

@@ -112,7 +112,14 @@ class OneStage(BoxHead):
 
     def build(self, pyramid: Pyramid, strides: list[float], classes: int) -> FCOS:
         anchors = AnchorGenerator(tuple((stride,) for stride in strides), ((1.0,),) * len(strides))
+        # The places lie in the middle of their cells, as in the paper; torchvision's lie at the cells' corners.
+        anchors.cell_anchors = [
+            anchor + stride / 2 for anchor, stride in zip(anchors.cell_anchors, strides, strict=True)
+        ]
         head = _Totals(pyramid.out_channels, 1, classes)
+        for layer in head.modules():
+            if isinstance(layer, nn.GroupNorm):  # one channel of a map of one cell has no deviation
+                layer.num_groups = min(layer.num_groups, pyramid.out_channels // 2)
         return FCOS(pyramid, classes, anchor_generator=anchors, head=head, score_thresh=LEAST, detections_per_img=MOST)
 
     def _outputs(self, maps: Sequence[Tensor], images: Tensor) -> tuple[dict[str, Tensor], list[Tensor], list[int]]:
