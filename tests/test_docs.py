@@ -158,6 +158,14 @@ def test_commands_shown_parse(path, parse_only, capsys):
             data._options(source.name, spec.partition("?")[2], loader)
 
 
+@pytest.mark.parametrize("path", EVERY)
+def test_no_page_gives_two_runs_one_name(path):
+    """A reader who types a page from top to bottom would get an error at the second one."""
+    lines = [line for block in blocks(path, "console") for line in block.splitlines()]
+    names = [name for line in lines for name in re.findall(r"--name (\S+)", line)]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_the_check_of_commands_can_fail(parse_only, capsys):
     assert cli.main(["detekt", "a.mp4"]) == 2
     with pytest.raises(SystemExit) as left:

@@ -289,7 +289,10 @@ def test_a_run_of_another_task_is_refused_as_a_model(tmp_path):
         ({"method": "opera"}, "unknown method"),
         ({"transforms": ("flip",)}, "unknown transforms"),
         ({"new_tokens": 64}, "must be fewer than context"),
-        ({"context": 10}, "every training chat has more than 10 tokens|must be fewer"),
+        (
+            {"context": 10},
+            r"has more than 10 tokens; set --context \d+ or more \(the shortest chat has \d+\)|must be fewer",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_raise_an_error_that_names_the_mend(tmp_path, changed, said):

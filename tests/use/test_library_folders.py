@@ -187,7 +187,7 @@ def test_other_architectures_and_outputs_are_refused_and_nothing_is_left(
 ) -> None:
     assert cli.main(["export", str(plain.path), "--to", "hf", "-o", str(tmp_path / "hf")]) == 2
     said = capsys.readouterr().err
-    assert "its encoder VisionTokens is no architecture of transformers" in said
+    assert "its encoder is no architecture of transformers" in said
     assert "Write the format onnx or torch instead" in said
     honest = library_parts.load_timm
     monkeypatch.setattr(
@@ -208,7 +208,7 @@ def test_the_command_has_a_default_place_and_writes_a_card(
     card = (plain.path / "exported" / "encoder.MODEL_CARD.md").read_text(encoding="utf-8")
     assert "## Settings" in card
     assert cli.main(["export", str(plain.path)]) == 2
-    assert "name a format (to) or a file such as encoder.onnx (out)" in capsys.readouterr().err
+    assert "name a format (--to) or a file such as encoder.onnx (--out)" in capsys.readouterr().err
 
 
 def test_the_encoder_of_a_larger_model_is_refused_by_the_model_s_name() -> None:

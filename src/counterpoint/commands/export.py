@@ -7,16 +7,17 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from counterpoint.commands.common import Text, say, unset
+from counterpoint.errors import CounterpointError
 from counterpoint.words import counted
+
+FORMATS = "onnx|torch|hf|timm|sentence-transformers|set|peft"
 
 
 def main(
     run: Annotated[Positional[str], arg(metavar="RUN")],
     *,
     out: Annotated[Text, unset(aliases=["-o"], metavar="FILE")] = None,
-    to: Annotated[
-        Text, unset(aliases=["--format"], metavar="onnx|torch|hf|timm|sentence-transformers|set|peft")
-    ] = None,
+    to: Annotated[Text, unset(aliases=["--format"], metavar=FORMATS)] = None,
     modality: Annotated[Text, unset(metavar="NAME")] = None,
     items: int = 8,
 ) -> int:
@@ -46,6 +47,9 @@ def main(
     """
     from counterpoint.face.functions import load
 
+    if out is None and to is None:
+        said = "name a format (--to) or a file such as encoder.onnx (--out)"
+        raise CounterpointError(f"{said}; formats: {FORMATS.replace('|', ', ')}")
     files = load(run).export(out, to=to, modality=modality, items=items)
     pictures = [made for made in files if made.path.suffix == ".png"]
     for made in files:

@@ -92,7 +92,7 @@ def load(
         raise DataError(
             f"{place}: has {counted(len(features), 'item')} with features and {counted(len(words), 'label')}"
         )
-    some = present[rows].any(1)
+    some: NDArray[np.bool_] = np.asarray(present[rows].any(1))
     fine = np.array([bool(name and name.strip()) for name in words], bool) & some
     if not fine.all():
         left = np.flatnonzero(~fine)

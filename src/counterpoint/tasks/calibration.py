@@ -116,7 +116,8 @@ def fitted(videos: Sequence[Watched], method: str) -> tuple[list[float], list[fl
     # Every video counts the same, however long it is.
     weight = np.concatenate([np.full(len(video.score), 1 / len(video.score)) for video in videos])
     wrong = DataError(
-        "higher scores of this run are not more often violent on these videos; look for swapped labels, or train again"
+        "higher scores of this run are not more often violent on these videos; look for swapped labels, list the moments of "
+        "the valid videos in truth.csv, or train again"
     )
     if method == "isotonic":
         from sklearn.isotonic import IsotonicRegression

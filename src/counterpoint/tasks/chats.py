@@ -426,8 +426,10 @@ class ChatsTask:
         """Raise DataError where the valid split is too small, or no training chat fits the context; count those that do not."""
         check_watched(self.data.name, len(self.data.valid), "chats")
         if not len(self.rows):
+            needed = [self.tokens_of(chat) for chat in self.data.train.chats]
             raise DataError(
-                f"{self.data.name}: every training chat has more than {self.config.context} tokens; raise --context"
+                f"{self.data.name}: every training chat has more than {self.config.context} tokens; set --context "
+                f"{max(needed)} or more (the shortest chat has {min(needed)})"
             )
         for name in ("valid", "test"):
             self.need_room_for_answers(name)
@@ -457,8 +459,12 @@ class ChatsTask:
     @cached_property
     def rows(self) -> Indices:
         """Positions of the training chats that fit the context."""
-        lengths = [sum(map(len, self.tokenizer.chat(chat.messages))) for chat in self.data.train.chats]
+        lengths = [self.tokens_of(chat) for chat in self.data.train.chats]
         return np.flatnonzero(np.array(lengths) <= self.config.context)
+
+    def tokens_of(self, chat: Chat) -> int:
+        """Return the number of tokens of a chat, with those of its pictures."""
+        return sum(map(len, self.tokenizer.chat(chat.messages)))
 
     def check_facts(self, trained: Mapping[str, Any]) -> None:
         """Take the tokenizer of a trained run, whose model these data are measured by."""

@@ -20,7 +20,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -257,13 +256,9 @@ class InterleavedTask(ChatsTask):
     def _pairs(self) -> Iterator[Chat]:
         return (self.data.train.chats[n] for n in self.rows.tolist() if kind_of(self.data.train.chats[n]) == "pair")
 
-    @cached_property
-    def rows(self) -> Indices:
-        """Positions of the training chats that fit the context."""
-        lengths = [
-            sum(len(numbers) for numbers, _ in self.tokenizer.turns(chat.messages)) for chat in self.data.train.chats
-        ]
-        return np.flatnonzero(np.array(lengths) <= self.config.context)
+    def tokens_of(self, chat: Chat) -> int:
+        """Return the number of tokens of a chat, with those of its pictures."""
+        return sum(len(numbers) for numbers, _ in self.tokenizer.turns(chat.messages))
 
     def described(self, chats: Sequence[Chat]) -> dict[str, Tensor]:
         """Return which chats are pairs, and a number for each text."""

@@ -99,7 +99,7 @@ def export_folder(
         raise CounterpointError(
             f"{'; '.join(f'{name}: {said}' for name, said in refused.items())}. Write the format onnx or torch instead"
         )
-    note = "; ".join(f"{name} is left out: {said} (the format onnx has room for it)" for name, said in refused.items())
+    note = "; ".join(f"{name} is left out: {said}; write it as onnx or torch" for name, said in refused.items())
     values, unread = real_values(encoder, taken, items)
     device, training = encoder.learner.device, encoder.learner.training
     encoder.learner.cpu().eval()

@@ -31,7 +31,7 @@ def refusal(network: Any, to: str) -> str:
     if to == "timm":
         if isinstance(network, (Wrapped, VisionTokens)) and (hasattr(model, "pretrained_cfg") or _plain(model)):
             return ""
-        return f"its encoder {type(network).__name__} is no architecture of timm (timm:NAME, vit-s or vit-xs)"
+        return "its encoder is no architecture of timm (timm:NAME, vit-s or vit-xs)"
     texts = isinstance(network, PretrainedText)
     if isinstance(network, (PretrainedText, PretrainedAudio, Wrapped)) and (whole := _part_of(model)):
         return f"its encoder is a part of {whole}, which transformers loads only whole"
@@ -39,7 +39,7 @@ def refusal(network: Any, to: str) -> str:
         return "" if texts else "its encoder is no text model of transformers (hf:NAME or minilm)"
     if (texts or isinstance(network, (Wrapped, PretrainedAudio))) and _of_transformers(model):
         return ""
-    return f"its encoder {type(network).__name__} is no architecture of transformers (hf:NAME or minilm)"
+    return "its encoder is no architecture of transformers (hf:NAME or minilm)"
 
 
 def _of_transformers(model: Any) -> bool:
