@@ -91,6 +91,8 @@ def test_names_and_files_that_spandrel_does_not_know_are_named(tmp_path: Path) -
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.pth")
     for name, words in (
         ("RCAM", "did you mean.*RCAN"),
+        ("", "spandrel: names no network; write spandrel:NAME"),
+        ("picture.png", "a file of weights ends in .pth"),
         ("none.pth", "no such file"),
         (tmp_path / "text.pth", "cannot be read"),
         (tmp_path / "other.pth", "cannot be read"),

@@ -36,7 +36,7 @@ class Picture(NamedTuple):
 def annotated(
     file: Path, images: str, accounts: Accounts, classes: tuple[str, ...] = ()
 ) -> tuple[list[Picture], tuple[str, ...]]:
-    """Read a file: its pictures with their objects, and the names of its categories. With `classes`, leave out objects of others."""
+    """Read a file: its pictures with their objects, and the names of its categories. With `classes`, leave out other objects."""
     try:
         from pycocotools.coco import COCO
     except ImportError as error:

@@ -47,9 +47,13 @@ def check_restoration(name: str) -> None:
     """Raise CounterpointError, with near matches, for a name that `build_restoration` does not know. Build nothing."""
     library, colon, model = name.partition(":")
     if not colon and name not in OWN:
-        raise unknown("restoration network", name, [*OWN, *(f"{library}:NAME" for library in LIBRARIES)])
-    if colon and (library not in LIBRARIES or not model):
+        raise unknown(
+            "restoration network", name, [*OWN, *(f"{library}:NAME" for library in LIBRARIES), "spandrel:FILE"]
+        )
+    if colon and library not in LIBRARIES:
         raise unknown("library of restoration networks", library, LIBRARIES)
+    if colon and not model:
+        raise CounterpointError(f"{name} names no network; write {library}:NAME")
 
 
 def build_restoration(name: str, scale: int, pretrained: bool = False) -> nn.Module:
@@ -204,6 +208,8 @@ def _untrained(called: str, name: str, scale: int) -> Any:
     import spandrel
 
     known = sorted(str(entry.architecture.id) for entry in spandrel.MAIN_REGISTRY.architectures())
+    if name not in known and Path(name).suffix:
+        raise CounterpointError(f"{called}: a file of weights ends in {', '.join(FILES)}")
     if name not in known:
         raise unknown("architecture of spandrel", name, known)
     network = getattr(importlib.import_module(f"spandrel.architectures.{name}"), name, None)
