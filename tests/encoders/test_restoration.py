@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from counterpoint.encoders.restoration import EDSR, build_restoration, check_restoration, load_restoration
+from counterpoint.encoders.restoration import EDSR, build_restoration, check_restoration, layout, load_restoration
 from counterpoint.errors import CounterpointError, RunError
 
 
@@ -68,6 +69,12 @@ def test_a_file_of_spandrel_s_brings_its_architecture_and_weights(tmp_path: Path
         torch.testing.assert_close(network(x), rcan(x))
     with pytest.raises(CounterpointError, match="enlarges 2 times; set --scale 2"):
         build_restoration(f"spandrel:{tmp_path / 'rcan.pth'}", 4)
+    # A run has the layout of its network, by which it is opened when the file is gone.
+    shapes = json.loads(json.dumps(layout(network)))
+    again = build_restoration(f"spandrel:{tmp_path / 'gone.pth'}", 2, shapes=shapes).eval()
+    again.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(x), network(x))
     # A network of windows takes pictures of any size, as the library's own call.
     window = SwinIR(
         img_size=16, depths=(2,), embed_dim=12, num_heads=(2,), window_size=8, upscale=2, upsampler="pixelshuffledirect"
@@ -146,7 +153,7 @@ def test_unknown_names_and_scales_are_refused() -> None:
     for name, words in (
         ("edsrs", "did you mean edsr"),
         ("timm:resnet18", "library of restoration"),
-        ("hf:", "library"),
+        ("hf:", "names no network; write hf:NAME"),
     ):
         with pytest.raises(CounterpointError, match=words):
             check_restoration(name)

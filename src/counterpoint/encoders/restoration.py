@@ -56,7 +56,19 @@ def check_restoration(name: str) -> None:
         raise CounterpointError(f"{name} names no network; write {library}:NAME")
 
 
-def build_restoration(name: str, scale: int, pretrained: bool = False) -> nn.Module:
+def is_file(name: str) -> bool:
+    """Tell whether a network is named by a file of its weights."""
+    return name.startswith("spandrel:") and name.lower().endswith(FILES)
+
+
+def layout(network: nn.Module) -> dict[str, list[int]]:
+    """Return the shapes of a network's weights, by which spandrel knows its architecture when the file is gone; fit for JSON."""
+    return {name: list(value.shape) for name, value in network.state_dict().items()}
+
+
+def build_restoration(
+    name: str, scale: int, pretrained: bool = False, shapes: Mapping[str, list[int]] | None = None
+) -> nn.Module:
     """Build a network that maps pictures [n, 3, h, w] in 0..1 to [n, 3, scale h, scale w].
 
     Args:
@@ -64,6 +76,8 @@ def build_restoration(name: str, scale: int, pretrained: bool = False) -> nn.Mod
         scale: 2, 3 or 4.
         pretrained: load the published weights of an hf: model; False (default): random weights. Weights of a file are always
             loaded.
+        shapes: what `layout` returned of the network of spandrel:FILE. Where that file is gone, the network has these shapes and
+            random weights. None (default): a missing file is an error.
 
     Raises CounterpointError for an unknown name or scale, a model of another scale, and weights that cannot be loaded.
     """
@@ -76,7 +90,7 @@ def build_restoration(name: str, scale: int, pretrained: bool = False) -> nn.Mod
         blocks, width, over = OWN[name]
         return EDSR(scale, blocks, width, over_bicubic=over)
     library, _, model = name.partition(":")
-    return _transformers(model, scale, pretrained) if library == "hf" else _spandrel(model, scale, pretrained)
+    return _transformers(model, scale, pretrained) if library == "hf" else _spandrel(model, scale, pretrained, shapes)
 
 
 class _Block(nn.Module):
@@ -167,7 +181,7 @@ def _transformers(name: str, scale: int, pretrained: bool) -> nn.Module:
     return Reconstructed(model.float(), scale, int(getattr(model.config, "window_size", 1)))
 
 
-def _spandrel(name: str, scale: int, pretrained: bool) -> nn.Module:
+def _spandrel(name: str, scale: int, pretrained: bool, shapes: Mapping[str, list[int]] | None) -> nn.Module:
     """Build a network of the library spandrel, by its architecture or by a file of weights."""
     try:
         import spandrel
@@ -175,10 +189,17 @@ def _spandrel(name: str, scale: int, pretrained: bool) -> nn.Module:
         raise needs_extra(f"spandrel:{name}", "dense") from error
     called = f"spandrel:{name}"
     if name.lower().endswith(FILES):
-        if not Path(name).is_file():
+        there = Path(name).is_file()
+        if not there and shapes is None:
             raise CounterpointError(f"{called}: no such file")
         try:
-            found: Any = spandrel.ModelLoader(device="cpu").load_from_file(name)
+            loader = spandrel.ModelLoader(device="cpu")
+            given = (
+                {}
+                if there or shapes is None
+                else {key.removeprefix("model."): torch.zeros(of) for key, of in shapes.items()}
+            )
+            found: Any = loader.load_from_state_dict(given) if given else loader.load_from_file(name)
         except Exception as error:  # the library and its formats raise many kinds
             said = " ".join(str(error).split())[:200] or type(error).__name__
             raise CounterpointError(
