@@ -2,8 +2,8 @@
 
     python benchmarks/esp_medsam.py [--rounds 31] [--threads 1]      writes results/bench/esp-medsam.json
 
-In the first case n is the number of windows of 7 x 7 cells, 64 wide, of 2 heads. In the other n is the number of pictures of 28 x 28
-such cells. Their four modalities take turns. The transcription of the attention scales all pairs. That of the block computes one
+In the first case n is the number of windows of 7 x 7 cells, 64 wide, of 2 heads. In the other n is the number of pictures of 28 x
+28 such cells. Their four modalities take turns. The transcription of the attention scales all pairs. That of the block computes one
 modality after another, as a network does that takes one modality a batch. A timing is the mean of several calls in a row (`calls`:
 ours, theirs). Both ways take turns, timing by timing. The record has medians.
 """
