@@ -411,6 +411,30 @@ def test_pictures_in_both_files_are_counted(tmp_path):
         assert any("8 test pictures equal to one of" in note for note in found.notes)
 
 
+def test_categories_of_the_test_file_alone_are_named(tmp_path):
+    file, _ = scene(tmp_path / "a")
+    _, content = scene(tmp_path / "b", 10)
+    content["categories"][0]["name"] = "blue"
+    found = load(str(file), task="dense", size=32, test=str(written(tmp_path / "b", content)))
+    assert any("objects of blue are left out" in note for note in found.notes)
+    assert found.accounts.counts("boxes") == (36, 26, 10)
+
+
+def test_boxes_and_outlines_that_the_size_or_a_fault_lose_are_told(tmp_path):
+    _, content = scene(tmp_path)
+    found = load(str(written(tmp_path, content)), task="dense", size=32)
+    assert any("no object has an outline" in note for note in found.notes)
+    assert not any("thinner" in note for note in found.notes)
+    content["annotations"][0]["bbox"][2] = 2
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = [[1, 2]]
+    found = load(str(written(tmp_path, content)), task="dense", size=32)
+    assert any("1 box thinner than a pixel at this size" in note for note in found.notes)
+    assert any("8 pictures are used without a mask" in note for note in found.notes)
+    with pytest.raises(CounterpointError, match="proposals and seed are for the task regions"):
+        load(str(tmp_path / "boxes.json"), task="dense", proposals=5)
+
+
 def test_folder_without_the_pictures_is_explained(tmp_path):
     file, _ = scene(tmp_path / "a")
     (tmp_path / "b").mkdir()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from counterpoint.encoders.restoration import EDSR, build_restoration, check_restoration, load_restoration
+from counterpoint.encoders.restoration import EDSR, build_restoration, check_restoration, layout, load_restoration
 from counterpoint.errors import CounterpointError, RunError
 
 
@@ -68,6 +69,12 @@ def test_a_file_of_spandrel_s_brings_its_architecture_and_weights(tmp_path: Path
         torch.testing.assert_close(network(x), rcan(x))
     with pytest.raises(CounterpointError, match="enlarges 2 times; set --scale 2"):
         build_restoration(f"spandrel:{tmp_path / 'rcan.pth'}", 4)
+    # A run has the layout of its network, by which it is opened when the file is gone.
+    shapes = json.loads(json.dumps(layout(network)))
+    again = build_restoration(f"spandrel:{tmp_path / 'gone.pth'}", 2, shapes=shapes).eval()
+    again.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(x), network(x))
     # A network of windows takes pictures of any size, as the library's own call.
     window = SwinIR(
         img_size=16, depths=(2,), embed_dim=12, num_heads=(2,), window_size=8, upscale=2, upsampler="pixelshuffledirect"
@@ -78,15 +85,26 @@ def test_a_file_of_spandrel_s_brings_its_architecture_and_weights(tmp_path: Path
         assert network(torch.rand(1, 3, 18, 21)).shape == (1, 3, 36, 42)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "scale"), [("ESRGAN", 2), ("MMRealSR", 4)])
+def test_other_upsamplers_and_outputs_of_spandrel_are_taken(name: str, scale: int) -> None:
+    network = build_restoration(f"spandrel:{name}", scale).eval()
+    with torch.no_grad():
+        assert network(torch.rand(1, 3, 9, 14)).shape == (1, 3, 9 * scale, 14 * scale)
+
+
 def test_names_and_files_that_spandrel_does_not_know_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("no weights")
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.pth")
     for name, words in (
         ("RCAM", "did you mean.*RCAN"),
+        ("", "spandrel: names no network; write spandrel:NAME"),
+        ("picture.png", "a file of weights ends in .pth"),
         ("none.pth", "no such file"),
         (tmp_path / "text.pth", "cannot be read"),
         (tmp_path / "other.pth", "cannot be read"),
         ("DnCNN", "no setting for how much it enlarges"),
+        ("MMRealSR", "cannot be built for scale 2"),  # it can, and cannot run
     ):
         with pytest.raises(CounterpointError, match=words):
             build_restoration(f"spandrel:{name}", 2)
@@ -135,7 +153,7 @@ def test_unknown_names_and_scales_are_refused() -> None:
     for name, words in (
         ("edsrs", "did you mean edsr"),
         ("timm:resnet18", "library of restoration"),
-        ("hf:", "library"),
+        ("hf:", "names no network; write hf:NAME"),
     ):
         with pytest.raises(CounterpointError, match=words):
             check_restoration(name)

@@ -53,6 +53,7 @@ from counterpoint.data.regions import (
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.words import counted
 
+PROPOSALS = 100  # of a picture, by default
 LOWEST = -10.0  # logit of squares that fill up a detector's proposals
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -65,7 +66,7 @@ def load(
     target: str = "",
     target_images: str = "",
     size: int = 256,
-    proposals: int = 100,
+    proposals: int = PROPOSALS,
     detector: str = "",
     seed: int = 0,
     test: str = "",
@@ -93,9 +94,10 @@ def load(
     """
     checked_size(size)
     if task != "regions":
-        if target or target_images or detector:
+        if target or target_images or detector or seed or proposals != PROPOSALS:
             raise CounterpointError(
-                "target, target_images and detector are for the task regions; name a file of test pictures by ?test=FILE"
+                "target, target_images, detector, proposals and seed are for the task regions; name a file of test pictures by "
+                "?test=FILE"
             )
         return load_scenes(place, images, size, test, test_images, valid)
     if test_images:

@@ -36,7 +36,7 @@ class Picture(NamedTuple):
 def annotated(
     file: Path, images: str, accounts: Accounts, classes: tuple[str, ...] = ()
 ) -> tuple[list[Picture], tuple[str, ...]]:
-    """Read a file: its pictures with their objects, and the names of its categories. With `classes`, others are unknown."""
+    """Read a file: its pictures with their objects, and the names of its categories. With `classes`, leave out other objects."""
     try:
         from pycocotools.coco import COCO
     except ImportError as error:
@@ -90,7 +90,7 @@ def annotated(
         picture.corners.append(box)
         picture.labels.append(name)
         picture.outlines.append(annotation.get("segmentation") or None)
-    return list(pictures.values()), known
+    return list(pictures.values()), tuple(dict.fromkeys(names.values()))
 
 
 def _check_entries(file: Path, name: str, entries: list[Any]) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from counterpoint.data.accounts import Accounts
 from counterpoint.data.coco_files import Picture, Square, annotated, boxes_of, leave, square
 from counterpoint.data.dense import IGNORE, MOST, Boxes, DenseData
-from counterpoint.data.images import KEEP, Indices, Pixels
+from counterpoint.data.images import KEEP, Indices, Pixels, some
 from counterpoint.data.own.item_splits import item_splits
 from counterpoint.data.valid import by_content
 from counterpoint.errors import CounterpointError, DataError
@@ -50,7 +50,7 @@ def load_scenes(
         raise CounterpointError("test_images is the folder of a file of test pictures; name it, too: ?test=FILE.json")
     try:
         own, classes = annotated(Path(place), images, accounts)
-        held = annotated(Path(test), test_images, accounts, classes)[0] if of_file else []
+        held, names_of_test = annotated(Path(test), test_images, accounts, classes) if of_file else ([], ())
         if len(classes) >= MOST:
             many = counted(len(classes), "category", "categories")
             raise DataError(f"{place}: the file has {many}, more than {MOST - 1}")
@@ -70,8 +70,17 @@ def load_scenes(
     of_test = np.array([item.held for item in items])
     if twice := int(np.isin(alike[of_test], alike[~of_test]).sum()):
         notes.append(f"{test}: {counted(twice, 'test picture')} equal to one of {place}; the measures are too high")
+    if strange := [name for name in names_of_test if name not in classes]:
+        notes.append(f"{test}: objects of {some(strange, ', ')} are left out, because {place} has no such category")
+    sides = [item.boxes.corners[:, 2:] - item.boxes.corners[:, :2] for item in items]
+    if thin := sum(int((side.min(1, initial=1) < 1).sum()) for side in sides):
+        notes.append(
+            f"{place}: {counted(thin, 'box', 'boxes')} thinner than a pixel at this size, and not learnt; use ?size={2 * size}"
+        )
     without = sum(item.outlines is None for item in items)
-    if 0 < without < len(items):
+    if not reader.outlined:
+        notes.append(f"{place}: there are boxes and no masks, because no object has an outline ('segmentation')")
+    elif without:
         notes.append(
             f"{place}: the boxes of {counted(without, 'picture')} are used without a mask, because an outline is missing or "
             f"faulty (faults are listed in {accounts.file})"
@@ -116,7 +125,7 @@ class _Reader:
         self.items: list[_Item] = []
         self.pixels: list[Pixels] = []
         self.painted: list[Pixels] = []
-        outlined = any(outline is not None for picture in pictures for outline in picture.outlines)
+        self.outlined = any(outline is not None for picture in pictures for outline in picture.outlines)
         for number, picture in enumerate(patient_track(pictures, "reading pictures")):
             accounts.find("pictures")
             try:
@@ -128,7 +137,7 @@ class _Reader:
             boxes, outlines = boxes_of(picture, classes, found, accounts)
             boxes = boxes._replace(labels=boxes.labels + 1)  # class 0 is the background
             item = _Item(picture, number >= len(own), boxes, outlines)
-            if not outlined or any(outline is None for outline in outlines):
+            if not self.outlined or any(outline is None for outline in outlines):
                 item = item._replace(outlines=None)
             try:
                 mask = self.mask(item, found)

@@ -37,6 +37,8 @@ GIVEN = {
     "window_size": 8,
     "upsampler": "pixelshuffle",
 }
+WINDOWS = {"MMRealSR": 4}  # of networks whose windows the library does not name
+PROBE = 64  # pixels of the picture on which a network is tried
 MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K's training pictures
 DEEPER = ("model", "state_dict", "params", "params_ema")  # places of the weights in files of others
 
@@ -45,12 +47,28 @@ def check_restoration(name: str) -> None:
     """Raise CounterpointError, with near matches, for a name that `build_restoration` does not know. Build nothing."""
     library, colon, model = name.partition(":")
     if not colon and name not in OWN:
-        raise unknown("restoration network", name, [*OWN, *(f"{library}:NAME" for library in LIBRARIES)])
-    if colon and (library not in LIBRARIES or not model):
+        raise unknown(
+            "restoration network", name, [*OWN, *(f"{library}:NAME" for library in LIBRARIES), "spandrel:FILE"]
+        )
+    if colon and library not in LIBRARIES:
         raise unknown("library of restoration networks", library, LIBRARIES)
+    if colon and not model:
+        raise CounterpointError(f"{name} names no network; write {library}:NAME")
 
 
-def build_restoration(name: str, scale: int, pretrained: bool = False) -> nn.Module:
+def is_file(name: str) -> bool:
+    """Tell whether a network is named by a file of its weights."""
+    return name.startswith("spandrel:") and name.lower().endswith(FILES)
+
+
+def layout(network: nn.Module) -> dict[str, list[int]]:
+    """Return the shapes of a network's weights, by which spandrel knows its architecture when the file is gone; fit for JSON."""
+    return {name: list(value.shape) for name, value in network.state_dict().items()}
+
+
+def build_restoration(
+    name: str, scale: int, pretrained: bool = False, shapes: Mapping[str, list[int]] | None = None
+) -> nn.Module:
     """Build a network that maps pictures [n, 3, h, w] in 0..1 to [n, 3, scale h, scale w].
 
     Args:
@@ -58,6 +76,8 @@ def build_restoration(name: str, scale: int, pretrained: bool = False) -> nn.Mod
         scale: 2, 3 or 4.
         pretrained: load the published weights of an hf: model; False (default): random weights. Weights of a file are always
             loaded.
+        shapes: what `layout` returned of the network of spandrel:FILE. Where that file is gone, the network has these shapes and
+            random weights. None (default): a missing file is an error.
 
     Raises CounterpointError for an unknown name or scale, a model of another scale, and weights that cannot be loaded.
     """
@@ -70,7 +90,7 @@ def build_restoration(name: str, scale: int, pretrained: bool = False) -> nn.Mod
         blocks, width, over = OWN[name]
         return EDSR(scale, blocks, width, over_bicubic=over)
     library, _, model = name.partition(":")
-    return _transformers(model, scale, pretrained) if library == "hf" else _spandrel(model, scale, pretrained)
+    return _transformers(model, scale, pretrained) if library == "hf" else _spandrel(model, scale, pretrained, shapes)
 
 
 class _Block(nn.Module):
@@ -118,7 +138,7 @@ class Reconstructed(nn.Module):
     """A model of a library (`model`), which takes pictures of whole windows alone.
 
     Rows and columns are added at the right and below, and cut off again. An image-to-image model of transformers gives its
-    `reconstruction`.
+    `reconstruction`, and a network with several outputs its first.
 
     Args:
         model: the network.
@@ -137,7 +157,7 @@ class Reconstructed(nn.Module):
         across, down = (max(side + -side % self.window, self.least) - side for side in (width, height))
         mode = "reflect" if across < width and down < height else "replicate"
         found: Any = self.model(F.pad(images, (0, across, 0, down), mode=mode))
-        pictures: Tensor = getattr(found, "reconstruction", found)
+        pictures: Tensor = found[0] if isinstance(found, tuple) else getattr(found, "reconstruction", found)
         return pictures[..., : height * self.scale, : width * self.scale]
 
 
@@ -161,7 +181,7 @@ def _transformers(name: str, scale: int, pretrained: bool) -> nn.Module:
     return Reconstructed(model.float(), scale, int(getattr(model.config, "window_size", 1)))
 
 
-def _spandrel(name: str, scale: int, pretrained: bool) -> nn.Module:
+def _spandrel(name: str, scale: int, pretrained: bool, shapes: Mapping[str, list[int]] | None) -> nn.Module:
     """Build a network of the library spandrel, by its architecture or by a file of weights."""
     try:
         import spandrel
@@ -169,10 +189,17 @@ def _spandrel(name: str, scale: int, pretrained: bool) -> nn.Module:
         raise needs_extra(f"spandrel:{name}", "dense") from error
     called = f"spandrel:{name}"
     if name.lower().endswith(FILES):
-        if not Path(name).is_file():
+        there = Path(name).is_file()
+        if not there and shapes is None:
             raise CounterpointError(f"{called}: no such file")
         try:
-            found: Any = spandrel.ModelLoader(device="cpu").load_from_file(name)
+            loader = spandrel.ModelLoader(device="cpu")
+            given = (
+                {}
+                if there or shapes is None
+                else {key.removeprefix("model."): torch.zeros(of) for key, of in shapes.items()}
+            )
+            found: Any = loader.load_from_state_dict(given) if given else loader.load_from_file(name)
         except Exception as error:  # the library and its formats raise many kinds
             said = " ".join(str(error).split())[:200] or type(error).__name__
             raise CounterpointError(
@@ -190,7 +217,8 @@ def _spandrel(name: str, scale: int, pretrained: bool) -> nn.Module:
     needs = found.size_requirements
     if needs.square:
         raise CounterpointError(f"{called} takes square pictures alone; name a network without fixed sizes")
-    return Reconstructed(found.model.float().requires_grad_(True), scale, needs.multiple_of, needs.minimum)
+    window = max(needs.multiple_of, WINDOWS.get(str(found.architecture.id), 1))
+    return Reconstructed(found.model.float().requires_grad_(True), scale, window, needs.minimum)
 
 
 def _untrained(called: str, name: str, scale: int) -> Any:
@@ -201,6 +229,8 @@ def _untrained(called: str, name: str, scale: int) -> Any:
     import spandrel
 
     known = sorted(str(entry.architecture.id) for entry in spandrel.MAIN_REGISTRY.architectures())
+    if name not in known and Path(name).suffix:
+        raise CounterpointError(f"{called}: a file of weights ends in {', '.join(FILES)}")
     if name not in known:
         raise unknown("architecture of spandrel", name, known)
     network = getattr(importlib.import_module(f"spandrel.architectures.{name}"), name, None)
@@ -208,9 +238,16 @@ def _untrained(called: str, name: str, scale: int) -> Any:
     factor = next((option for option in FACTORS if option in options), None)
     if network is None or factor is None:
         raise CounterpointError(f"{called} has no setting for how much it enlarges; name a file of its weights")
+    more = {option: value for option, value in GIVEN.items() if option in options}
     try:
-        more = {option: value for option, value in GIVEN.items() if option in options}
-        return spandrel.ModelLoader(device="cpu").load_from_state_dict(network(**{factor: scale}, **more).state_dict())
+        try:
+            made = network(**{factor: scale}, **more)
+        except Exception:  # it has other upsamplers
+            made = network(**{factor: scale}, **{option: more[option] for option in more if option != "upsampler"})
+        found: Any = spandrel.ModelLoader(device="cpu").load_from_state_dict(made.state_dict())
+        with torch.no_grad():  # some networks are built for a factor at which they cannot run
+            found.model.eval()(torch.zeros(1, found.input_channels, PROBE, PROBE))
+        return found
     except Exception as error:  # each architecture raises its own kinds
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise CounterpointError(

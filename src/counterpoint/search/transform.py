@@ -34,7 +34,9 @@ class Transform:
     @classmethod
     def of_facts(cls, facts: Mapping[str, Any], config: Any) -> Transform:
         """Make the transform of a run from its facts and settings."""
-        modalities = facts.get("modalities") or {"image": {"kind": "image", "size": facts["size"]}}
+        modalities = facts.get("modalities")
+        if not modalities or not isinstance(modalities, Mapping):  # dense data list the names of pictures alone
+            modalities = {"image": {"kind": "image", "size": facts["size"]}}
         tokenizers = {name: Tokenizer.from_json(text) for name, text in facts.get("tokenizers", {}).items()}
         items = {name: number for number, name in enumerate(facts.get("names", ()))}
         return cls(modalities, tokenizers, getattr(config, "context", 0), items)

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from counterpoint.core.seeds import seed_torch
 from counterpoint.data.images import ImageData, ImageSplit, Indices
 from counterpoint.data.shown import png
-from counterpoint.encoders.restoration import build_restoration, check_restoration, load_restoration
+from counterpoint.encoders.restoration import build_restoration, check_restoration, is_file, layout, load_restoration
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.loading import Batches
 from counterpoint.engine.optim import OptimConfig
@@ -99,7 +99,10 @@ class RestoredConfig(OptimConfig):
 
     def facts(self, data: ImageData) -> dict[str, Any]:
         """Return the facts of the data that a learner needs, fit for JSON."""
-        return data.spec | {"examples": len(data.train)}
+        found = data.spec | {"examples": len(data.train)}
+        if is_file(self.network):  # kept with the run, which can be opened when the file is gone
+            found["network"] = layout(build_restoration(self.network, self.scale))
+        return found
 
 
 # ---------------------------------------------------------------------------------------------------------- the learner
@@ -112,7 +115,9 @@ class RestoredLearner(Learner):
         super().__init__(seed)
         self.config = config
         seed_torch(seed)
-        self.network = build_restoration(config.network, config.scale, config.pretrained)
+        self.network = build_restoration(
+            config.network, config.scale, config.pretrained, getattr(data, "network", None)
+        )
         self.pairs = PatchPairs(config.scale, config.patch)
         self.started = False  # whether weights of a run were loaded, which `weights` must not replace
 
