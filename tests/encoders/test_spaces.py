@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -99,3 +101,18 @@ def test_a_member_has_no_published_weights_and_a_space_only_its_choices() -> Non
         Space("darts")
     with pytest.raises(CounterpointError, match="width and cells must be at least 1"):
         Space("nas-201", width=0)
+
+
+@pytest.mark.parametrize("size", [48, 33])
+def test_the_shortcuts_of_a_narrow_member_have_the_gradient_of_float64(size: int) -> None:
+    torch.manual_seed(0)
+    shortcut: Any = build_image_encoder("resnet-cifar:1-1-1?width=8", size).get_submodule("layer2.0.downsample.0")
+    x = torch.randn(4, 8, size, size).contiguous(memory_format=torch.channels_last).requires_grad_()
+    found = shortcut(x)
+    weight, other = (value.detach().double().requires_grad_() for value in (shortcut.weight, x))
+    wanted = torch.nn.functional.conv2d(other.contiguous(), weight, stride=2)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+    found.square().sum().backward()
+    wanted.square().sum().backward()
+    torch.testing.assert_close(shortcut.weight.grad.double(), weight.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(x.grad.double(), other.grad, rtol=1e-4, atol=1e-4)

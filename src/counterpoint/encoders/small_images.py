@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.encoders.channels_last import ChannelsLast, conv
+from counterpoint.encoders.channels_last import ChannelsLast, Sampled, conv
 from counterpoint.encoders.image_encoder import ImageEncoder
+
+NARROW = 16  # a shortcut with a stride and fewer channels samples its pixels first (see `Sampled`)
 
 
 class MLPS(ImageEncoder):
@@ -97,7 +99,8 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.downsample: nn.Module | None = None
         if stride != 1 or inputs != outputs or not identity:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            kind = Sampled if stride != 1 and inputs < NARROW else nn.Conv2d
+            self.downsample = nn.Sequential(kind(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu_(self.bn1(self.conv1(x)))
