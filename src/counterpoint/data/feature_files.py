@@ -206,7 +206,8 @@ def _divided(
     if len(frequent) < sum(counts) or len(names) < sum(counts) + 2:
         raise DataError(
             f"{name}: has {counted(len(names), 'class')}, {len(frequent)} of them with at least 2 items; it "
-            f"needs {counted(sum(counts), 'such class')} that training does not see, and 2 others. Add classes, or lower ?valid= and ?test="
+            f"needs {counted(sum(counts), 'such class')} that training does not see, and 2 others. "
+            "Add classes, or lower ?valid= and ?test="
         )
     unseen = np.split(frequent[: sum(counts)], [counts[0]])
     rest = np.flatnonzero(~np.isin(items.labels, frequent[: sum(counts)]))
