@@ -72,6 +72,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; more th
 	$(BIN)/python benchmarks/pix_contrast.py
 	$(BIN)/python benchmarks/ctvis.py
 	$(BIN)/python benchmarks/wscol.py
+	$(BIN)/python benchmarks/esp_medsam.py
 	$(BIN)/python benchmarks/class_texts.py
 	$(BIN)/python benchmarks/global_local_seg.py
 	$(BIN)/python benchmarks/tinyclip.py

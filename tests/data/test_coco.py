@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+import counterpoint as cp
 from counterpoint import cli
 from counterpoint.data.coco import load
 from counterpoint.data.coco_scenes import load_scenes
@@ -19,6 +21,7 @@ from counterpoint.data.regions import SOURCE, TARGET, UNKNOWN, RegionSplit
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
+from counterpoint.use.export import opened
 
 
 def scene(root: Path, count: int = 8, grey: int = 120) -> tuple[Path, dict[str, Any]]:
@@ -273,7 +276,7 @@ def test_missing_places_and_options_out_of_range_are_refused(tmp_path):
             load(str(file), **options)
 
 
-def test_own_boxes_train_adapt_and_export_from_the_command_line(tmp_path):
+def test_own_boxes_train_adapt_and_export_from_the_command_line(tmp_path, capsys):
     source, _ = scene(tmp_path / "a")
     target, _ = scene(tmp_path / "b", 10, grey=40)
     settings = {
@@ -290,7 +293,16 @@ def test_own_boxes_train_adapt_and_export_from_the_command_line(tmp_path):
     assert cli.main(["train", "wscol", "--data", spec, "--out", str(tmp_path), "--name", "run", *words]) == 0
     run = Run.open(tmp_path / "run")
     assert 0 <= run.metrics()[-1]["test/accuracy"] <= 1
-    assert (run.path / "model.safetensors").exists()
+    # The encoder of regions is exported, and embeds crops of the size of the settings.
+    assert cli.main(["export", str(run.path), "--out", str(tmp_path / "regions.pt2")]) == 0
+    program = opened(tmp_path / "regions.pt2", "torch")
+    crops = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    rows = cp.load(run.path).encode(images=list(crops))
+    assert rows.shape == (3, 128)
+    found = program(torch.from_numpy(crops).permute(0, 3, 1, 2))
+    np.testing.assert_allclose(found.detach().numpy(), rows, rtol=1e-4, atol=1e-5)
+    assert cli.main(["embed", str(run.path), "--out", str(tmp_path / "rows.parquet")]) == 2
+    assert "encode(images=" in capsys.readouterr().err
 
 
 def test_adaptation_without_a_target_is_refused(tmp_path, capsys):

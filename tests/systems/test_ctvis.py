@@ -19,9 +19,11 @@ from counterpoint.data.frames import PADDING, ArrayClips, Clip
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
-from counterpoint.experiment import Experiment
+from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.dense import ctvis
 from counterpoint.tasks.frames import chosen_frames, matches, track_clip, tracked
+from counterpoint.use.export import opened
+from counterpoint.views.images import normalise
 from interrupted import need_equal_ends
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "ctvis.npz")
@@ -432,6 +434,13 @@ def test_trains_from_the_command_line(tmp_path):
     assert cli.main(words) == 0
     run = Run.open(tmp_path / "run")
     assert training.evaluate(run.path, say=lambda _: None)["id_accuracy"] == run.metrics()[-1]["test/id_accuracy"]
+    # Its encoder of crops is exported, and embeds crops.
+    assert cli.main(["export", str(run.path), "--out", str(tmp_path / "crops.pt2")]) == 0
+    learner = load_learner(run)
+    crops = torch.randint(0, 256, (2, 3, learner.size, learner.size), dtype=torch.uint8)
+    with torch.no_grad():
+        wanted = torch.nn.functional.normalize(learner.embed(normalise(crops)), dim=1)
+    torch.testing.assert_close(opened(tmp_path / "crops.pt2", "torch")(crops), wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

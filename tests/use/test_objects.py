@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import counterpoint as cp
 from counterpoint import cli, data, training
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
@@ -74,6 +75,15 @@ def test_command_writes_files_and_a_page(run, photos, tmp_path, capsys):
     page = (tmp_path / "page.html").read_text()
     for part in ("Detected objects", "Not read", "0.png"):
         assert part in page
+
+
+def test_its_encoder_embeds_and_is_exported(run, photos, tmp_path):
+    files = sorted(photos.glob("[0-9].png"))
+    rows = cp.load(run).encode(images=files)
+    assert rows.shape == (4, 128)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
+    assert cli.main(["embed", str(run), "--out", str(tmp_path / "rows.parquet")]) == 0
+    assert cli.main(["export", str(run), "--out", str(tmp_path / "encoder.pt2")]) == 0
 
 
 def test_command_prints_json_and_refuses_options_of_classification(run, photos, capsys):

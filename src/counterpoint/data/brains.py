@@ -3,7 +3,8 @@
 The package has the mean T1 picture of 152 adults (ICBM 2009a, 1 mm). Beside it are probability maps of grey and of white matter. A
 subject is this template, turned, scaled and bent at random by a smooth field of a few millimetres. Tones, a bias field and noise
 differ, too. The maps are bent like the picture. Then a voxel has the class of the largest probability: grey matter, white matter,
-or neither. So classes never overlap, as nilearn's own binary masks do: at 2 mm they share 107,363 voxels.
+or neither. So classes never overlap, as nilearn's own binary masks do: at 2 mm they share 107,363 voxels. Of its grey mask, 2,200
+voxels lie outside its brain mask.
 
 The files are read, nilearn is never imported. Install it with `pip install --no-deps nilearn==0.14.1`; its licence is BSD, that of
 the template is free use with attribution to the McConnell Brain Imaging Centre.

@@ -122,10 +122,12 @@ def student_block(
     found = y + _mlp(y, _part(weights, "mlp"))
     if controllers is None or modality is None:
         return found + _mlp(y, _part(weights, "med_dah")) if "med_dah.fc1.weight" in weights else found
-    for number in modality[modality >= 0].unique().tolist():
-        rows = (modality == number).nonzero()[:, 0]
-        found = found.index_add(0, rows, _mlp(y[rows], _part(controllers[number], "med_dah")).to(found.dtype))
-    return found
+    numbers = modality[modality >= 0].unique().tolist()
+    if not numbers:
+        return found
+    rows = [(modality == number).nonzero()[:, 0] for number in numbers]
+    added = [_mlp(y[own], _part(controllers[n], "med_dah")) for n, own in zip(numbers, rows, strict=True)]
+    return found.index_add(0, torch.cat(rows), torch.cat(added).to(found.dtype))
 
 
 def check_modality(modality: Int[Tensor, " batch"], count: int) -> None:

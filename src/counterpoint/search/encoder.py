@@ -33,7 +33,11 @@ TASKS = (
     "dialogs",
     "sequences",
     "federations",
+    "boxes",
+    "frames",
+    "regions",
 )  # whose runs embed
+PARTS = ("boxes", "frames", "regions")  # of these, pictures are whole ones or crops of them
 ARGUMENT = {"image": "images", "text": "texts", "audio": "sounds", "vector": "vectors"}
 
 
@@ -55,7 +59,8 @@ class Encoder:
     features of images, as their nearest-neighbour evaluation uses them. Runs of `regression` give those of images or vectors. Runs
     of `tokens` give unit means of a text's states. Runs of `dialogs` give unit vectors of texts, each as a single turn of a user.
     Runs of `sequences` give vectors of histories (or sets) and of items, whose dot product ranks items; they are not unit rows.
-    Runs of `federations` give the embeddings of the server.
+    Runs of `federations` give the embeddings of the server. Runs of `boxes`, `frames` and `regions` give unit rows of pictures as
+    they are: whole ones, crops of instances, or crops of proposals.
 
     >>> Encoder.load("runs/first").encode(images=["a.png", "b.png"]).shape   # doctest: +SKIP
     (2, 128)
@@ -83,7 +88,10 @@ class Encoder:
         experiment = embeddable(run)
         config = experiment.config
         learner = load_learner(run) if learner is None else learner
-        return cls(run, learner, config, Transform.of_facts(run.facts(), config), experiment.system.task)
+        task, facts = experiment.system.task, dict(run.facts())
+        if task == "regions":
+            facts["size"] = config.crop
+        return cls(run, learner, config, Transform.of_facts(facts, config), task)
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -194,6 +202,8 @@ class Encoder:
             return found.float()
         if self.task in ("tokens", "dialogs"):
             return F.normalize(self.learner.embed(*inputs).float(), dim=1, eps=EPS)
+        if self.task in PARTS:
+            return F.normalize(self.learner.embed(inputs).float(), dim=1, eps=EPS)
         named = "input" if self.task == "regression" else "image"
         feature = self.learner.predict({named: inputs, "part": "bank"})["feature"]
         return F.normalize(feature.float(), dim=1, eps=EPS)

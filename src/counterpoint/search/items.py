@@ -67,7 +67,8 @@ class Items:
             Experiment.of_run(encoder.run).measured(source).check_facts(encoder.run.facts())
         elif not isinstance(source, TokenData | DialogData):
             raise CounterpointError(
-                f"{getattr(source, 'name', source)} holds neither pictures, texts, aligned items nor histories; name other data"
+                f"{getattr(source, 'name', source)} holds neither pictures, texts, aligned items nor histories; name other data, "
+                "or embed pictures by Python: counterpoint.load(RUN).encode(images=[...])"
             )
         splits = {name: part for name in names if (part := getattr(source, name, None)) is not None}
         if not splits:

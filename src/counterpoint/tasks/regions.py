@@ -109,7 +109,7 @@ class RegionsConfig(OptimConfig):
 
 
 class RegionsLearner(Learner):
-    """A classifier of regions. Subclasses build the networks, and write `stages`, `loss` and `classify`.
+    """A classifier of regions. Subclasses build the networks, and write `stages`, `loss`, `classify` and `embed`.
 
     Attributes:
         strong: whether the stage needs the strong view.
@@ -161,6 +161,10 @@ class RegionsLearner(Learner):
 
     def classify(self, regions: Float[Tensor, "rows 3 crop crop"]) -> Float[Tensor, "rows classes"]:
         """Compute the logits of normalised regions with the network that is kept."""
+        raise NotImplementedError
+
+    def embed(self, regions: Float[Tensor, "rows 3 crop crop"]) -> Float[Tensor, "rows dim"]:
+        """Compute the features of normalised regions with the network that is kept."""
         raise NotImplementedError
 
     def predict(self, batch: dict[str, Any]) -> dict[str, Any]:

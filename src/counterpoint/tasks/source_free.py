@@ -7,7 +7,7 @@ begins as the source network; the learner's loss on the target is its own. The t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -65,6 +65,7 @@ class SourceFreeLearner(RegionsLearner):
 
     adapted: Tensor
     before: Tensor
+    kept = "student"  # the network to use, by name
 
     def __init__(self, config: Any, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
@@ -146,9 +147,19 @@ class SourceFreeLearner(RegionsLearner):
         """Compute the loss of the adaptation."""
         raise NotImplementedError
 
+    def train(self, mode: bool = True) -> Self:
+        # Read here, because an export cannot read it while it traces `embed`.
+        self.kept = "taught" if self.adapted else "student"
+        return super().train(mode)
+
     def classify(self, regions: Tensor) -> Tensor:
         network = self.taught if self.adapted else self.student
         return network.logits(network.encoder(regions))
+
+    def embed(self, regions: Tensor) -> Tensor:
+        network = getattr(self, self.kept)
+        found: Tensor = network.pooled(network.encoder(regions))
+        return found
 
     def figures(self, survey: Survey) -> dict[str, Any]:
         """Draw the predicted classes of some valid pictures before and after the adaptation."""
