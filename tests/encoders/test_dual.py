@@ -13,7 +13,7 @@ from torch import Tensor
 
 from counterpoint.encoders.dual import MEAN, STD, DualEncoder, build_dual_encoder
 from counterpoint.encoders.images import build_image_encoder
-from counterpoint.encoders.taps import block_names
+from counterpoint.encoders.taps import block_names, recorded, token_rows
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import of_spec
 from counterpoint.tasks.class_teachers import AlignedDual
@@ -206,6 +206,15 @@ def test_layers_are_the_tokens_of_every_block_beside_the_rows(kind: str, shapes:
     rows, layers = network.layers(images)
     assert torch.equal(rows, network.images(images))
     assert [tuple(layer.shape) for layer in layers] == [(3, *shape) for shape in shapes]
+
+
+def test_tokens_of_a_tower_of_this_library_lie_behind_the_batch() -> None:
+    tower = build_image_encoder("tower-32-2-16", 16).eval()
+    names = block_names(tower)
+    with recorded(tower, names) as seen, torch.no_grad():
+        tower(torch.randn(3, 3, 16, 16))
+    tokens = [token_rows(seen[name], tower.get_submodule(name)) for name in names]
+    assert [tuple(rows.shape) for rows in tokens] == [(3, 17, 32)] * 2
 
 
 def test_blocks_are_found_in_every_family() -> None:

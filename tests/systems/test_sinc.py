@@ -531,7 +531,7 @@ def test_the_frequent_words_of_captions_are_classes(tmp_path):
         ({"features": np.full((80, 2, 4), np.inf)}, "", "item 0 has infinite features"),
         ({"features": np.array([["a"]] * 80)}, "", "no list of numbers"),
         ({"more": np.ones((80, 3))}, "?slots=features,more", "slots must have as many items and the same width"),
-        ({"label": np.array(["a", "b"] * 40)}, "", "has 2 classes, 2 of them with 2 items"),
+        ({"label": np.array(["a", "b"] * 40)}, "", "has 2 classes, 2 of them with at least 2 items"),
         ({}, "?label=name", "there is no column 'name'"),
         ({}, "?valid=0", "valid and test must be shares above 0"),
         ({}, "?least=1", "least must be at least 2"),

@@ -205,9 +205,9 @@ def _divided(
     counts = [max(2, round(share * len(names))) for share in (valid, test)]
     if len(frequent) < sum(counts) or len(names) < sum(counts) + 2:
         raise DataError(
-            f"{name}: has {counted(len(names), 'class')}, {len(frequent)} of them with 2 items; it needs "
-            f"{counted(sum(counts), 'such class')} that "
-            "training does not see, and 2 others. Add classes, or lower ?valid= and ?test="
+            f"{name}: has {counted(len(names), 'class')}, {len(frequent)} of them with at least 2 items; it "
+            f"needs {counted(sum(counts), 'such class')} that training does not see, and 2 others. "
+            "Add classes, or lower ?valid= and ?test="
         )
     unseen = np.split(frequent[: sum(counts)], [counts[0]])
     rest = np.flatnonzero(~np.isin(items.labels, frequent[: sum(counts)]))

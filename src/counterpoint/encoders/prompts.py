@@ -27,7 +27,7 @@ from counterpoint.core.distributed import place
 from counterpoint.core.operands import EPS
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.encoders.simple import mlp
-from counterpoint.encoders.taps import block_names
+from counterpoint.encoders.taps import block_names, tokens_first
 from counterpoint.errors import CounterpointError
 from counterpoint.words import counted
 
@@ -69,8 +69,8 @@ def need_prompts(tower: nn.Module, prompts: Sequence[Tensor], name: str = "promp
 
 
 def _axis(block: nn.Module) -> int:
-    """Return the axis of the tokens in a block's input: 0 where its attention has the tokens before the batch."""
-    return 0 if getattr(getattr(block, "attn", None), "batch_first", True) is False else 1
+    """Return the axis of the tokens in a block's input: 0 where they lie before the batch."""
+    return 0 if tokens_first(block) else 1
 
 
 def _wide(prompt: Tensor, like: Tensor, axis: int) -> Tensor:

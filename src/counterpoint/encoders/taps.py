@@ -85,12 +85,17 @@ def token_rows(output: Any, module: nn.Module) -> Float[Tensor, "n tokens width"
 
     Args:
         output: a tensor, or a tuple whose first item it is.
-        module: the block; one whose attention has the tokens before the batch is transposed.
+        module: the block; one that has the tokens before the batch is transposed.
     """
     found: Tensor = output[0] if isinstance(output, tuple | list) else output
     if found.ndim == 4:
         return found.flatten(2).transpose(1, 2)
     if found.ndim == 2:
         return found[:, None]
-    attention = getattr(module, "attn", None)
-    return found.transpose(0, 1) if getattr(attention, "batch_first", True) is False else found
+    return found.transpose(0, 1) if tokens_first(module) else found
+
+
+def tokens_first(block: nn.Module) -> bool:
+    """Return whether a block has the tokens before the batch, as open_clip's and those of `towers` have."""
+    attention = getattr(block, "attn", None)
+    return getattr(block, "tokens_first", False) or getattr(attention, "batch_first", True) is False

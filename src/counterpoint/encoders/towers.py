@@ -205,6 +205,8 @@ def _set(module: nn.Module, name: str, value: Tensor) -> None:
 class Block(nn.Module):
     """A block, with the initial weights of CLIP. Absent parts have no weights but the bias of their output."""
 
+    tokens_first = True  # the axis of the tokens lies before that of the batch
+
     def __init__(self, width: int, heads: int, neurons: int, head_dim: int, layers: int, causal: bool) -> None:
         super().__init__()
         self.heads, self.causal = heads, causal

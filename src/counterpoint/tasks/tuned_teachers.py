@@ -103,7 +103,8 @@ def tuned_widths(config: TunedConfig) -> list[int]:
             raise CounterpointError(f"--teacher {config.teacher}: {error}, or set --no-tune-images") from error
         if count < config.tune_depth:
             raise CounterpointError(
-                f"tune_depth {config.tune_depth} is more than the {counted(count, 'block')} of a tower of the teacher"
+                f"tune_depth {config.tune_depth} is more than the {counted(count, 'block')} of a tower of the teacher; set "
+                f"--tune-depth {count} or less"
             )
     return [network.width, *map(prompt_width, towers)]
 
