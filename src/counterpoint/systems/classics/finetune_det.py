@@ -23,10 +23,10 @@ from torch import Tensor
 
 from counterpoint.encoders.box_heads import HEADS
 from counterpoint.encoders.maps import feature_maps
-from counterpoint.engine.stages import Turn
 from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.boxes import BoxesConfig, BoxesLearner
+from counterpoint.tasks.downstream import DownstreamLearner, check_frozen
 
 GROUPS = 32  # of the channels, in torchvision's normalisation of FCOS's head
 
@@ -59,11 +59,10 @@ class FinetuneDetConfig(BoxesConfig):
 
     def check(self) -> None:
         super().check()
-        if self.frozen and self.lora:
-            raise CounterpointError("--frozen keeps the encoder as it is, and --lora adapts it; give one of them")
+        check_frozen(self)
 
 
-class FinetuneDet(BoxesLearner):
+class FinetuneDet(DownstreamLearner, BoxesLearner):
     """An encoder with a detector on its maps."""
 
     def __init__(self, config: FinetuneDetConfig, data: Any, seed: int = 0) -> None:
@@ -75,18 +74,7 @@ class FinetuneDet(BoxesLearner):
         self.first = next((n for n, stride in enumerate(strides) if stride >= config.stride), len(maps) - 1)
         shapes = [x.shape[1:] for x in maps[self.first :]]
         self.head = HEADS[config.head](shapes, self.size, len(self.regions), config.width)
-        self.train()
-        if config.frozen:
-            self.encoder.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> FinetuneDet:
-        super().train(mode)
-        if self.config.frozen:
-            self.encoder.eval()  # running statistics stay, too
-        return self
-
-    def turns(self) -> list[Turn]:
-        return [self.turn_of([self.head if self.config.frozen else self])]
+        self.begin_training()
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Compute the encoder's maps that the detector uses, the finest first."""

@@ -21,10 +21,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.encoders.maps import feature_map, map_shape
-from counterpoint.engine.stages import Turn
-from counterpoint.errors import CounterpointError
 from counterpoint.systems.base import System
 from counterpoint.tasks.dense import LAPTOP, DenseConfig, DenseLearner, pixel_cross_entropy
+from counterpoint.tasks.downstream import DownstreamLearner, check_frozen
 
 
 @dataclass
@@ -55,11 +54,10 @@ class FinetuneSegConfig(DenseConfig):
 
     def check(self) -> None:
         super().check()
-        if self.frozen and self.lora:
-            raise CounterpointError("--frozen keeps the encoder as it is, and --lora adapts it; give one of them")
+        check_frozen(self)
 
 
-class FinetuneSeg(DenseLearner):
+class FinetuneSeg(DownstreamLearner, DenseLearner):
     """An encoder with a fully convolutional head."""
 
     def __init__(self, config: FinetuneSegConfig, data: Any, seed: int = 0) -> None:
@@ -73,18 +71,7 @@ class FinetuneSeg(DenseLearner):
             dim = width
         self.head = nn.Sequential(*layers, nn.Dropout2d(config.dropout), nn.Conv2d(dim, classes, 1))
         map_shape(self.encoder, self.size)  # an error if it has no map
-        self.train()
-        if config.frozen:
-            self.encoder.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> FinetuneSeg:
-        super().train(mode)
-        if self.config.frozen:
-            self.encoder.eval()  # running statistics stay, too
-        return self
-
-    def turns(self) -> list[Turn]:
-        return [self.turn_of([self.head if self.config.frozen else self])]
+        self.begin_training()
 
     def segment(self, images: Tensor) -> Float[Tensor, "n classes h w"]:
         found = self.head(feature_map(self.encoder, images))
