@@ -198,6 +198,16 @@ def test_loss_and_detections_are_those_of_torchvision_s_whole_detector(name):
             torch.testing.assert_close(one[key], other[key], rtol=1e-5, atol=1e-4)
 
 
+def test_places_of_fcos_lie_in_the_middle_of_their_cells():
+    head = HEADS["fcos"]([torch.Size((16, 4, 4))], 32, 3, 32)
+    maps, images = drawn_maps(1, (4,))
+    levels = list(head.network.backbone(maps).values())
+    (anchors,) = head.network.anchor_generator(head.pictures(images), levels)
+    places = (anchors[:, :2] + anchors[:, 2:]) / 2
+    assert places[:2].tolist() == [[4.0, 4.0], [12.0, 4.0]]
+    assert places[15].tolist() == [28.0, 28.0]
+
+
 @pytest.mark.parametrize("name", list(HEADS))
 def test_share_without_pictures_has_a_loss_of_zero(name):
     head = HEADS[name]([torch.Size((16, 8, 8))], 32, 3, 32)

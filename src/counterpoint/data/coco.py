@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from counterpoint.data import cached
 from counterpoint.data.accounts import Accounts
-from counterpoint.data.coco_files import Picture, annotated, boxes_of, leave, square
+from counterpoint.data.coco_files import Picture, annotated, boxes_of, squares
 from counterpoint.data.coco_scenes import load_scenes
 from counterpoint.data.dense import Boxes, DenseData
 from counterpoint.data.images import checked_size
@@ -166,14 +166,7 @@ class _Read:
         pixels, self.found, self.kept = [], [], []
         self.boxes: list[Boxes] = []
         self.shown: list[tuple[int, int]] = []  # width and height of each picture within its square
-        for number, picture in enumerate(pictures):
-            accounts.find("pictures")
-            try:
-                read = square(picture.path, size, picture.size)
-            except DataError as error:
-                leave(picture, str(error), accounts)
-                continue
-            accounts.read("pictures")
+        for number, picture, read in squares(pictures, size, accounts):
             boxes, _ = boxes_of(picture, classes, read, accounts)
             some = bool(len(boxes.labels))
             pixels.append(read.pixels)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,9 @@ from PIL import Image
 from counterpoint.data.accounts import Accounts, Line
 from counterpoint.data.dense import Boxes
 from counterpoint.data.images import decode_whole
+from counterpoint.data.own.places import read_json
 from counterpoint.errors import DataError, needs_extra
+from counterpoint.waiting import patient_track
 
 GREY = 128  # of the rest of a square
 LISTS = {"images": ("id",), "annotations": ("id", "image_id", "category_id"), "categories": ("id",)}  # and their ids
@@ -41,12 +43,7 @@ def annotated(
         from pycocotools.coco import COCO
     except ImportError as error:
         raise needs_extra("coco:", "dense") from error
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise DataError(f"{file} cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is no JSON ({str(error)[:120]})") from error
+    found = read_json(file)
     if not isinstance(found, dict) or not all(isinstance(found.get(name), list) for name in LISTS):
         raise DataError(f"{file} is not in COCO's layout: it needs the lists images, annotations and categories")
     for part in LISTS:
@@ -178,8 +175,16 @@ def boxes_of(picture: Picture, classes: tuple[str, ...], found: Square, accounts
     return Boxes(np.array(corners, np.float32).reshape(-1, 4), numbers, np.arange(len(labels))), outlines
 
 
-def leave(picture: Picture, reason: str, accounts: Accounts) -> None:
-    """List a picture that cannot be used, with its boxes."""
-    accounts.leave(Line(str(picture.path), None, reason, unit="pictures"))
-    for _ in picture.corners:
-        accounts.leave(Line(str(picture.path), None, "its picture is left out", unit="boxes"))
+def squares(pictures: Sequence[Picture], size: int, accounts: Accounts) -> Iterator[tuple[int, Picture, Square]]:
+    """Read pictures as squares, each with its number. Those that cannot be used are left out and listed, with their boxes."""
+    for number, picture in enumerate(patient_track(pictures, "reading pictures")):
+        accounts.find("pictures")
+        try:
+            found = square(picture.path, size, picture.size)
+        except DataError as error:
+            accounts.leave(Line(str(picture.path), None, str(error), unit="pictures"))
+            for _ in picture.corners:
+                accounts.leave(Line(str(picture.path), None, "its picture is left out", unit="boxes"))
+            continue
+        accounts.read("pictures")
+        yield number, picture, found

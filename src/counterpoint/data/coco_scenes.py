@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from counterpoint.data.accounts import Accounts
-from counterpoint.data.coco_files import Picture, Square, annotated, boxes_of, leave, square
+from counterpoint.data.coco_files import Picture, Square, annotated, boxes_of, square, squares
 from counterpoint.data.dense import IGNORE, MOST, Boxes, DenseData
 from counterpoint.data.images import KEEP, Indices, Pixels, some
 from counterpoint.data.own.item_splits import item_splits
 from counterpoint.data.valid import by_content
 from counterpoint.errors import CounterpointError, DataError
-from counterpoint.waiting import patient_track
 from counterpoint.words import counted
 
 
@@ -126,14 +125,7 @@ class _Reader:
         self.pixels: list[Pixels] = []
         self.painted: list[Pixels] = []
         self.outlined = any(outline is not None for picture in pictures for outline in picture.outlines)
-        for number, picture in enumerate(patient_track(pictures, "reading pictures")):
-            accounts.find("pictures")
-            try:
-                found = square(picture.path, size, picture.size)
-            except DataError as error:
-                leave(picture, str(error), accounts)
-                continue
-            accounts.read("pictures")
+        for number, picture, found in squares(pictures, size, accounts):
             boxes, outlines = boxes_of(picture, classes, found, accounts)
             boxes = boxes._replace(labels=boxes.labels + 1)  # class 0 is the background
             item = _Item(picture, number >= len(own), boxes, outlines)
@@ -211,7 +203,7 @@ def outlined(outline: Any, found: Square) -> NDArray[np.bool_]:
 
 
 def _runs(outline: dict[str, Any], own: tuple[int, int]) -> NDArray[np.bool_]:
-    """Decode run lengths, down the columns, of a picture [height, width]."""
+    """Decode run lengths, down the columns, of a picture [height, width]. Wrong lengths raise DataError before anything is made."""
     wide, high = own
     counts = outline.get("counts")
     if isinstance(counts, str):

@@ -15,7 +15,6 @@ annotations of unknown videos. Videos are divided into splits as a whole.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from counterpoint.data.accounts import Accounts, Line
 from counterpoint.data.frames import OTHER, PADDING, Clip, ClipData
 from counterpoint.data.images import KEEP, Indices, Pixels, checked_size
 from counterpoint.data.own.item_splits import item_splits
+from counterpoint.data.own.places import read_json
 from counterpoint.errors import CounterpointError, DataError, needs_extra
 from counterpoint.waiting import patient_track
 from counterpoint.words import counted
@@ -115,12 +115,7 @@ def _appearances(place: str, videos: list[_Video]) -> list[str]:
 
 def _videos(file: Path, images: str, accounts: Accounts) -> tuple[list[_Video], tuple[str, ...]]:
     """Read the file: videos with their boxes, and the names of the categories."""
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise DataError(f"{file} cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is no JSON ({str(error)[:120]})") from error
+    found = read_json(file)
     if not isinstance(found, dict) or not isinstance(found.get("videos"), list):
         raise DataError(f"{file} is not in the layout of YouTube-VIS: it has no list 'videos'")
     if not found.get("annotations"):

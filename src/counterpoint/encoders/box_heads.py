@@ -50,7 +50,7 @@ class Pyramid(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """A detector over feature maps. Subclasses build `network`, and write `totals` and `found`.
+    """A detector over feature maps. Subclasses write `build`, `losses` and `detect`.
 
     Args:
         shapes: [channels, height, width] of each map, the finest first.

@@ -23,17 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from counterpoint.core.world import processes
-from counterpoint.data.dense import Boxes, DenseData, DenseSplit
-from counterpoint.data.images import Indices
+from counterpoint.data.dense import Boxes, DenseData
 from counterpoint.data.shown import PALETTE, with_boxes
-from counterpoint.engine.loading import Batches, Position
 from counterpoint.errors import CounterpointError, DataError, diverged
-from counterpoint.tasks.images import ImageBatches, ImageLearner, ImagesConfig, ImageTask
+from counterpoint.tasks.images import EvaluationBatches, ImageBatches, ImageLearner, ImagesConfig, ImageTask
 from counterpoint.tasks.measures.boxes import Detections, average_precision
-from counterpoint.views.images import normalise
 from counterpoint.views.images.boxes import cropped_boxes
 
 BATCH = 32  # pictures in a batch of the evaluation
@@ -169,21 +165,6 @@ class BoxBatches(ImageBatches):
         return found
 
 
-class _Asked(Dataset[dict[str, Any]]):
-    """Batches of the pictures to measure."""
-
-    def __init__(self, split: DenseSplit) -> None:
-        self.batches = BoxBatches(split)
-        self.at = [list(range(n, min(n + BATCH, len(split)))) for n in range(0, len(split), BATCH)]
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        found = self.batches[self.at[number]]
-        return found | {"image": normalise(found["image"]), "part": "test"}
-
-    def __len__(self) -> int:
-        return len(self.at)
-
-
 class BoxesTask(ImageTask):
     """Loaders and evaluator of one source of pictures with boxes."""
 
@@ -192,6 +173,7 @@ class BoxesTask(ImageTask):
     contract = "dense"
     at_once = BATCH
     watched = "pictures"
+    reader = BoxBatches
     data: DenseData
 
     def __init__(self, data: DenseData, config: BoxesConfig) -> None:
@@ -212,11 +194,6 @@ class BoxesTask(ImageTask):
             if not any(len(one.labels) for one in split.boxes(np.arange(len(split)))):
                 raise DataError(f"{self.data.name}: no picture of the {name} split has an object; name another split")
 
-    def evaluation_batch(self, split: Any, rows: Sequence[int] | Indices) -> dict[str, Any]:
-        """Return these pictures of a split as a learner's `predict` takes them."""
-        found = BoxBatches(self.split(split) if isinstance(split, str) else split)[list(map(int, rows))]
-        return found | {"image": normalise(found["image"]), "part": "survey"}
-
     def check_facts(self, trained: Mapping[str, Any]) -> None:
         super().check_facts(trained)
         if list(trained["regions"]) != list(self.data.regions):
@@ -225,13 +202,11 @@ class BoxesTask(ImageTask):
                 f"{', '.join(trained['regions'][1:])}"
             )
 
-    def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
-        batches = self.batches() if batches is None else batches
-        return self.loader(BoxBatches(self.data.train, self.rows), batches.bind(seed, position, *processes()))
-
     def evaluation_loader(self, split: str) -> DataLoader[dict[str, Any]]:
         """Return the batches for `evaluator(split)`, in order."""
-        return DataLoader(_Asked(self.split(split)), batch_size=None, shuffle=False)
+        pictures = self.split(split)
+        parts = EvaluationBatches([("test", pictures, np.arange(len(pictures)))], BoxBatches, BATCH)
+        return DataLoader(parts, batch_size=None, shuffle=False)
 
     def evaluator(self, split: str) -> BoxesEvaluator:
         return BoxesEvaluator(self.data, split)

@@ -214,18 +214,30 @@ class ImageBatches(Dataset[dict[str, Any]]):
 
 
 class EvaluationBatches(Dataset[dict[str, Any]]):
-    """Normalised images of several parts in turn; batch["part"] is the part's name."""
+    """Normalised images of several parts in turn; batch["part"] is the part's name.
 
-    def __init__(self, parts: Sequence[tuple[str, ImageSplit, Indices]]) -> None:
+    Args:
+        parts: name, split and positions of each part.
+        reader: reads a split by lists of positions.
+        size: images in a batch.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[tuple[str, ImageSplit, Indices]],
+        reader: type[ImageBatches] = ImageBatches,
+        size: int = BATCH,
+    ) -> None:
+        self.reader = reader
         self.at = [
-            (name, split, rows[start : start + BATCH])
+            (name, split, rows[start : start + size])
             for name, split, rows in parts
-            for start in range(0, len(rows), BATCH)
+            for start in range(0, len(rows), size)
         ]
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         name, split, rows = self.at[number]
-        batch = ImageBatches(split)[rows.tolist()]
+        batch = self.reader(split)[rows.tolist()]
         return batch | {"image": normalise(batch["image"]), "part": name}
 
     def __len__(self) -> int:
@@ -245,6 +257,7 @@ class ImageTask:
     contract: ClassVar[str] = "views"  # the form of data it takes (see counterpoint.data.load)
     at_once: ClassVar[int] = BATCH  # rows of an `evaluation_batch` at most
     watched: ClassVar[str] = "images"  # what a valid split must hold
+    reader: ClassVar[type[ImageBatches]] = ImageBatches  # reads the batches of a split
 
     def __init__(self, data: ImageData, config: Any) -> None:
         if not isinstance(data, ImageData):
@@ -267,7 +280,7 @@ class ImageTask:
 
     def evaluation_batch(self, split: str | ImageSplit, rows: Sequence[int] | Indices) -> dict[str, Any]:
         """Return these images of a split as a learner's `predict` takes them: normalised, no augmentation."""
-        found = ImageBatches(self.split(split) if isinstance(split, str) else split)[list(map(int, rows))]
+        found = self.reader(self.split(split) if isinstance(split, str) else split)[list(map(int, rows))]
         return found | {"image": normalise(found["image"]), "part": "survey"}
 
     def check_training(self) -> None:
@@ -304,7 +317,7 @@ class ImageTask:
     def train_loader(self, seed: int, position: Position, batches: Batches | None = None) -> DataLoader[dict[str, Any]]:
         """Return the batches of a fit, which depend only on seed and epoch; `batches`, of `rows`, replaces them for a stage."""
         batches = self.batches() if batches is None else batches
-        return self.loader(ImageBatches(self.data.train, self.rows), batches.bind(seed, position, *processes()))
+        return self.loader(self.reader(self.data.train, self.rows), batches.bind(seed, position, *processes()))
 
     def loader(self, images: ImageBatches, batches: Batches) -> DataLoader[dict[str, Any]]:
         """Return a loader of these batches."""

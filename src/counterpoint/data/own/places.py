@@ -9,6 +9,7 @@ import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from counterpoint.data.accounts import Accounts, Line
 from counterpoint.errors import DataError
@@ -210,3 +211,13 @@ def file_splits(place: str, paths: Sequence[Path]) -> tuple[list[str], list[str]
             f"{place}: the name of {odd[0]} is not taken for a split, because other files have none; name splits in a column split"
         )
     return [""] * len(paths), notes
+
+
+def read_json(file: Path) -> Any:
+    """Return the content of a JSON file. Raises DataError for a file that cannot be read or is no JSON."""
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} is no JSON ({str(error)[:120]})") from error

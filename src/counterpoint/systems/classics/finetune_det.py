@@ -8,9 +8,9 @@ Ren, He, Girshick, Sun: "Faster R-CNN", NeurIPS 2015, arXiv 1506.01497, with the
     counterpoint train finetune-det --encoder timm:resnet50 --pretrained --data coco:mine.json --head faster-rcnn
 
 The detectors are torchvision's, over a feature pyramid on the encoder's maps (`encoders/box_heads.py`). A vision transformer has a
-single map: it is the pyramid's finest level, and coarser levels follow from it. With `--frozen` the encoder
-keeps its weights and its running statistics. Faster R-CNN samples by random numbers that differ between processes; FCOS gives the
-same numbers with any number of processes.
+single map: it is the pyramid's finest level, and coarser levels follow from it. With `--frozen` the encoder keeps its weights and
+its running statistics. Faster R-CNN samples by random numbers that differ between processes; FCOS gives the same numbers with any
+number of processes.
 """
 
 from __future__ import annotations
@@ -67,9 +67,8 @@ class FinetuneDet(DownstreamLearner, BoxesLearner):
 
     def __init__(self, config: FinetuneDetConfig, data: Any, seed: int = 0) -> None:
         super().__init__(config, data, seed)
-        channels = getattr(data, "channels", 3)
         with torch.no_grad():
-            maps = feature_maps(self.encoder.eval(), torch.zeros(1, channels, self.size, self.size))
+            maps = feature_maps(self.encoder.eval(), torch.zeros(1, data.channels, self.size, self.size))
         strides = [self.size / x.shape[2] for x in maps]
         self.first = next((n for n, stride in enumerate(strides) if stride >= config.stride), len(maps) - 1)
         shapes = [x.shape[1:] for x in maps[self.first :]]
