@@ -20,8 +20,9 @@ from counterpoint.data.dense import IGNORE
 from counterpoint.data.regions import SOURCE, TARGET, UNKNOWN, RegionSplit
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError
-from counterpoint.experiment import Experiment
+from counterpoint.experiment import Experiment, load_learner
 from counterpoint.use.export import opened
+from counterpoint.views.images import normalise
 
 
 def scene(root: Path, count: int = 8, grey: int = 120) -> tuple[Path, dict[str, Any]]:
@@ -301,6 +302,13 @@ def test_own_boxes_train_adapt_and_export_from_the_command_line(tmp_path, capsys
     assert rows.shape == (3, 128)
     found = program(torch.from_numpy(crops).permute(0, 3, 1, 2))
     np.testing.assert_allclose(found.detach().numpy(), rows, rtol=1e-4, atol=1e-5)
+    learner = load_learner(run)
+    with torch.no_grad():  # of the teacher, which is the network to use after the adaptation
+        for parameter in learner.student.parameters():
+            parameter.zero_()
+        x = normalise(torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous())
+        torch.testing.assert_close(learner.embed(x), learner.taught.pooled(learner.taught.encoder(x)))
+    assert learner.embed(x).any()
     assert cli.main(["embed", str(run.path), "--out", str(tmp_path / "rows.parquet")]) == 2
     assert "encode(images=" in capsys.readouterr().err
 
