@@ -94,6 +94,8 @@ def test_command_prints_json_and_refuses_options_of_classification(run, photos, 
     assert "counterpoint evaluate" in capsys.readouterr().err
     assert cli.main(["predict", str(run), str(photos), "--method", "neighbours"]) == 2
     assert "without --method" in capsys.readouterr().err
+    assert cli.main(["predict", str(run), str(photos), "--top", "5"]) == 2
+    assert "without --top" in capsys.readouterr().err
 
 
 def test_other_files_of_a_folder_are_counted(run, photos, capsys):

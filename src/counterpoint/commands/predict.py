@@ -15,6 +15,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.files import check_there, check_writable
 from counterpoint.words import counted
 
+TEMPLATE, TOP, NEIGHBOURS, LEAST = "a photo of a {}", 3, 20, 0.5  # the defaults of options
 SHOWN = 3  # objects of a picture that the terminal shows
 Method = Optional[Literal["classifier", "prompts", "neighbours"]]  # noqa: UP045
 LISTED = 20  # predictions that the terminal shows
@@ -28,11 +29,11 @@ def main(
     split: Annotated[str, arg(metavar="all|train|valid|test")] = "test",
     method: Annotated[Method, unset()] = None,
     classes: Annotated[Place, unset(metavar="FILE")] = None,
-    templates: Annotated[str, arg(metavar="TEXT|FILE")] = "a photo of a {}",
+    templates: Annotated[str, arg(metavar="TEXT|FILE")] = TEMPLATE,
     bank: Annotated[Text, unset(metavar="SOURCE")] = None,
-    top: int = 3,
-    k: Annotated[int, arg(aliases=["-k"])] = 20,
-    least: float = 0.5,
+    top: int = TOP,
+    k: Annotated[int, arg(aliases=["-k"])] = NEIGHBOURS,
+    least: float = LEAST,
     out: Annotated[Place, unset(aliases=["-o"], metavar="FILE")] = None,
     html: Annotated[Place, unset(metavar="FILE")] = None,
     json_: Annotated[bool, arg(name="json")] = False,
@@ -87,14 +88,25 @@ def main(
     from counterpoint.engine.run import Run
 
     if Run.open(run).config.get("task") == "boxes":
-        given = {"--data": data, "--method": method, "--classes": classes, "--bank": bank}
-        if wrong := [name for name, value in given.items() if value is not None]:
+        given = {
+            "--data": data is not None,
+            "--split": split != "test",
+            "--method": method is not None,
+            "--classes": classes is not None,
+            "--templates": templates != TEMPLATE,
+            "--bank": bank is not None,
+            "--top": top != TOP,
+            "-k": k != NEIGHBOURS,
+        }
+        if wrong := [name for name, set_ in given.items() if set_]:
             raise CounterpointError(
                 f"{run} detects objects in files and folders, without {wrong[0]}; `counterpoint evaluate` measures it on a "
                 "data source"
             )
         _complain_of_others(others)
         return detect_objects(run, files, least, out, html, json_=json_)
+    if least != LEAST:
+        raise CounterpointError(f"--least is for a run that detects objects, such as of finetune-det; {run} is none")
     predictor = room.Predictor.load(run, classes=classes, templates=templates, bank=bank, method=method, top=top, k=k)
     faults: list[tuple[str, str]] = []
     if data is not None:
