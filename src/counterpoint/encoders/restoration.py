@@ -189,18 +189,17 @@ def _spandrel(name: str, scale: int, pretrained: bool, shapes: Mapping[str, list
         raise needs_extra(f"spandrel:{name}", "dense") from error
     called = f"spandrel:{name}"
     if name.lower().endswith(FILES):
-        there = Path(name).is_file()
-        if not there and shapes is None:
-            raise CounterpointError(f"{called}: no such file")
+        gone = shapes is not None and not Path(name).is_file()
+        state = (
+            {key.removeprefix("model."): torch.zeros(of) for key, of in (shapes or {}).items()}
+            if gone
+            else read_weights(name)
+        )
         try:
-            loader = spandrel.ModelLoader(device="cpu")
-            given = (
-                {}
-                if there or shapes is None
-                else {key.removeprefix("model."): torch.zeros(of) for key, of in shapes.items()}
+            found: Any = spandrel.ModelLoader(device="cpu").load_from_state_dict(
+                spandrel.canonicalize_state_dict(dict(state))
             )
-            found: Any = loader.load_from_state_dict(given) if given else loader.load_from_file(name)
-        except Exception as error:  # the library and its formats raise many kinds
+        except Exception as error:  # each architecture raises its own kinds
             said = " ".join(str(error).split())[:200] or type(error).__name__
             raise CounterpointError(
                 f"{called} cannot be read as weights of an architecture of spandrel: {said}"
@@ -255,15 +254,8 @@ def _untrained(called: str, name: str, scale: int) -> Any:
         ) from error
 
 
-def load_restoration(network: nn.Module, path: Path | str) -> None:
-    """Load weights into a network from a file: .safetensors, or a PyTorch file of tensors.
-
-    Args:
-        network: what `build_restoration` made. For hf: models the file holds the library's names.
-        path: the file. Weights of EDSR's authors fit; their `sub_mean` and `add_mean` are left out.
-
-    Raises RunError, naming the file, for a file that is missing, damaged or of another network.
-    """
+def read_weights(path: Path | str) -> Mapping[str, Any]:
+    """Read a file of weights: .safetensors, or a PyTorch file of tensors. Raises RunError, naming the file, for any other."""
     path = Path(path)
     if not path.is_file():
         raise RunError(f"{path}: no such file of weights; name a run (run:RUN), a .safetensors or a .pt file")
@@ -276,6 +268,19 @@ def load_restoration(network: nn.Module, path: Path | str) -> None:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both libraries raise many kinds
         raise RunError(f"{path} cannot be read as weights: {str(error).splitlines()[0][:200]}") from error
+    return found
+
+
+def load_restoration(network: nn.Module, path: Path | str) -> None:
+    """Load weights into a network from a file: .safetensors, or a PyTorch file of tensors.
+
+    Args:
+        network: what `build_restoration` made. For hf: models the file holds the library's names.
+        path: the file. Weights of EDSR's authors fit; their `sub_mean` and `add_mean` are left out.
+
+    Raises RunError, naming the file, for a file that is missing, damaged or of another network.
+    """
+    found = read_weights(path)
     while deeper := next((name for name in DEEPER if isinstance(found.get(name), Mapping)), None):
         found = found[deeper]
     held = {name: value for name, value in found.items() if name.split(".")[0] not in ("sub_mean", "add_mean")}
