@@ -151,6 +151,23 @@ def test_a_clip_is_encoded_again_where_it_cannot_be_copied(film, tmp_path):
         assert file.metadata["comment"] == "found by runs/x"
 
 
+def test_a_copied_clip_begins_with_the_key_picture_of_a_matroska_file(tmp_path):
+    """After a seek in Matroska, the first pictures have no decoding time where some are stored out of order."""
+    with av.open(str(tmp_path / "b.mkv"), "w") as file:
+        stream = file.add_stream("libx264", rate=FPS, options={"bf": "2", "b-adapt": "0", "sc_threshold": "0"})
+        stream.width, stream.height, stream.pix_fmt, stream.codec_context.gop_size = 64, 48, "yuv420p", 24
+        for picture in pictures():
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode(None))
+    clip, how = cut(tmp_path / "b.mkv", 3.5, 5.0, tmp_path / "clip")
+    assert how == "copied, begins 0.5 s early at a key picture"
+    with av.open(str(clip)) as file:
+        frames = [(f.time, f.to_ndarray(format="gray").mean()) for f in file.decode(video=0)]
+    assert len(frames) == pytest.approx(48, abs=3)
+    assert frames[0] == pytest.approx((0.0, 120), abs=6)
+    assert np.diff([time for time, _ in frames[:-1]]).max() < 0.06
+
+
 def test_codecs_that_mp4_does_not_take_are_copied_into_matroska(tmp_path):
     write_video(tmp_path / "a.webm", pictures(2), None, fps=FPS)
     with av.open(str(tmp_path / "old.avi"), "w") as file:

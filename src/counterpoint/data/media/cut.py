@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +91,12 @@ def _copy(source: Opened, first: float, end: float, target: Path, kind: str, com
             tracks = {stream.index: made.add_stream_from_template(stream) for stream in source.streams}
             source.container.seek(round(origin / float(source.video.time_base)), stream=source.video)
             begun, over = False, set[int]()
-            for packet in source.container.demux(source.streams):
+            for packet in _dated(source.container.demux(source.streams), source.video):
                 if packet.dts is None or not packet.size or packet.stream_index in over:
                     continue
                 picture = packet.stream is source.video
+                if picture and not begun and not packet.is_keyframe:
+                    raise ValueError("the first picture is not a key picture")
                 begun |= picture
                 time = float((packet.pts if packet.pts is not None else packet.dts) * packet.time_base)
                 decoding = float(packet.dts * packet.time_base)
@@ -116,6 +118,27 @@ def _copy(source: Opened, first: float, end: float, target: Path, kind: str, com
         half.replace(target)
     finally:
         half.unlink(missing_ok=True)
+
+
+def _dated(packets: Iterable[Any], video: Any) -> Iterator[Any]:
+    """Yield packets. Pictures without a decoding time get times before that of the next one.
+
+    After a seek in Matroska, the first pictures have none where some are stored out of order.
+    """
+    held: list[Any] = []
+    for packet in packets:
+        if packet.stream is video and packet.size:
+            if packet.dts is None:
+                held.append(packet)
+                continue
+            for number, picture in enumerate(held):
+                step = packet.duration or max(
+                    1, round(1 / ((float(video.guessed_rate or 0) or 25.0) * video.time_base))
+                )
+                picture.dts = packet.dts - (len(held) - number) * step
+                yield picture
+            held = []
+        yield packet
 
 
 def _encode(path: Path, start: float, end: float, target: Path, comment: str) -> None:
