@@ -13,6 +13,7 @@ own check. Only then are data read. A learner is built only when the data fit th
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -213,6 +214,10 @@ class Experiment:
                 raise CounterpointError(
                     f"{self.system.slug} has a run of its own, which cannot begin at a finished one: leave out --continue "
                     "(in Python: parent)"
+                )
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise CounterpointError(
+                    f"{self.system.slug} has a run of its own, which is one process: start it without torchrun"
                 )
             return self._own_run(seed, run, say)
         from counterpoint.engine.fit import fit  # evaluation and help need no loop

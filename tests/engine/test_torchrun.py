@@ -43,3 +43,11 @@ def test_two_processes_are_as_good_as_one(tmp_path, capsys, batch, launch):
             continue  # the softmax does not see the keys' bias: its gradient is rounding, which Adam blows up
         assert value.numpy() == pytest.approx(two.load_weights()[name].numpy(), rel=1e-3, abs=1e-5), name
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["one", "two"]
+
+
+def test_a_system_with_a_run_of_its_own_refuses_several_processes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = ["train", "creamfl", "--data", "digit-parties?train=40&test=20&items=40&pairs=1&images=1&texts=1"]
+    assert cli.main([*words, "--out", str(tmp_path / "runs")]) == 2
+    assert "creamfl has a run of its own, which is one process: start it without torchrun" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

@@ -191,6 +191,14 @@ def add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
         into.add_(left @ right)
 
 
+def put_product(into: Tensor, left: Tensor, right: Tensor) -> None:
+    """Write the product of two matrices to `into`; their types are those of `add_product`."""
+    if left.dtype == into.dtype:
+        torch.mm(left, right, out=into)
+    else:
+        into.copy_(left @ right)
+
+
 def finite(reference: Tensor) -> Tensor:
     """Replace -inf, the reference of a row without entries, by 0, so that it can be subtracted."""
     return reference.masked_fill(reference == -math.inf, 0.0)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from counterpoint.core.world import alone
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.survey import Survey, moved
 
@@ -44,15 +45,16 @@ def measure(
     learner.eval()
     try:
         with torch.no_grad():
-            loader = task.evaluation_loader(split)
-            for batch in track(loader) if track else loader:
-                batch = moved(batch, learner.device)
-                found = learner.predict(batch)
-                evaluator.update(batch, found)
-                if sum(map(len, seen)) < WATCHED:
-                    seen += _embeddings(found)
-            figures = dict(evaluator.compute(final=final))
-            figures |= learner.measures(Survey(task, learner), split)
+            with alone():  # every process sees the whole split, and would count it once for each process
+                loader = task.evaluation_loader(split)
+                for batch in track(loader) if track else loader:
+                    batch = moved(batch, learner.device)
+                    found = learner.predict(batch)
+                    evaluator.update(batch, found)
+                    if sum(map(len, seen)) < WATCHED:
+                        seen += _embeddings(found)
+                figures = dict(evaluator.compute(final=final))
+            figures |= learner.measures(Survey(task, learner), split)  # its passes over splits are shared
     finally:
         learner.train(training)
     return figures, evaluator, signs_of_collapse(seen)

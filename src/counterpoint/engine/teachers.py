@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from counterpoint.core.distributed import global_max, over
+from counterpoint.core.distributed import global_max
 from counterpoint.data import cached as cache
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, RunError
@@ -210,10 +210,9 @@ def cached(teacher: Frozen, survey: Survey, split: str, output: str = "feature")
     key = (teacher.digest(), teacher.function, split, count, output, *items)
     key += tuple(_origins(survey.split(split), survey.modalities))
     path = cache.place("teachers", *key, suffix=".npy")
-    # One process may find the file that another has just written; either all processes compute, or none.
-    with over("world"):
-        missing = global_max(int(_rows(path, count) is None), teacher.device)
-    if missing:
+    # One process may find the file that another has just written; either all processes compute, or none. Within
+    # `core.world.alone()`, as in `Learner.figures`, no other process takes part.
+    if global_max(int(_rows(path, count) is None), teacher.device):
         computed = survey.over(split, row)  # every process takes its share
         with cache.locked(path):
             if _rows(path, count) is None:
