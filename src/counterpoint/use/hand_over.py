@@ -60,8 +60,8 @@ def write_clips(detections: Sequence[Detection], folder: Path, key: Any) -> tupl
         folder: The folder; it is made where it is missing.
         key: Video -> beginning of its clips' names.
 
-    Returns the clips by video, and a line on each new clip: how it was made, or why it failed. A last line counts the older
-    clips of these videos that belong to none of their moments, as another threshold leaves them.
+    Returns the clips by video, and a line on each new clip: how it was made, or why it failed. A last line counts the
+    older clips of these videos that belong to none of their moments.
     """
     from counterpoint.data.media import cut
 

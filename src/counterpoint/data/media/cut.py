@@ -146,8 +146,8 @@ def _dated(packets: Iterable[Any], video: Any) -> Iterator[Any]:
 def _encode(path: Path, start: float, end: float, target: Path, comment: str, near: float | None) -> None:
     """Decode a part of a file, and write it as H.264 and AAC at its own rate.
 
-    The sound comes first, as a whole; the pictures follow one at a time. Both are read from the key picture at `near` seconds, or
-    from the file's beginning where that is None or a seek arrives too late.
+    The sound comes first, as a whole; the pictures follow one at a time. Both are read from the key picture at `near` seconds.
+    Where that is None, or a seek arrives too late, they are read from the file's beginning.
     """
     wave = None if near is None else _sound(path, start, end, near)
     if wave is None:
@@ -214,8 +214,8 @@ def _sound(path: Path, start: float, end: float, near: float | None) -> NDArray[
 def _pictures(source: Opened, start: float, end: float, rate: float, near: float | None) -> Iterator[NDArray[np.uint8]]:
     """Yield the pictures that are displayed at `start`, `start` + 1 / rate, ... before `end`.
 
-    Yield none where the file was moved to the key picture at `near` seconds, and the pictures from there do not say when they are
-    shown, or begin after `start`.
+    With `near`, the file was moved to the key picture at that time, in seconds. Yield none where the pictures from there have no
+    time, or begin after `start`.
     """
     times = source.times()
     reformatter = source.av.video.reformatter.VideoReformatter()
