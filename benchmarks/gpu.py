@@ -96,6 +96,12 @@ def cases(n: int, m: int, dim: int) -> dict[str, tuple[Function, list[tuple[int,
     def total(q: Tensor, k: Tensor) -> list[Tensor]:
         return [(q @ k.T).logsumexp(1).mean() if q.dtype == torch.float64 else pair_logsumexp_total(q, k)]
 
+    def targeted(q: Tensor, k: Tensor) -> list[Tensor]:
+        own = torch.arange(n, device=q.device) * 7 % m
+        if q.dtype == torch.float64:
+            return [torch.nn.functional.cross_entropy(q @ k.T, own)]
+        return [pair_logsumexp_total(q, k, target=own)]
+
     def cross(q: Tensor, k: Tensor, tq: Tensor, tk: Tensor) -> list[Tensor]:
         if q.dtype == torch.float64:
             s, t = q @ k.T, tq @ tk.T
@@ -123,6 +129,7 @@ def cases(n: int, m: int, dim: int) -> dict[str, tuple[Function, list[tuple[int,
         "targets": (targets, two),
         "softplus": (softplus, two),
         "total": (total, two),
+        "total with targets": (targeted, two),
         "by class": (by_class, two),
         "cross-entropy": (cross, [*two, (n, dim // 2), (m, dim // 2)]),
     }

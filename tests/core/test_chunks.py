@@ -16,6 +16,7 @@ from counterpoint.core.affinities import pair_cross_entropy
 from counterpoint.core.contrast import pair_logsumexp, pair_logsumexp_towards, pair_softplus
 from counterpoint.core.precision import chosen_products, products
 from counterpoint.core.rules import Diagonal, Labels, Listed, Rule, Targets, Views, Where
+from counterpoint.core.total import pair_logsumexp_total
 
 pytest.importorskip("triton")
 # The interpreter is numpy, which reports the log of an empty row and what is then masked.
@@ -95,6 +96,27 @@ def plain(query: Tensor, key: Tensor | None, **asked: Any) -> list[Tensor]:
 def tiled(query: Tensor, key: Tensor | None, **asked: Any) -> list[Tensor]:
     out = pair_logsumexp(query, key, method="blocks", **asked)
     return [x for x in out if x is not None]
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("kind", ["exact", "fp16"])
+def test_totals_and_their_gradients_are_those_of_float64(kind: Any, targeted: bool) -> None:
+    query, key, share = rows(N, 0, kind), rows(M, 1, kind), torch.linspace(0, 1, N)
+    # Two rows have one target.
+    target = torch.arange(N) * 3 % 50 if targeted else None
+
+    def value(q: Tensor, k: Tensor) -> list[Tensor]:
+        return [pair_logsumexp_total(q, k, share, target=target, precision=kind)[None]]
+
+    def wanted(q: Tensor, k: Tensor) -> list[Tensor]:
+        s = q @ k.T
+        own = 0.0 if target is None else s.gather(1, target[:, None])[:, 0]
+        return [(share.double() * (s.logsumexp(1) - own)).sum()[None]]
+
+    found = graded(value, [query.requires_grad_(), key.requires_grad_()])
+    right = graded(wanted, [x.detach().double().requires_grad_() for x in (query, key)])
+    for x, y, tolerance in zip(found, right, (1e-6, 2e-6 if kind == "exact" else 1e-2), strict=True):
+        close(x, y, tolerance)
 
 
 @pytest.mark.parametrize("kind", ["exact", "fp16"])

@@ -40,6 +40,60 @@ def test_total_and_its_gradients_are_those_of_the_rows(stripe: int, monkeypatch:
         torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("stripe", [1000, 2**23])
+@pytest.mark.parametrize("dim", [16, 300])
+@pytest.mark.parametrize("ruled", [False, True])
+def test_targets_make_it_a_cross_entropy(stripe: int, dim: int, ruled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(total, "STRIPE", stripe)
+    query, key = operands(dim=dim)
+    share = torch.rand(len(query), dtype=torch.float64, requires_grad=True)
+    target = torch.arange(len(query)) * 7 % 11
+    # The diagonal is excluded from Z, and row 0 has its target there. One row has no entry.
+    asked: dict[str, Any] = {"exclude": (Diagonal(), Labels((torch.arange(90) == 3).long(), torch.ones(130).long()))}
+    asked = {**asked, "weight": lambda r, c: 1.0 + torch.arange(c.start, c.stop).expand(r.stop - r.start, -1) % 3}
+    asked = asked if ruled else {}
+    with torch.no_grad():
+        share[3] = 0.0
+    rows = pair_logsumexp(query, key, method="plain", **asked).rows - (query * key[target]).sum(1)
+    rows = rows.masked_fill(share == 0, 0.0)
+    wanted = torch.autograd.grad((share * rows).sum() * 3, (query, key))
+    value = pair_logsumexp_total(query, key, share, target=target, **asked)
+    found = torch.autograd.grad(value * 3, (query, key), retain_graph=True)
+    torch.testing.assert_close(value, (share * rows).sum())
+    for x, y in zip(found, wanted, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-12)
+    # A gradient of one arrives: the stored gradients are given, and stay whole when they are asked for again.
+    first = [x.clone() for x in torch.autograd.grad(value, (query, key), retain_graph=True)]
+    again = torch.autograd.grad(value, (query, key))
+    for x, y, z in zip(first, again, wanted, strict=True):
+        torch.testing.assert_close(x, z / 3, rtol=1e-9, atol=1e-12)
+        assert torch.equal(x, y)
+
+
+def test_gradients_of_two_backward_passes_add_up() -> None:
+    query, key = operands()
+    value = pair_logsumexp_total(query, key)
+    value.backward(retain_graph=True)
+    assert query.grad is not None
+    once = query.grad.clone()
+    value.backward()
+    torch.testing.assert_close(query.grad, 2 * once)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (torch.zeros(3, dtype=torch.long), r"target must be \[90\] whole numbers, got \[3\]"),
+        (torch.zeros(90, dtype=torch.float64), "whole numbers"),
+        (torch.full((90,), 130), r"target must have numbers from 0 to 129, got 130..130"),
+        (torch.full((90,), -1), r"got -1..-1"),
+    ],
+)
+def test_targets_that_name_no_key_are_an_error(target: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pair_logsumexp_total(*operands(), target=target)
+
+
 def test_default_share_is_the_mean_and_small_matrices_agree() -> None:
     query, key = operands(5, 6)
     torch.testing.assert_close(pair_logsumexp_total(query, key), pair_logsumexp(query, key).rows.mean())

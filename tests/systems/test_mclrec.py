@@ -13,7 +13,7 @@ from torch import Tensor
 
 from counterpoint import functional as fn
 from counterpoint import training
-from counterpoint.core import class_logits
+from counterpoint.core import total
 from counterpoint.engine.fit import fit
 from counterpoint.engine.loading import Position
 from counterpoint.engine.run import Run
@@ -118,7 +118,7 @@ def test_cosines_are_products_of_unit_rows():
 
 @pytest.mark.parametrize("most", [0, 2**24])  # by the kernel, and by the whole matrix
 def test_the_next_item_loss_is_cross_entropy_over_all_items(most, monkeypatch):
-    monkeypatch.setattr(class_logits, "LOGITS", most)
+    monkeypatch.setattr(total, "SMALL", most)
     state, items, target = (
         draw(0, 6, 4).requires_grad_(),
         draw(1, 9, 4).requires_grad_(),

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import av
@@ -16,13 +17,16 @@ from PIL import Image
 
 from counterpoint import cli
 from counterpoint.data.media import cut, probe, write_video
+from counterpoint.data.media.clock import FrameTimes
 from counterpoint.engine.run import Run
 from counterpoint.errors import DataError
-from counterpoint.tasks.moments import Detection, Interval
+from counterpoint.report.detection import distinct_names, timeline
+from counterpoint.tasks.moments import Detection, Interval, Thumbnail
 from counterpoint.use import cut_lists
 from counterpoint.use.contact_sheets import write_contact_sheet
 from counterpoint.use.detect import Detector
 from counterpoint.use.detections import Kept, detect_files
+from counterpoint.use.hand_over import write_clips
 
 LENGTH, FPS = 6.0, 24
 
@@ -151,6 +155,56 @@ def test_a_clip_is_encoded_again_where_it_cannot_be_copied(film, tmp_path):
         assert file.metadata["comment"] == "found by runs/x"
 
 
+def test_a_clip_is_encoded_from_the_key_picture_before_it(tmp_path, monkeypatch):
+    """Reading from the beginning of a long recording for each clip would take hours. Both ways make the same clip."""
+    tone = 0.2 * np.sin(np.arange(12 * 16000) ** 1.5 / 4000).astype(np.float32)  # its pitch tells the time
+    for name in ("a.mp4", "a.mkv"):
+        write_video(
+            tmp_path / name, (np.full((48, 64, 3), 20 * n // FPS, np.uint8) for n in range(12 * FPS)), tone, fps=FPS
+        )
+        with av.open(str(tmp_path / name)) as source, av.open(str(tmp_path / f"keys-{name}"), "w") as file:
+            stream = file.add_stream("libx264", rate=FPS, options={"bf": "2", "sc_threshold": "0"})
+            stream.width, stream.height, stream.pix_fmt, stream.codec_context.gop_size = 64, 48, "yuv420p", 5 * FPS
+            sound = file.add_stream_from_template(source.streams.audio[0])
+            for packet in source.demux():
+                if packet.stream.type == "audio" and packet.dts is not None:
+                    packet.stream = sound
+                    file.mux(packet)
+                elif packet.stream.type == "video":
+                    for frame in packet.decode():
+                        frame.pict_type = 0
+                        file.mux(stream.encode(frame))
+            file.mux(stream.encode(None))
+    looks = 0
+
+    def counted(self, frame):
+        nonlocal looks
+        looks += 1
+        return timed(self, frame)
+
+    timed = FrameTimes.time
+    monkeypatch.setattr(FrameTimes, "time", counted)
+    for name in ("a.mp4", "a.mkv"):
+        film, looks = tmp_path / f"keys-{name}", 0
+        clip, how = cut(film, 8.0, 9.5, tmp_path / f"clip-{name}")
+        assert (how, looks <= 5 * FPS) == ("encoded again", True), looks
+        monkeypatch.setattr(sys.modules["counterpoint.data.media.cut"], "_key_before", lambda *args: None)
+        whole, _ = cut(film, 8.0, 9.5, tmp_path / f"whole-{name}")
+        monkeypatch.undo()
+        monkeypatch.setattr(FrameTimes, "time", counted)
+        shown, heard = [], []
+        for file in (clip, whole):
+            with av.open(str(file)) as made:
+                shown.append([(f.time, f.to_ndarray(format="gray").mean()) for f in made.decode(video=0)])
+            with av.open(str(file)) as made:
+                heard.append(np.concatenate([f.to_ndarray()[0] for f in made.decode(audio=0)]))
+        assert len(shown[0]) == len(shown[1]) == 36
+        np.testing.assert_allclose(shown[0], shown[1], atol=1)
+        assert shown[0][0][1] == pytest.approx(160, abs=4)
+        assert len(heard[0]) == len(heard[1])
+        assert np.corrcoef(*heard)[0, 1] > 0.99
+
+
 def test_a_copied_clip_begins_with_the_key_picture_of_a_matroska_file(tmp_path):
     """After a seek in Matroska, the first pictures have no decoding time where some are stored out of order."""
     with av.open(str(tmp_path / "b.mkv"), "w") as file:
@@ -274,6 +328,45 @@ def test_the_command_writes_a_folder(run_of_clips, folder, tmp_path, capsys):
     before = [p.stat().st_mtime_ns for p in clips]
     assert cli.main([*words, "--clips", str(tmp_path / "clips")]) == 2
     assert [p.stat().st_mtime_ns for p in clips] == before
+
+
+def test_clips_follow_the_moments_and_the_video(film, tmp_path):
+    """A moment that begins alike but ends later has a clip of its own; so has a video that was replaced."""
+    video, key = Path(shutil.copy(film, tmp_path / "a.mp4")), Kept.name
+    out = tmp_path / "clips"
+    made, said = write_clips([detection(video, [Interval(0.5, 1.5, 1.0, 0.9)])], out, key)
+    first = made[video][0]
+    assert [first.name] == [f"{key(video)}-00000.50-00001.50s.mp4"]
+    made, said = write_clips([detection(video, [Interval(0.5, 2.5, 1.0, 0.9)])], out, key)
+    assert probe(made[video][0]).duration == pytest.approx(2.5, abs=0.15)
+    assert said[-1] == (
+        f"{out}: 1 older clip belongs to no moment of this result, such as {first.name}; remove what you do not need"
+    )
+    os.utime(made[video][0], ns=(0, 0))
+    first.unlink()
+    made, said = write_clips([detection(video, [Interval(0.5, 2.5, 1.0, 0.9)])], out, key)
+    assert len(said) == 1
+    assert made[video][0].stat().st_mtime_ns > 0
+
+
+def test_a_result_that_is_read_back_has_its_poster_and_the_scores_of_its_pictures(tmp_path):
+    """Times are rounded when they are written."""
+    moment = Interval(20 / 3, 22 / 3, 7.0 - 1 / 3, 0.91)
+    found = detection(tmp_path / "a.mp4", [moment], duration=9.0)
+    found.thumbnails = [Thumbnail(moment.peak, b"picture")]
+    shown = {"source": "a.mp4", "embedded": False, "link": None, "remark": ""}
+    again = Detection.of_dict(json.loads(json.dumps(found.as_dict())), found.thumbnails)
+    for result in (found, again):
+        html = timeline(result, shown)
+        assert "0:06.7 · 0.91" in html
+        assert "poster=" in html
+
+
+def test_videos_of_one_name_are_told_apart():
+    paths = [Path("in/north/a/1.mp4"), Path("in/south/a/1.mp4"), Path("in/2.mp4"), Path("in/south/b/1.mp4")]
+    assert distinct_names(paths) == ["north/a/1.mp4", "south/a/1.mp4", "2.mp4", "b/1.mp4"]
+    assert distinct_names([Path("/1.mp4"), Path("/1.mp4")]) == ["/1.mp4", "/1.mp4"]
+    assert distinct_names([]) == []
 
 
 def test_ctrl_c_names_the_way_to_continue(run_of_clips, folder, tmp_path, monkeypatch, capsys):

@@ -95,13 +95,13 @@ def main(
     kept = Kept(out, detector, threshold) if out else None
     try:
         found, unread = detect_files(detector, listed.videos, threshold=threshold, kept=kept, finished=write_beside)
+        failures = [*listed.failures, *unread]
+        for name, reason in failures:
+            complain(f"{name}: {reason}", "red")
+        made, said = write_clips(found, clips, Kept.name) if clips else ({}, [])
     except KeyboardInterrupt as error:
         how = "type the same command again to continue" if out else "with --out DIR, finished files are kept"
         raise Interrupted(f"stopped; {how}") from error
-    failures = [*listed.failures, *unread]
-    for name, reason in failures:
-        complain(f"{name}: {reason}", "red")
-    made, said = write_clips(found, clips, Kept.name) if clips else ({}, [])
     told: dict[str, Any] = {"failed": failures, "left_out": listed.left_out, "warnings": detector.warnings}
     if detector.calibration:
         told["calibration"] = f"Scores are calibrated: {detector.calibration.facts.get('said', '')}."

@@ -27,6 +27,7 @@ from torch import Tensor
 from counterpoint.core import chunks, kernel
 from counterpoint.core.checks import need_within
 from counterpoint.core.chunked_affinities import Pair
+from counterpoint.core.exponentials import exp_
 from counterpoint.core.kernel import KEEP, Operands, Side, Tile, finite, refused, tile_gradient, tiles
 from counterpoint.core.precision import Products, exact, full_precision, products, wide
 from counterpoint.core.transforms import traced
@@ -79,7 +80,7 @@ class _Pairs(NamedTuple):
     @staticmethod
     def of(s: Tensor, t: Tensor) -> _Pairs:
         references = s.amax(), t.amax()
-        return _Pairs(s, (s - references[0]).exp_(), (t - references[1]).exp_(), references)
+        return _Pairs(s, exp_(s - references[0]), exp_(t - references[1]), references)
 
 
 def _spread(sides: Sequence[Tensor]) -> Tensor:
@@ -132,7 +133,7 @@ class _PairCrossEntropy(torch.autograd.Function):
                         means = [value.sum(dim) / sum_t for value in values]
                     else:  # some row lies far below the tile's largest entry: a reference of its own for each
                         log_s, log_t = s.logsumexp(dim), t.logsumexp(dim)
-                        p = (t - log_t.unsqueeze(dim)).exp_()
+                        p = exp_(t - log_t.unsqueeze(dim))
                         means = [(p * value).sum(dim) for value in (s, t)]
                     first = (tile.columns if dim else tile.rows).start == 0
                     mean.add(part, log_t, *means, first=first)
@@ -198,8 +199,8 @@ class _PairCrossEntropy(torch.autograd.Function):
                     ]
                     if not max(below) < student.reach:
                         # One reference would overflow for some: each direction gets probabilities of its own.
-                        p = [side.gradient[:, None] * (t - side.logs[:, None]).exp() for side in of_t[:1]]
-                        p += [side.gradient * (t - side.logs).exp() for side in of_t[1:]]
+                        p = [side.gradient[:, None] * exp_(t - side.logs[:, None]) for side in of_t[:1]]
+                        p += [side.gradient * exp_(t - side.logs) for side in of_t[1:]]
                         pull = p[0] * (s - means[0][:, None]) + (p[1] * (s - means[1]) if ctx.columns else 0)
                         g = sum(p) + tile_gradient(s, of_s[0], of_s[1] if ctx.columns else None, student.reach)
                         pairs = None
@@ -262,7 +263,7 @@ class _FixedKeys(torch.autograd.Function):
                     of_targets[part] = -torch.linalg.vecdot(p, log_p)
                 # The part of the cross-entropy without `share` is log Z itself.
                 rows[part] = (1 - share) * log_z - share * torch.linalg.vecdot(p, log_q)
-                torch.mm(log_q.exp_().sub_(p, alpha=share), key, out=pull[part])
+                torch.mm(exp_(log_q).sub_(p, alpha=share), key, out=pull[part])
         ctx.save_for_backward(query, pull)
         if of_targets is not None:
             ctx.mark_non_differentiable(of_targets)

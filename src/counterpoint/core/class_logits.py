@@ -22,10 +22,10 @@ from counterpoint.core.distributed import gather_rows, global_mean
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import full_precision, wide
 from counterpoint.core.rules import Listed, Where
+from counterpoint.core.total import mean_cross_entropy
 from counterpoint.core.transforms import holds, need_fixed, once
 from counterpoint.core.world import over_group
 
-LOGITS = 2**24  # products of histories and items up to which their whole matrix is faster
 CHUNK = 1024  # rows that are compared with all centres at a time, without gradient
 
 
@@ -222,6 +222,4 @@ def next_item_loss(
         raise ValueError(
             f"target must have item numbers below {len(items)}, got {int(target.min())}..{int(target.max())}"
         )
-    if len(state) * len(items) <= LOGITS:
-        return global_mean(F.cross_entropy(state @ items.T, target, reduction="none"))
-    return global_mean(pair_logsumexp(state, items).rows - (state * items[target]).sum(1))
+    return mean_cross_entropy(state, items, target)

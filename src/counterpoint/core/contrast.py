@@ -28,6 +28,7 @@ from torch import Tensor
 
 from counterpoint.core import chunks, kernel
 from counterpoint.core.checks import need_positive, need_rows
+from counterpoint.core.exponentials import softplus_sum
 from counterpoint.core.kernel import KEEP, Operands, refused, tiles
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import Products, exact, full_precision, products, wide
@@ -166,7 +167,7 @@ class _PairSoftplus(torch.autograd.Function):
         with exact(query.device.type):
             for tile in tiles(len(query), len(key)):
                 s = work.similarities(tile)
-                rows[tile.rows] += softplus(s).sum(1)
+                rows[tile.rows] += softplus_sum(s)
                 if pull is not None:
                     pull[tile.rows].addmm_(s.sigmoid_(), key[tile.columns])
                     continue

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.core.exponentials import exp_
 from counterpoint.core.rules import Rule
 from counterpoint.core.transforms import traced
 
@@ -55,7 +56,7 @@ class _ExpectedSimilarity(torch.autograd.Function):
             for rule in rules:
                 rule.exclude(logits, part, slice(0, len(bank)))
             top = logits.amax(1)
-            p = logits.sub_(top[:, None]).exp_()
+            p = exp_(logits.sub_(top[:, None]))
             sums = p.sum(1)
             mean = torch.linalg.vecdot(p, s) / sums
             weight = weigh(part, sums.log() + top, mean, top).to(s)

@@ -49,6 +49,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.core import chunks
+from counterpoint.core.exponentials import exp_
 from counterpoint.core.operands import positive_similarity
 from counterpoint.core.precision import Products, chosen_products, exact, fast_bf16, wide
 from counterpoint.core.rules import Block, Rule
@@ -244,7 +245,7 @@ def forward(
         into = row if symmetric else column
         down = into is not None and not tile.square
         reference = finite(s.amax())
-        e = work.weighted(s.sub_(reference).exp_(), tile)
+        e = work.weighted(exp_(s.sub_(reference)), tile)
         sums = e.sum(1)
         low = sums.min()
         if down:
@@ -264,12 +265,12 @@ def forward(
         else:  # a row lies far below the reference, or has no entry: each row and column gets its own reference
             s = work.similarities(tile)
             top = finite(s.amax(1))
-            part = work.weighted((s - top[:, None]).exp_(), tile).sum(1).log_() + top
+            part = work.weighted(exp_(s - top[:, None]), tile).sum(1).log_() + top
             row[tile.rows] = torch.logaddexp(row[tile.rows], part)
             if down:
                 assert into is not None
                 top = finite(s.amax(0))
-                part = work.weighted((s - top).exp_(), tile).sum(0).log_() + top
+                part = work.weighted(exp_(s - top), tile).sum(0).log_() + top
                 into[tile.columns] = torch.logaddexp(into[tile.columns], part)
         kept.append(None)
     return row, column, towards, kept
@@ -312,14 +313,14 @@ def tile_gradient(s: Tensor, row: Side, column: Side | None, reach: float) -> Te
         factor = row.share(reference)[:, None]
         if column is not None:
             factor = factor + column.share(reference)
-        return s.sub_(reference).exp_().mul_(factor)
+        return exp_(s.sub_(reference)).mul_(factor)
     # With one reference, exp would overflow for some row. So each direction takes its own logs as references.
     there = finite(row.logs)
-    first = (s - there[:, None]).exp_().mul_(row.share(there)[:, None])
+    first = exp_(s - there[:, None]).mul_(row.share(there)[:, None])
     if column is None:
         return first
     there = finite(column.logs)
-    return first.add_(s.sub_(there).exp_().mul_(column.share(there)))
+    return first.add_(exp_(s.sub_(there)).mul_(column.share(there)))
 
 
 def backward(
@@ -407,7 +408,7 @@ class OneTile(NamedTuple):
         towards = None if target is None else torch.linalg.vecdot(target, s)
         diagonal = s.diagonal().clone() if own else None
         reference = s.amax()
-        e = work.weighted(s.sub_(reference).exp_(), whole)
+        e = work.weighted(exp_(s.sub_(reference)), whole)
         found = OneTile(e, e.sum(1), e.sum(0) if columns else None, target)
         low = min(side.amin().item() for side in (found.rows, found.columns) if side is not None)
         # A reference of -inf makes every entry NaN. The comparison is False for NaN, too.
@@ -529,7 +530,7 @@ class FixedKeys(torch.autograd.Function):
                 s = work.similarities(tile)
                 top = torch.maximum(reference[r], s.amax(1))
                 shrink = (reference[r] - finite(top)).exp_()
-                e = work.weighted(s.sub_(finite(top)[:, None]).exp_(), tile)
+                e = work.weighted(exp_(s.sub_(finite(top)[:, None])), tile)
                 reference[r] = top
                 total[r] = total[r].mul_(shrink).add_(e.sum(1))
                 add_product(mean[r].mul_(shrink[:, None]), work.rounded(e), work.factor("key")[c])

@@ -38,6 +38,7 @@ from jaxtyping import Float, Int, Real
 from numpy.typing import NDArray
 from torch import Tensor
 
+from counterpoint.core.exponentials import exp_
 from counterpoint.core.transforms import once, traced
 
 Shares = Tensor | Callable[[Tensor], Tensor]
@@ -226,7 +227,7 @@ class _Listed:
 
     def add(self, block: _Block, shift: Tensor) -> None:
         """Add these mixtures' terms, with this shift of each anchor's logits."""
-        e = (self.logits - shift[self.anchor]).exp_()
+        e = exp_(self.logits - shift[self.anchor])
         block.z.index_add_(0, self.anchor, e)
         block.total.index_add_(0, self.anchor, self.logits)
         rest = 1 - self.b
@@ -266,12 +267,12 @@ class _Between:
     def add(self, block: _Block, shift: Tensor) -> None:
         """Add these mixtures' terms, with this shift of each anchor's logits."""
         rows, shift = self.anchors, shift[self.anchors]
-        e1 = (self.down[:, :, None] * self.b_rows).exp_()  # [anchors, below rows, above groups]
-        e2 = (self.up[:, :, None] * self.c_rows).exp_()  # [anchors, above rows, below groups]
+        e1 = exp_(self.down[:, :, None] * self.b_rows)  # [anchors, below rows, above groups]
+        e2 = exp_(self.up[:, :, None] * self.c_rows)  # [anchors, above rows, below groups]
         shape = self.largest.shape
         s1 = e1.new_zeros(shape).index_add_(1, self.a, e1)
         s2 = e2.new_zeros(shape[0], shape[2], shape[1]).index_add_(1, self.c, e2).transpose(1, 2)
-        f = (self.largest - shift[:, None, None]).exp_()
+        f = exp_(self.largest - shift[:, None, None])
         block.z[rows] += (f * s1 * s2).sum((1, 2))
         mixed, drawn = block.both()
         mixed[rows, self.below] += (e1.mul_(self.b_rows) * (f * s2)[:, self.a]).sum(2)
@@ -361,13 +362,13 @@ def _anchors(block: _Block, here: Tensor, groups: Groups, terms: Terms) -> tuple
         listed = bool(first) and isinstance(first[0], _Listed)
         between = iter(first) if listed or not first else _betweens(groups, int(here[0]), logits)
     shift = shift if terms.separate else top
-    real = rest.sub_(shift[:, None]).exp_().mul_(terms.weight(distance))
+    real = exp_(rest.sub_(shift[:, None])).mul_(terms.weight(distance))
     same[local, here] = False  # positives, without the anchor itself
     block.z, block.total, block.terms = real.sum(1), logits.masked_fill(~same, 0.0).sum(1), same.sum(1).to(logits)
     block.shifts = block.terms * shift
     if drawn is not None:
         assert share is not None
-        e = drawn.sub_(top[:, None]).exp_().mul_(terms.weight((1 - share) * distance))
+        e = exp_(drawn.sub_(top[:, None])).mul_(terms.weight((1 - share) * distance))
         block.z += e.sum(1)
         own = share * e
         block.mixed = e.sub_(own)

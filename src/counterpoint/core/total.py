@@ -17,10 +17,13 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from counterpoint.core import chunks, kernel
+from counterpoint.core.distributed import mean_of_total, place
+from counterpoint.core.exponentials import exp_
 from counterpoint.core.kernel import Operands, Tile, add_product, finite, put_product, refused
 from counterpoint.core.precision import Products, exact, full_precision, products, wide
 from counterpoint.core.rules import Block, Rule
@@ -28,6 +31,9 @@ from counterpoint.core.transforms import traced
 
 # Similarities of a stripe of whole rows, 32 MiB in float32: with fewer rows, products of 16,384 keys are a fifth slower.
 STRIPE = 2**23
+
+# Up to this many similarities, PyTorch's own cross-entropy of the whole matrix is as fast.
+SMALL = 2**18
 
 
 class _Total(torch.autograd.Function):
@@ -105,7 +111,7 @@ def _stripes(work: Operands, share: Tensor, target: Tensor | None, wanted: Seque
             at = target[part, None]
             own = torch.linalg.vecdot(query[part], key[target[part]]) if work.rules else s.gather(1, at)[:, 0]
         top = finite(s.amax(1))
-        e = work.weighted(s.sub_(top[:, None]).exp_(), stripe)
+        e = work.weighted(exp_(s.sub_(top[:, None])), stripe)
         z = e.sum(1)
         torch.add(z.log(), top, out=rows[part])
         z.masked_fill_(z == 0, 1.0)
@@ -176,13 +182,36 @@ def pair_logsumexp_total(
     query, key = wide(query), wide(key)
     share = query.new_full((len(query),), 1 / max(1, len(query))) if share is None else share.to(query.dtype)
     entries = len(query) * len(key)
-    if traced() or entries <= (chunks.SMALL if chunks.usable(query) else kernel.SMALL):
+    bare = target is not None and not rules and weight is None
+    if traced() or entries <= (chunks.SMALL if chunks.usable(query) else SMALL if bare else kernel.SMALL):
+        if target is not None and bare and entries:
+            return (share * F.cross_entropy(query @ key.T, target, reduction="none")).sum()
         rows, _, _ = kernel.plain(query, key, rules, weight, False, origin, None)
         if target is not None:
             rows = rows - torch.linalg.vecdot(query, key[target])
         return (share * rows.masked_fill(share == 0, 0.0)).sum()
     with products(precision):
         return _Total.apply(query, key, share, target, rules, weight, origin)
+
+
+@full_precision
+def mean_cross_entropy(
+    query: Float[Tensor, "rows dim"], key: Float[Tensor, "columns dim"], target: Int[Tensor, " rows"]
+) -> Float[Tensor, ""]:
+    """Compute the mean over the rows of all processes of log sum_j exp(q_i . k_j) - q_i . k_t_i.
+
+    Args:
+        query: rows of this process.
+        key: the same in all processes: parameters, or gathered rows.
+        target: t, the number of each row's own key.
+
+    Errors are those of `pair_logsumexp_total`.
+
+    >>> mean_cross_entropy(torch.eye(3), torch.eye(3), torch.arange(3))
+    tensor(0.5514)
+    """
+    total = pair_logsumexp_total(query, key, query.new_ones(len(query)), target=target)
+    return mean_of_total(total, max(1, place(len(query), query.device).total))
 
 
 def _need_numbers(target: Tensor, rows: int, columns: int) -> None:

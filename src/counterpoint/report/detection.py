@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,14 +89,16 @@ def detection_sections(
         beside: Files written for a video, by video.
     """
     detections = ranked(detections)
+    names = dict(zip([d.video for d in detections], distinct_names([d.video for d in detections]), strict=True))
     anchors = [f"video-{i + 1}" if i < MAX_SECTIONS else None for i in range(len(detections))]
     if len(detections) > 1:
-        page.section("All videos", _index(detections, anchors), anchor="videos")
+        page.section("All videos", _index(detections, anchors, names), anchor="videos")
     budget = PAGE_BYTES
     for detection, anchor in zip(detections[:MAX_SECTIONS], anchors, strict=False):
         video = _video(detection.video, folder, budget)
         budget -= len(video["source"] or "") * 3 // 4 if video["embedded"] else 0
-        heading = detection.video.name if len(detections) > 1 else f"Timeline of {detection.video.name}"
+        name = names[detection.video]
+        heading = name if len(detections) > 1 else f"Timeline of {name}"
         links = _files((beside or {}).get(detection.video, ()), folder)
         page.section(heading, parts.join(timeline(detection, video), links), anchor=anchor)
     if detections:
@@ -113,10 +116,24 @@ def _files(files: Sequence[Path], folder: Path) -> Markup:
     return Markup('<p class="meta">Files: {}</p>').format(Markup(", ").join(links)) if links else Markup("")
 
 
-def _index(detections: Sequence[Detection], anchors: Sequence[str | None]) -> Markup:
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return the names of files for people. Files of one name have as many of their folders before it as tell them apart."""
+    found = [path.name for path in paths]
+    for depth in range(2, 1 + max((len(path.parts) for path in paths), default=0)):
+        same = {name for name, times in Counter(found).items() if times > 1}
+        if not same:
+            break
+        found = [
+            Path(*path.parts[-depth:]).as_posix() if name in same else name
+            for path, name in zip(paths, found, strict=True)
+        ]
+    return found
+
+
+def _index(detections: Sequence[Detection], anchors: Sequence[str | None], names: Mapping[Path, str]) -> Markup:
     rows = []
     for rank, (detection, anchor) in enumerate(zip(detections, anchors, strict=True), 1):
-        name = detection.video.name
+        name = names[detection.video]
         high = float(np.nanmax(detection.score)) if np.isfinite(detection.score).any() else None
         rows.append(
             (
@@ -192,6 +209,9 @@ def timeline(detection: Detection, video: dict[str, Any]) -> Markup:
     if precision is not None:
         facts.append(f"average precision {precision[0]:.2f}, by chance {precision[1]:.2f}")
     pictures = {thumbnail.time: base64.b64encode(thumbnail.jpeg).decode() for thumbnail in detection.thumbnails}
+    # Times in files are rounded to a ten-thousandth of a second.
+    near = [(t.time, i) for t in detection.thumbnails for i in detection.intervals if abs(i.peak - t.time) < 1e-3]
+    peaks, highest = dict(near), max(detection.intervals, key=lambda i: i.score, default=None)
     html = (
         parts.environment()
         .get_template("detection.html")
@@ -216,12 +236,12 @@ def timeline(detection: Detection, video: dict[str, Any]) -> Markup:
             + (", ".join(f"{clock(a)} to {clock(b)}" for a, b in detection.truth or []) or "none"),
             ticks=[(_tick(t, duration), 100 * t / duration) for t in figures.ticks(duration)],
             # The player's image before it starts: the highest peak, not the first frame, which is often black.
-            poster=pictures.get(max(detection.intervals, key=lambda i: i.score).peak) if detection.intervals else None,
+            poster=next((pictures[t] for t, i in peaks.items() if i is highest), None),
             thumbnails=[
                 {
                     "time": thumbnail.time,
                     "data": pictures[thumbnail.time],
-                    "score": next((i.score for i in detection.intervals if abs(i.peak - thumbnail.time) < 1e-6), None),
+                    "score": i.score if (i := peaks.get(thumbnail.time)) else None,
                 }
                 for thumbnail in detection.thumbnails
             ],

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from counterpoint.report.detection import timeline
+from counterpoint.report.detection import distinct_names, timeline
 from counterpoint.serve.labels import as_csv
 from counterpoint.serve.places import OutsideError
 from counterpoint.serve.review import COLUMNS, Found, moment
@@ -50,15 +50,17 @@ def listed(site: Site, request: Request) -> Response:
         for number, video in enumerate(found.videos):
             row = {
                 "link": f"{number}/{found.key}",
-                "name": video.video.name,
+                "video": video.video,
                 "duration": video.duration,
                 "moments": len(video.intervals),
-                "highest": max((i.score for i in video.intervals), default=None),
+                "highest": video.highest,
                 "decided": len(decided.get(str(video.video), {})),
             }
             group["videos"].append(row)
     rows = list(groups.values())
     for group in rows:
+        for row, name in zip(group["videos"], distinct_names([row["video"] for row in group["videos"]]), strict=True):
+            row["name"] = name
         group["videos"].sort(key=lambda row: -(row["highest"] or 0))
     return shown(site, request, "detections.html", rows=rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from counterpoint.use.contact_sheets import write_contact_sheet
 from counterpoint.use.cut_lists import load_otio, write_edl, write_otio, write_tables, write_vtt
 from counterpoint.use.detections import Kept
 from counterpoint.waiting import patient_track
+from counterpoint.words import counted
 
 PAGE = "detection.html"
 
@@ -51,14 +53,15 @@ def beside(kept: Kept, detections: Sequence[Detection]) -> dict[Path, list[Path]
 
 
 def write_clips(detections: Sequence[Detection], folder: Path, key: Any) -> tuple[dict[Path, list[Path]], list[str]]:
-    """Cut a clip of each moment into a folder, with a progress bar. A clip that is already there stays.
+    """Cut a clip of each moment into a folder, with a progress bar. A clip that is newer than its video stays.
 
     Args:
         detections: The detections.
         folder: The folder; it is made where it is missing.
         key: Video -> beginning of its clips' names.
 
-    Returns the clips by video, and a line on each new clip: how it was made, or why it failed.
+    Returns the clips by video, and a line on each new clip: how it was made, or why it failed. A last line counts the
+    older clips of these videos that belong to none of their moments.
     """
     from counterpoint.data.media import cut
 
@@ -66,8 +69,8 @@ def write_clips(detections: Sequence[Detection], folder: Path, key: Any) -> tupl
     made: dict[Path, list[Path]] = {}
     said = []
     for found, moment in patient_track(jobs, "cutting clips"):
-        out = folder / f"{key(found.video)}-{moment.start:08.2f}s"
-        there = next((out.with_name(out.name + end) for end in (".mp4", ".mkv") if _is_there(out, end)), None)
+        out = folder / f"{key(found.video)}-{moment.start:08.2f}-{moment.end:08.2f}s"
+        there = next((clip for end in ENDINGS if _is_newer(clip := out.with_name(out.name + end), found.video)), None)
         if there is None:
             try:
                 there, how = cut(
@@ -78,11 +81,26 @@ def write_clips(detections: Sequence[Detection], folder: Path, key: Any) -> tupl
                 said.append(f"{out}: failed ({error})")
                 continue
         made.setdefault(found.video, []).append(there)
+    keys = {key(found.video) for found in detections}
+    current = {clip for clips in made.values() for clip in clips}
+    others = [clip for clip in folder.glob("*s.m[pk][4v]") if _CLIP.sub("", clip.name) in keys and clip not in current]
+    if others:
+        what = counted(len(others), "older clip belongs", "older clips belong")
+        said.append(
+            f"{folder}: {what} to no moment of this result, such as {min(others).name}; remove what you do not need"
+        )
     return made, said
 
 
-def _is_there(out: Path, ending: str) -> bool:
-    return out.with_name(out.name + ending).is_file()
+ENDINGS = (".mp4", ".mkv")
+_CLIP = re.compile(r"-\d+\.\d\d(-\d+\.\d\d)?s\.m(p4|kv)$")
+
+
+def _is_newer(clip: Path, video: Path) -> bool:
+    try:
+        return clip.stat().st_mtime_ns >= video.stat().st_mtime_ns
+    except OSError:
+        return False
 
 
 def write_all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,9 @@ def cut(
                 return target, "copied" + (f", begins {lead:.1f} s early at a key picture" if lead > 0.05 else "")
             except (*source.broken, NotImplementedError):
                 pass  # the container does not take these streams: encode them
+        near = early if seekable(source.container) else None
     target = out.with_name(out.name + ".mp4")
-    _encode(path, start, end, target, comment)
+    _encode(path, start, end, target, comment, near)
     return target, "encoded again"
 
 
@@ -70,7 +72,7 @@ def _key_before(source: Opened, wanted: float) -> float | None:
         for number, packet in enumerate(source.container.demux(source.video)):
             if packet.size and packet.is_keyframe and packet.pts is not None:
                 time = float(packet.pts * packet.time_base) - origin
-                return time if time <= wanted + 1e-6 else None
+                return time if time <= wanted + 1e-3 else None  # times of moments that were written are rounded
             if number > 200:
                 return None
     except source.broken:
@@ -141,24 +143,50 @@ def _dated(packets: Iterable[Any], video: Any) -> Iterator[Any]:
         yield packet
 
 
-def _encode(path: Path, start: float, end: float, target: Path, comment: str) -> None:
+def _encode(path: Path, start: float, end: float, target: Path, comment: str, near: float | None) -> None:
     """Decode a part of a file, and write it as H.264 and AAC at its own rate.
 
-    The file is read from its beginning. The sound comes first, as a whole; the pictures follow one at a time.
+    The sound comes first, as a whole; the pictures follow one at a time. Both are read from the key picture at `near` seconds.
+    Where that is None, or a seek arrives too late, they are read from the file's beginning.
     """
-    wave = _sound(path, start, end)
+    wave = None if near is None else _sound(path, start, end, near)
+    if wave is None:
+        wave = _sound(path, start, end, None)
     source = Opened(path)
     with source.container:
+        if near is not None and not _sought(source, source.video, near):
+            near = None
         rate = min(60.0, max(1.0, source.rate or 25.0))
-        frames = _pictures(source, start, end, rate)
-        write_video(target, frames, wave, fps=rate, sample_rate=SOUND_RATE, comment=comment)
+        frames = _pictures(source, start, end, rate, near)
+        first = next(frames, None) if near is not None else None
+        if near is None or first is not None:
+            frames = frames if first is None else itertools.chain([first], frames)
+            write_video(target, frames, wave, fps=rate, sample_rate=SOUND_RATE, comment=comment)
+            return
+    _encode(path, start, end, target, comment, None)
 
 
-def _sound(path: Path, start: float, end: float) -> NDArray[np.float32] | None:
-    """Return the mono sound of a part, with zeros where there is none; None for a file without sound."""
+def _sought(source: Opened, stream: Any, time: float) -> bool:
+    """Move to a time of the file, in seconds. Return whether that succeeded."""
+    at = (source.clock.origin or 0.0) + time
+    try:
+        source.container.seek(round(at / float(stream.time_base)), stream=stream)
+    except source.broken:
+        return False
+    source.clock.restart()
+    return True
+
+
+def _sound(path: Path, start: float, end: float, near: float | None) -> NDArray[np.float32] | None:
+    """Return the mono sound of a part, with zeros where there is none; None for a file without sound.
+
+    None, too, where reading from `near` on finds no sound as early as `start`.
+    """
     source = Opened(path)
     with source.container:
         if source.audio is None:
+            return None
+        if near is not None and not _sought(source, source.audio, max(0.0, near - 1)):
             return None
         sound = SoundLine(lambda: source.av.AudioResampler(format="fltp", rate=SOUND_RATE), SOUND_RATE)
         # The clock needs the packets of all tracks; only those of the sound are decoded.
@@ -171,16 +199,24 @@ def _sound(path: Path, start: float, end: float) -> NDArray[np.float32] | None:
                 continue
             for frame in frames:
                 time = None if frame.time is None else float(frame.time - (source.clock.origin or 0.0))
+                if near is not None and not sound.started and (time is None or time > start):
+                    return None
                 if time is None or start - 1 <= time <= end:
                     sound.add(frame, time)
             if sound.end > (end + 1) * SOUND_RATE:
                 break
         sound.close()
+        if near is not None and not sound.started:
+            return None
         return sound.window(round(end * SOUND_RATE), round((end - start) * SOUND_RATE))
 
 
-def _pictures(source: Opened, start: float, end: float, rate: float) -> Iterator[NDArray[np.uint8]]:
-    """Yield the pictures that are displayed at `start`, `start` + 1 / rate, ... before `end`."""
+def _pictures(source: Opened, start: float, end: float, rate: float, near: float | None) -> Iterator[NDArray[np.uint8]]:
+    """Yield the pictures that are displayed at `start`, `start` + 1 / rate, ... before `end`.
+
+    With `near`, the file was moved to the key picture at that time, in seconds. Yield none where the pictures from there have no
+    time, or begin after `start`.
+    """
     times = source.times()
     reformatter = source.av.video.reformatter.VideoReformatter()
     count, made = max(1, round((end - start) * rate)), 0
@@ -197,6 +233,11 @@ def _pictures(source: Opened, start: float, end: float, rate: float) -> Iterator
         if stream is not source.video:
             continue
         time = times.time(frame)
+        if near is not None and last is None:
+            if times.counted or time > start + 1e-6:
+                return
+            if time < near - 1e-6:  # shown before the key picture, and made from pictures that were not read
+                continue
         if last is None:
             width, height = shown_size(frame, sides(source.video, frame))
             scale = min(1.0, MAX_SIDE / max(width, height))

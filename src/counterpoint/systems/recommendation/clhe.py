@@ -44,10 +44,11 @@ from torch import Tensor, nn
 
 from counterpoint.core.attention import modality_fusion, set_attention_pool
 from counterpoint.core.checks import need_alike, need_positive
-from counterpoint.core.distributed import batch_logsumexp, global_mean, mean_where
-from counterpoint.core.operands import positive_similarity, scaled, unit
+from counterpoint.core.distributed import gather_rows, mean_where, place
+from counterpoint.core.operands import scaled, unit
 from counterpoint.core.precision import full_precision
 from counterpoint.core.seeds import seed_torch
+from counterpoint.core.total import mean_cross_entropy
 from counterpoint.core.world import over_group, world
 from counterpoint.encoders.items import ItemEncoder, item_vectors
 from counterpoint.engine.optim import constant_rate
@@ -81,8 +82,9 @@ def one_way_infonce(
     """
     need_alike("n dim", a=a, b=b)
     need_positive(temperature=temperature)
-    query, key = scaled(unit(a), temperature), unit(b)
-    return global_mean(batch_logsumexp(query, key).rows - positive_similarity(query, key))
+    query, key = scaled(unit(a), temperature), gather_rows(unit(b))
+    own = place(len(query), query.device).offset + torch.arange(len(query), device=query.device)
+    return mean_cross_entropy(query, key, own)
 
 
 @over_group
