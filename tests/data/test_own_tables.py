@@ -283,6 +283,32 @@ def test_archives_of_one_kind_each_are_parts_of_the_same_samples(tmp_path):
     assert len(found.train) + len(found.test) == 16
 
 
+def test_braces_and_colons_name_shards_as_webdataset_does(tmp_path):
+    for shard in range(12):
+        tar(tmp_path / f"s-{shard:03d}.tar", [(f"{shard}-{n}.{e}", c) for n in range(4) for e, c in (
+            ("png", encoded(10 * shard + n)), ("txt", b"%d %d" % (shard, n)))])  # fmt: skip
+
+    def shards(place):
+        found = load_manifest(f"{tmp_path}/{place}", size=8)
+        texts = [
+            t for part in (found.train, found.valid, found.test) for t in part.column("text", np.arange(len(part)))
+        ]
+        return sorted({int(text.split()[0]) for text in texts})
+
+    assert shards("s-{008..010}.tar") == [8, 9, 10]
+    assert shards("s-{000,011}.tar") == [0, 11]
+    assert shards(f"s-00{{1..2}}.tar::{tmp_path}/s-01*.tar") == [1, 2, 10, 11]
+    with pytest.raises(DataError, match=r"s-\{010..013\}.tar: .*s-012.tar: no such file, folder or pattern"):
+        shards("s-{010..013}.tar")
+    with pytest.raises(DataError, match="names more than 1,000,000 files"):
+        shards("s-{0..999}{0..1000}.tar")
+    tar(
+        tmp_path / "{1..2}.tar",
+        [(f"{n}.{e}", c) for n in range(6) for e, c in (("png", encoded(n)), ("txt", b"77 %d" % n))],
+    )
+    assert shards("{1..2}.tar") == [77]  # a name that exists is no pattern
+
+
 @pytest.mark.parametrize("damage", ["cut", "header"])
 def test_what_can_be_read_of_a_damaged_archive_is_read(tmp_path, damage):
     place = Path(tar(tmp_path / "a.tar", [m for n in range(20) for m in (

@@ -3,6 +3,7 @@
     manifest:items.csv      .csv, .tsv, .jsonl, .json (a list of records) or .parquet; a column for every modality
     manifest:DIR            all such files of one kind below DIR; splits by folders DIR/train, DIR/test, DIR/validation
     manifest:'d/*.parquet'  a pattern; a name that exists as it is written is no pattern
+    manifest:'s-{00..12}.tar::b.tar'    braces count or choose ({a,b}), `::` separates places
     manifest:'s/*.tar'      WebDataset archives: 0001.jpg, 0001.txt, 0001.wav, 0001.npy, 0001.cls, 0001.json are one item
 
 The name of a column gives its kind (own/roles.py: KINDS): `image`, `jpg`, `image_left`, `caption`, `wav`, `video`,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import json
 import os
 import re
@@ -40,6 +41,7 @@ ENDINGS = {
 }
 READABLE = ".csv, .tsv, .jsonl, .json, .parquet, .tar"
 STORES = {"lance": "a table of Lance", "litdata": "an optimised folder of litdata"}  # kinds that are folders
+MANY = 1_000_000  # files that braces may name
 # train.csv, train-0.csv, test_00001.parquet, validation-00000-of-00004.parquet
 _SPLIT_NAME = re.compile(rf"({'|'.join(SPLITS)})([-_. ]?\d+)?([-_. ]of[-_. ]\d+)?")
 
@@ -105,12 +107,51 @@ def matches(place: str) -> list[Path]:
         raise DataError(f"{place}: cannot be opened ({error})") from error
 
 
+def expanded(place: str) -> list[str]:
+    """Return the places that `::` and braces name, as WebDataset's users write them: {0000..0012} counts, {a,b} chooses.
+
+    DataError for braces that name more than a million places.
+
+    >>> expanded("a-{08..10}.tar::b.tar")
+    ['a-08.tar', 'a-09.tar', 'a-10.tar', 'b.tar']
+    """
+    found = []
+    for part in place.split("::"):
+        pieces, many = re.split(r"\{([^{}]*)\}", part), 1
+        choices = [[pieces[0]]]
+        for inside, after in zip(pieces[1::2], pieces[2::2], strict=True):
+            if bounds := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
+                first, last = int(bounds[1]), int(bounds[2])
+                width = max(map(len, bounds.groups())) if any(n != "0" and n[0] == "0" for n in bounds.groups()) else 0
+                numbers = range(first, last + 1)
+                many *= len(numbers)
+                if many > MANY:
+                    raise DataError(f"{place}: names more than {MANY:,} files")
+                choices.append([f"{n:0{width}d}" for n in numbers])
+            else:
+                choices.append(inside.split(",") if "," in inside else [f"{{{inside}}}"])
+            choices.append([after])
+        found += ["".join(chosen) for chosen in itertools.product(*choices)]
+    return found
+
+
+def _named(place: str) -> list[Path]:
+    """Return the files and folders that a place without a file of its name stands for. DataError for one that is missing."""
+    parts, found = expanded(place), []
+    for part in parts:
+        roots = [Path(part)] if mode_of(part) is not None else matches(part)
+        if not roots and len(parts) > 1:
+            raise DataError(f"{place}: {part}: no such file, folder or pattern")
+        found += roots
+    return list(dict.fromkeys(found))
+
+
 def files_of(place: str, kind: str, accounts: Accounts) -> list[tuple[Path, str]]:
     """Return the tables or archives of a place with their kinds. Other files are left out, with a reason.
 
     Args:
-        place: A file, a folder (searched recursively, through links) or a pattern. The name of an existing file or folder
-            is never a pattern.
+        place: A file, a folder (searched recursively, through links) or a pattern, also with braces (`expanded`). The name of
+            an existing file or folder is never a pattern.
         kind: csv, jsonl, json, parquet, tar, lance or litdata: the kind of what is named. Empty: from endings and contents.
         accounts: Counts the files. A table of Lance and a folder of litdata count as one file. In a folder, files that are
             neither tables nor archives are not counted; they may be the pictures that a table names.
@@ -120,7 +161,7 @@ def files_of(place: str, kind: str, accounts: Accounts) -> list[tuple[Path, str]
     mode = mode_of(place)
     if mode is None and "://" in place:
         raise DataError(f"{place} is on the net; download it and name the file")
-    roots = [Path(place)] if mode is not None else matches(place)
+    roots = [Path(place)] if mode is not None else _named(place)
     found: list[tuple[Path, str]] = []
     for root in roots:
         if is_folder(root):
