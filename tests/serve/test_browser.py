@@ -143,6 +143,8 @@ def test_a_video_is_reviewed_by_keyboard(opened):
     assert export.value.path().read_text().count("accept") == 1
     page.reload()
     expect(count).to_have_text("2 of 3 moments decided")
+    page.keyboard.press("n")
+    page.wait_for_url("**/detection/1/0/film.json")
     # The video of the test holds no pictures: its player reports that, and nothing else is wrong.
     assert [text for text in opened.wrong if "film" not in text and "Failed to load resource" not in text] == []
     opened.wrong.clear()

@@ -7,6 +7,7 @@ import io
 import json
 import re
 
+import opentimelineio as otio
 import pytest
 
 from counterpoint.serve.review import detection, moment
@@ -113,4 +114,35 @@ def test_folders_of_results_are_reviewed_too(copied):
     rows = page.get("/export/0/found?form=json").json()
     assert sorted({row["video"] for row in rows}) == ["a.mp4", "b.mp4"]
     assert [row["decision"] for row in rows].count("accept") == 1
+    assert [row["video"] for row in rows] == ["a.mp4"] * 3 + ["b.mp4"] * 3
     assert page.get("/export/0/fou").status_code == 404
+    # From a video to the next one of its folder, in the order of the list.
+    first = page.get("/detection/0/0/found/videos/a-1/detection.json").text
+    assert f'rel="next" href="/detection/0/{key}"' in first
+    assert 'rel="next"' not in page.get(f"/detection/0/{key}").text
+
+
+def test_accepted_moments_are_cut_lists(copied):
+    page = served(copied)
+    for times in ("0.50-1.50", "4.50-5.00"):
+        page.post(
+            "/decide/0/0/film.json", json={"moment": times, "decision": "accept"}, headers={"x-form-token": page.form}
+        )
+    lists = {form: page.get(f"/cuts/0/0/film.json?form={form}") for form in ("vtt", "edl", "otio")}
+    assert "/cuts/0/0/film.json?form=edl" in page.get("/detection/0/0/film.json").text
+    assert re.findall(r"(\S+) --> (\S+)", lists["vtt"].text) == [
+        ("00:00:00.500", "00:00:01.500"),
+        ("00:00:04.500", "00:00:05.000"),
+    ]
+    assert lists["edl"].text.count("FROM CLIP NAME") == 2
+    line = otio.adapters.read_from_string(lists["otio"].text)
+    assert [clip.source_range.start_time.to_seconds() for clip in line.tracks[0]] == pytest.approx([0.5, 4.5], abs=0.05)
+    assert line.tracks[0][0].media_reference.target_url == (copied / "film.webm").resolve().as_uri()
+    assert lists["edl"].headers["content-disposition"] == 'attachment; filename="film-accepted.edl"'
+    assert page.get("/cuts/0/0/film.json?form=exe").status_code == 404
+
+
+def test_a_video_that_no_browser_plays_is_said_to_be_one(copied):
+    (copied / "x.avi").write_bytes(b"")
+    (copied / "film.json").write_text((copied / "film.json").read_text().replace("/gone/x.avi", "x.avi"))
+    assert "Browsers do not play .avi files" in served(copied).get("/detection/1/0/film.json").text

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,11 @@ class Found:
         return sum(len(video.intervals) for video in self.videos)
 
 
+def in_order(videos: list[tuple[Found, int]]) -> list[tuple[Found, int]]:
+    """Sort videos as the list shows them: the highest score first."""
+    return sorted(videos, key=lambda pair: (-pair[0].videos[pair[1]].highest, pair[0].key, pair[1]))
+
+
 def moment(interval: Interval) -> str:
     """Return the name of a moment: its start and end."""
     return f"{interval.start:.2f}-{interval.end:.2f}"
@@ -93,7 +98,7 @@ class Reviews:
     def below(self, key: str) -> list[Found]:
         """Return the file of detections with this key, or all files below the folder with this key. OutsideError for none."""
         found = [one for one in self.all() if one.key == key or one.key.startswith(f"{key}/")]
-        return found if key and found else [self.get(key)]
+        return sorted(found, key=lambda one: one.key) if key and found else [self.get(key)]
 
     def _opened(self, file: str) -> Found | None:
         try:
@@ -124,12 +129,31 @@ class Reviews:
 
     def video(self, found: Found, number: int) -> tuple[Path, str] | None:
         """Return the file of a video and its media type; None where it is not in the folders, or no browser plays it."""
+        kind = TYPES.get(found.videos[number].video.suffix.lower())
+        path = self.place(found, number)
+        return (path, kind) if kind and path else None
+
+    def place(self, found: Found, number: int) -> Path | None:
+        """Return the file of a video; None where it is not in the folders."""
         name = found.videos[number].video
-        kind = TYPES.get(name.suffix.lower())
         for path in (name, found.path.parent / name, *(folder / name for folder in self.places.folders)):
-            if kind and path.is_absolute() and self.places.holds(path) and path.is_file():
-                return self.places.inside(path), kind
+            if path.is_absolute() and self.places.holds(path) and path.is_file():
+                return self.places.inside(path)
         return None
+
+    def following(self, found: Found, number: int) -> tuple[Found, int] | None:
+        """Return the video after this one, in the order of the list; None after the last."""
+        group = [one for one in self.all() if found.group and one.group == found.group] or [found]
+        videos = in_order([(one, n) for one in group for n in range(len(one.videos))])
+        at = next(i for i, (one, n) in enumerate(videos) if (one.key, n) == (found.key, number))
+        return videos[at + 1] if at + 1 < len(videos) else None
+
+    def accepted(self, found: Found, number: int) -> Detection:
+        """Return a video's detection with the accepted moments alone, and with its place where that is known."""
+        made = found.videos[number]
+        mine = self.decisions(found).get(str(made.video), {})
+        kept = [interval for interval in made.intervals if mine.get(moment(interval)) == "accept"]
+        return replace(made, video=self.place(found, number) or made.video, intervals=kept)
 
     # --------------------------------------------------------------------------------------------------------- decisions
 
@@ -202,4 +226,5 @@ def detection(row: Mapping[str, Any], run: str) -> Detection:
         notes=[str(note) for note in row.get("notes", ())],
         speed=float(row.get("speed", 0.0)),
         run=run,
+        fps=float(row.get("fps", 0.0)),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ def routes(site: Site) -> list[Route]:
     return [
         reading(site, "/detections", lambda request: listed(site, request)),
         reading(site, "/video/{number:int}/{key:path}", lambda request: video(site, request)),
+        reading(site, "/cuts/{number:int}/{key:path}", lambda request: cuts(site, request)),
         reading(site, "/export/{key:path}", lambda request: export(site, request)),
         reading(site, "/detection/{number:int}/{key:path}", lambda request: one(site, request)),
         changing(site, "/decide/{number:int}/{key:path}", lambda request, form: decide(site, request, form)),
@@ -50,6 +52,7 @@ def listed(site: Site, request: Request) -> Response:
         for number, video in enumerate(found.videos):
             row = {
                 "link": f"{number}/{found.key}",
+                "order": (found.key, number),
                 "video": video.video,
                 "duration": video.duration,
                 "moments": len(video.intervals),
@@ -61,7 +64,7 @@ def listed(site: Site, request: Request) -> Response:
     for group in rows:
         for row, name in zip(group["videos"], distinct_names([row["video"] for row in group["videos"]]), strict=True):
             row["name"] = name
-        group["videos"].sort(key=lambda row: -(row["highest"] or 0))
+        group["videos"].sort(key=lambda row: (-row["highest"], row["order"]))
     return shown(site, request, "detections.html", rows=rows)
 
 
@@ -70,14 +73,19 @@ def one(site: Site, request: Request) -> Response:
     found, number = _asked(site, request)
     made = found.videos[number]
     source = f"/video/{number}/{found.key}" if site.reviews.video(found, number) else None
-    remark = (
-        ""
-        if source
-        else "The video is not in the folders of this server, or no browser plays it. The timeline works without it."
-    )
+    remark = ""
+    if not source:
+        here = site.reviews.place(found, number)
+        why = (
+            f"Browsers do not play {made.video.suffix or 'such'} files"
+            if here
+            else "The video is not in the folders of this server"
+        )
+        remark = f"{why}. The timeline works without it."
     pictured = replace(made, thumbnails=site.reviews.pictures(found, number))
     html = timeline(pictured, {"source": source, "embedded": False, "link": None, "remark": remark})
     decided = site.reviews.decisions(found).get(str(made.video), {})
+    after = site.reviews.following(found, number)
     return shown(
         site,
         request,
@@ -85,6 +93,7 @@ def one(site: Site, request: Request) -> Response:
         found=found,
         number=number,
         name=made.video.name,
+        after=after and (f"{after[1]}/{after[0].key}", after[0].videos[after[1]].video.name),
         html=html,
         decided={moment(i): decided.get(moment(i), "") for i in made.intervals},
     )
@@ -120,11 +129,30 @@ def export(site: Site, request: Request) -> Response:
     return download(text, kind, f"{Path(key).stem}-reviewed.{ending}")
 
 
-def download(text: str, kind: str, name: str) -> Response:
+def cuts(site: Site, request: Request) -> Response:
+    """Return the accepted moments of a video as EDL, OTIO or WebVTT."""
+    from counterpoint.use.cut_lists import write_edl, write_otio, write_vtt
+
+    found, number = _asked(site, request)
+    form = request.query_params.get("form", "")
+    write = {"edl": write_edl, "otio": write_otio, "vtt": write_vtt}.get(form)
+    if write is None:
+        raise OutsideError("cut lists have the forms edl, otio and vtt")
+    made = site.reviews.accepted(found, number)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"moments.{form}"
+        write(made, file)
+        return download(file.read_bytes(), CUTS[form], f"{made.video.stem}-accepted.{form}")
+
+
+CUTS = {"edl": "text/plain", "otio": "application/json", "vtt": "text/vtt"}
+
+
+def download(text: str | bytes, kind: str, name: str) -> Response:
     """Return a text as a file to keep. Characters of its name that a header cannot hold are replaced."""
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in name)
     return Response(
-        text.encode("utf-8", "replace"),
+        text if isinstance(text, bytes) else text.encode("utf-8", "replace"),
         media_type=kind,
         headers={"content-disposition": f'attachment; filename="{safe}"'},
     )

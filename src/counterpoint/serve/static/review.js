@@ -1,5 +1,5 @@
 "use strict";
-// Review the moments of a detection by keyboard: j and k choose, a accepts, r rejects, u takes back, space plays, e exports.
+// Review the moments of a detection by keyboard: j and k choose, a accepts, r rejects, u takes back, space plays, e exports, n is the next video.
 for (const root of document.querySelectorAll(".review")) {
   const decided = JSON.parse(root.querySelector("script[data-decided]").textContent);
   const token = document.querySelector('meta[name="form-token"]').content;
@@ -61,7 +61,7 @@ for (const root of document.querySelectorAll(".review")) {
   const keys = {
     j: () => choose(chosen + 1), k: () => choose(chosen - 1),
     a: () => decide("accept"), r: () => decide("reject"), u: () => decide(""),
-    " ": play, e: () => location.assign(root.dataset.export),
+    " ": play, e: () => location.assign(root.dataset.export), n: () => root.querySelector("a[rel=next]")?.click(),
   };
   document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || !(event.key in keys)) return;
