@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from counterpoint import losses
 from counterpoint.errors import CounterpointError
+from counterpoint.functional import one_way_infonce
 from counterpoint.use.trainers import MinedLoss, SentenceLoss
 
 WORDS = ["red", "blue", "green", "cat", "dog", "bird", "small", "large", "runs", "sleeps"]
@@ -73,6 +75,25 @@ def test_a_labelled_loss_of_sentences_needs_labels(sentences: Any) -> None:
     torch.testing.assert_close(loss(features, labels), losses.SupConSingleView()(rows, labels))
     with pytest.raises(CounterpointError, match="give the data set a column 'label'"):
         loss(features)
+
+
+def test_a_loss_of_sentences_names_the_columns_that_it_takes(sentences: Any) -> None:
+    features = [sentences.tokenize([text for text, _ in PAIRS[:6]]) for _ in range(3)]
+    with pytest.raises(
+        CounterpointError, match=r"CLIP takes \(image, text\), but the data set has 3 columns of text; keep"
+    ):
+        SentenceLoss(sentences, losses.CLIP())([dict(part) for part in features])
+    labelled = SentenceLoss(sentences, losses.SupConSingleView(), labelled=True)
+    with pytest.raises(CounterpointError, match="2 columns of text and the labels"):
+        labelled([dict(part) for part in features[:2]], torch.zeros(6))
+
+
+def test_a_function_is_a_loss_of_sentences(sentences: Any) -> None:
+    loss = SentenceLoss(sentences, partial(one_way_infonce, temperature=0.05))
+    features = [sentences.tokenize([pair[side] for pair in PAIRS[:6]]) for side in (0, 1)]
+    rows = [sentences(dict(part))["sentence_embedding"] for part in features]
+    torch.testing.assert_close(loss(features), one_way_infonce(*rows, 0.05))
+    assert loss.get_config_dict() == {"loss": "one_way_infonce"}
 
 
 def test_a_miner_s_rows_are_the_loss_s_batch() -> None:

@@ -9,7 +9,9 @@ their losses otherwise:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,13 +33,13 @@ class SentenceLoss(nn.Module):
 
     Args:
         model: a `SentenceTransformer`.
-        loss: a module of one argument for each text column, such as `losses.CLIP()` for pairs of texts.
+        loss: a module or function of one argument for each text column, such as `losses.CLIP()` for pairs of texts.
         labelled: pass the labels as the last argument, as `losses.SupConSingleView()` takes them.
 
     The data set has a column for each argument, and the column `label` where `labelled` is set.
     """
 
-    def __init__(self, model: nn.Module, loss: nn.Module, *, labelled: bool = False) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[..., Any], *, labelled: bool = False) -> None:
         super().__init__()
         self.model, self.loss, self.labelled = model, loss, labelled
 
@@ -48,18 +50,32 @@ class SentenceLoss(nn.Module):
             sentence_features: the token features of each column.
             labels: [n] class numbers.
 
-        Raises CounterpointError where labels are needed and missing.
+        Raises CounterpointError where labels are needed and missing, and for columns that the loss does not take.
         """
         rows = [self.model(features)["sentence_embedding"] for features in sentence_features]
-        if not self.labelled:
-            return _value(self.loss(*rows))
-        if labels is None:
-            raise CounterpointError("this loss needs labels; give the data set a column 'label'")
-        return _value(self.loss(*rows, labels.long()))
+        if self.labelled:
+            if labels is None:
+                raise CounterpointError("this loss needs labels; give the data set a column 'label'")
+            rows.append(labels.long())
+        called = inspect.signature(self.loss.forward if isinstance(self.loss, nn.Module) else self.loss)
+        try:
+            called.bind(*rows)
+        except TypeError as error:
+            count = len(rows) - self.labelled
+            given = f"{count} column{'s' * (count != 1)} of text{' and the labels' if self.labelled else ''}"
+            raise CounterpointError(
+                f"{self._name()} takes ({', '.join(called.parameters)}), but the data set has {given}; keep the columns that the "
+                "loss takes"
+            ) from error
+        return _value(self.loss(*rows))
+
+    def _name(self) -> str:
+        function = self.loss.func if isinstance(self.loss, partial) else self.loss
+        return getattr(function, "__name__", type(function).__name__)
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the name of the loss, for the model card of sentence-transformers."""
-        return {"loss": type(self.loss).__name__}
+        return {"loss": self._name()}
 
 
 class MinedLoss(nn.Module):
