@@ -22,7 +22,7 @@ LOG2E = 1 / math.log(2)
 
 
 def exp_(x: Tensor) -> Tensor:
-    """Overwrite x with exp(x) = 2^(x log2 e). The relative error grows with x: 2e-6 at x = -30 in float32.
+    """Replace x by exp(x) = 2^(x log2 e), in place. The relative error grows with x: 2e-6 at x = -30 in float32.
 
     Take the largest similarity away first. Then the entries that count lie near 0, with errors of 1e-7.
     """
