@@ -441,6 +441,17 @@ def test_drawings_say_what_they_show_and_follow_the_page_s_colours():
         assert marks[-1] <= length + 1e-9
 
 
+def test_an_axis_of_shares_has_more_ticks_than_its_ends():
+    def ticks(x):
+        drawn = figures.curves({"recall": (x, [1.0, 0.9, 0.1])}, title="Recall", xlabel="threshold")
+        return [
+            float(t) for t in re.findall(r">(\d+(?:\.\d+)?)</text>", str(drawn)[: str(drawn).index("threshold</text>")])
+        ]
+
+    assert len([t for t in ticks([0.01, 0.4, 0.96]) if 0 < t < 1]) >= 3
+    assert all(t == int(t) for t in ticks([1, 2, 3]))
+
+
 def test_an_older_page_stays_until_the_new_one_is_whole(run, monkeypatch):
     page = write_run_report(Run.open(run))
     before = page.read_text()

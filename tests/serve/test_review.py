@@ -72,6 +72,9 @@ def test_decisions_are_kept_beside_the_detection_and_exported(copied):
     text = (copied / "film.json").read_text()
     (copied / "film.json").write_text(text.replace('"speed": 20.0', '"speed": 10.0'))
     assert served(copied).get("/export/0/film.json").text.count("accept") == 1
+    # Decisions on moments that are no more, as with another threshold, do not count.
+    (copied / "film.json").write_text(text.replace('"start": 2.5,', '"start": 2.4,'))
+    assert "1 of 3" in served(copied).get("/detections").text
 
 
 def test_a_damaged_file_of_decisions_is_named(copied):

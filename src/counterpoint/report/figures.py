@@ -157,7 +157,8 @@ def curves(
         axes.set_xlabel(_literal(xlabel))
         axes.grid(True, linewidth=0.8)
         axes.set_axisbelow(True)
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        counts = all(np.all(np.asarray(x, float) % 1 == 0) for x, _ in series.values())  # epochs, steps, seconds
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=counts, steps=[1, 2, 2.5, 5, 10]))
         if len(told) > 1:
             _legend(axes, len(told))
         if not told:

@@ -57,7 +57,7 @@ def listed(site: Site, request: Request) -> Response:
                 "duration": video.duration,
                 "moments": len(video.intervals),
                 "highest": video.highest,
-                "decided": len(decided.get(str(video.video), {})),
+                "decided": len({moment(i) for i in video.intervals} & decided.get(str(video.video), {}).keys()),
             }
             group["videos"].append(row)
     rows = list(groups.values())
