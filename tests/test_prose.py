@@ -30,6 +30,8 @@ LONG = (
         ('class C:\n    @property\n    def f(self):\n        """The width."""\n', []),
         ('def f():\n    """Return x, put up with bad rows."""\n', ["phrase"]),
         (f'"""{LONG}"""\n', ["long"]),
+        ('"""Numbers [n][3] of tokens.\n\n    rows: those [n][dim].\n"""\n', ["link", "link"]),
+        ('"""The place `x[n][3]`.\n\n>>> x[0][1]\n"""\n', []),
         (f"x = 1  # {LONG}\n", ["long"]),
         (f'raise ValueError(f"{{x}} {LONG}")\n', ["long"]),
         (

@@ -9,6 +9,7 @@ Rules, by the names that a finding starts with:
     first-word   the docstring of a function starts with a verb in the imperative
     phrase       no idiom of the list PHRASES
     long         no sentence over 20 words; a semicolon or a colon ends one
+    link         no `[n][3]` in a docstring outside of code: the pages read it as a link, and their strict build fails
 
 Text between backquotes or in an indented block of two lines and more is code. It counts as one word.
 """
@@ -165,6 +166,11 @@ def findings(text: Text) -> Iterator[tuple[str, int, str]]:
         word = re.match(r"[`\"'(]*([A-Za-z]+)", text.text)
         if not word or word.group(1).lower() not in VERBS:
             yield "first-word", text.line, f"'{text.text.split(chr(10))[0][:70]}': start with a verb in the imperative"
+    if text.kind == "docstring":
+        for match in re.finditer(
+            r"\[[^]\n]*\]\[\w+\]", re.sub(r"`[^`]*`|^\s*(>>>|\.\.\. ).*$", "", text.text, flags=re.M)
+        ):
+            yield "link", text.line, f"'{match.group(0)}': write a shape as [n, 3], or code between backquotes"
     plain = _plain(text.text)
     for pattern, mend in PHRASES.items():
         for match in re.finditer(pattern, plain, flags=re.I):

@@ -88,10 +88,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> CounterpointError:
     Args:
         kind: Noun for the message, such as "system".
         name: The unknown name.
-        known: The valid names. Up to 3 near matches are suggested, else the first 20 names.
+        known: The valid names. Up to 3 near matches are suggested, in upper or lower case, else the first 20 names.
     """
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    by_lower = {other.lower(): other for other in known}
+    near = [by_lower[other] for other in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
     hint = (
         f"did you mean {' or '.join(near)}?"
         if near

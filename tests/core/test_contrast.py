@@ -388,3 +388,43 @@ def test_no_tensor_is_nearly_as_large_as_the_matrix(columns):
         found = pair_logsumexp(q, exclude=Diagonal(), keep=0).rows.sum()
         found.backward()
     assert n * 16 <= seen.entries <= max(math.prod(kernel.TILE), n * 16) < n * n / 30
+
+
+@pytest.mark.parametrize("keep", [0, 2**24])
+@pytest.mark.parametrize("asked", [{"columns": True}, {}, {"symmetric": True}, {"weighted": True}])
+def test_tiles_whose_rows_differ_much_are_multiplied_once_and_exact(asked, keep, monkeypatch):
+    monkeypatch.setattr(kernel, "TILE", (40, 64))
+    products = []
+    similarities = kernel.Operands.similarities
+
+    def counted(self, tile):
+        products.append(tile)
+        return similarities(self, tile)
+
+    monkeypatch.setattr(kernel.Operands, "similarities", counted)
+    g = torch.Generator().manual_seed(0)
+    q, k = (unit(torch.randn(n, 24, generator=g, dtype=torch.float64)) for n in (150, 160))
+    k[:150:3] = q[::3]  # a third of the rows has a key of cosine 1, 100 above all others
+    q, k = 100 * q, k
+    if "symmetric" in asked:
+        q, k, rest = 10 * torch.cat([k, k[:50]]), None, {"exclude": Diagonal()}
+    else:
+        # Weights so small that e^-50 times them is no number of float32 any more.
+        tiny = {
+            "weight": lambda r, c: 1e-37 ** (torch.arange(r.start, r.stop)[:, None] % 2).expand(-1, c.stop - c.start)
+        }
+        rest = tiny if "weighted" in asked else asked
+    wanted, found = [], []
+    for dtype, into, method in ((torch.float64, wanted, "plain"), (torch.float32, found, "blocks")):
+        leaves = [x.to(dtype).clone().requires_grad_() for x in (q, k) if x is not None]
+        out = pair_logsumexp(*leaves, method=method, keep=keep, **rest)
+        total = sum((side * torch.linspace(1, 2, len(side))).sum() for side in out if side is not None)
+        into += [x for x in out if x is not None]
+        into += torch.autograd.grad(total, leaves, retain_graph=True)
+        into += torch.autograd.grad(total, leaves)
+    for x, y in zip(found, wanted, strict=True):
+        assert (x - y).abs().max() < 1e-5 * y.abs().max()
+    tiles = list(kernel.tiles(len(q), len(q if k is None else k), k is None))
+    if "weighted" not in asked:
+        # Kept tiles: once. Others: forward, and in each of the two backward passes.
+        assert len(products) == len(tiles) * (1 if keep else 3)

@@ -24,7 +24,7 @@ from counterpoint.engine.services import Callback
 from counterpoint.engine.stages import Stage
 from counterpoint.engine.survey import Survey
 from counterpoint.engine.teachers import cached, snapshot
-from counterpoint.errors import Interrupted
+from counterpoint.errors import CounterpointError, Interrupted
 from counterpoint.experiment import Experiment
 
 DIGITS = "digits?size=16&train=40&held_out=0.02"
@@ -244,3 +244,31 @@ def test_surveys_are_shared(both):
 
 def test_figures_may_pass_over_a_split(both):
     assert [part["drawn"] for part in both.parts] == [pytest.approx(both.whole["drawn"])] * 2
+
+
+class Lost(Callback):
+    """The second process ends in the second epoch, without a word to the first."""
+
+    def on_step(self, learner, batch, losses):
+        if learner.position.all_steps == 4 and processes()[0] == 1:
+            os._exit(0)
+
+
+def _bereft(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    if rank == 0:
+        Run.create(Path(folder), {"slug": "simclr"}, "lost")
+    dist.barrier()
+    with pytest.raises(CounterpointError) as told:
+        fit(Sides(3), Task(Config()), run=Run(Path(folder) / "lost", {"slug": "simclr"}), bar=False, callbacks=[Lost()])
+    Path(folder, "told.txt").write_text(str(told.value))
+
+
+def test_a_process_that_is_lost_is_named_with_the_command_that_continues(tmp_path):
+    mp.start_processes(_bereft, (str(tmp_path),), nprocs=2, start_method="forkserver")
+    told = (tmp_path / "told.txt").read_text()
+    assert told.startswith(
+        "another process of this training ended; its own message says why. Continue from the last checkpoint"
+    )
+    assert told.endswith(f"with torchrun as before: counterpoint train --resume {tmp_path}/lost")

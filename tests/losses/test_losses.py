@@ -893,7 +893,17 @@ def test_modules_move_with_to():
 def test_unknown_losses_are_named_with_near_matches():
     with pytest.raises(AttributeError, match=r"unknown loss 'NTXnt'; did you mean NTXent"):
         losses.NTXnt  # noqa: B018
+    with pytest.raises(AttributeError, match=r"unknown loss 'ClipLoss'; did you mean CLIP"):
+        losses.ClipLoss  # noqa: B018
     assert "CLIP" in dir(losses)
+
+
+@pytest.mark.parametrize(
+    ("margin", "said"), [(-1.0, "must be positive, got -1.0"), ("soft", "must be a number, got 'soft'")]
+)
+def test_a_margin_of_triplets_that_makes_no_sense_is_refused(margin, said):
+    with pytest.raises(ValueError, match=f"margin {said}"):
+        losses.Triplet(margin=margin)
 
 
 def test_a_system_is_imported_when_its_loss_is_first_made():

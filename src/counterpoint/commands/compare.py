@@ -78,7 +78,7 @@ def main(
         leave_one_domain_out=leave_one_domain_out,
     )
     name = record["metric"]
-    columns = ("system", "mean", "std", f"against {slugs[0]}", "95 % interval", "", "min a run")
+    columns = ("system", "mean", "std", f"against {slugs[0]}", "95 % interval", "", "minutes a run")
     shown = table(*columns, right=columns[1:], title=f"{name} on {data}, {counted(seeds, 'seed')}")
     pairs = {pair["arm"]: pair for pair in record["comparisons"]}
     for slug, runs in record["results"].items():

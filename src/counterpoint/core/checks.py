@@ -58,6 +58,8 @@ def need_positive(**numbers: float | Tensor) -> None:
             if number.is_cuda or hidden(number):
                 continue
             number = number.item()
+        if isinstance(number, str):
+            raise ValueError(f"{name} must be a number, got {number!r}")
         if not number > 0:
             raise ValueError(f"{name} must be positive, got {number}")
         if number == math.inf:

@@ -29,7 +29,7 @@ from torch import Tensor
 from counterpoint.core import chunks, kernel
 from counterpoint.core.checks import need_positive, need_rows
 from counterpoint.core.exponentials import softplus_sum
-from counterpoint.core.kernel import KEEP, Operands, refused, tiles
+from counterpoint.core.kernel import KEEP, Operands, Spare, refused, tiles
 from counterpoint.core.operands import unit
 from counterpoint.core.precision import Products, exact, full_precision, products, wide
 from counterpoint.core.rules import Block, Rule
@@ -164,10 +164,11 @@ class _PairSoftplus(torch.autograd.Function):
         # d rows_i / d q_i = sum_j sigmoid(s_ij) k_j, up to the one factor that arrives for the row.
         pull = torch.zeros_like(query) if ctx.needs_input_grad[0] and not ctx.needs_input_grad[1] else None
         ctx.kept = []
+        spare = Spare(query, 2)
         with exact(query.device.type):
             for tile in tiles(len(query), len(key)):
                 s = work.similarities(tile)
-                rows[tile.rows] += softplus_sum(s)
+                rows[tile.rows] += softplus_sum(s, spare.like(s))
                 if pull is not None:
                     pull[tile.rows].addmm_(s.sigmoid_(), key[tile.columns])
                     continue

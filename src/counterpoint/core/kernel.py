@@ -26,8 +26,9 @@ The steps.
     1. `tiles` cuts the matrix. A symmetric matrix is cut into the tiles on and above its diagonal.
     2. `Operands.similarities` multiplies one tile and applies the rules.
     3. `forward` adds each tile to log Z and log Y. It keeps the exponentials of as many tiles as fit into `keep` bytes.
-    4. `backward` makes g of each tile, from the exponentials where they were kept and from a new product where not. It
-       adds g k to dq and g^T k to dk.
+       Where some row lies far below r, exp(s - r) is 0 for all of it. Then rows and columns get references of their own,
+       and the similarities are kept.
+    4. `backward` makes g of each tile, from what was kept, or from a new product. It adds g k to dq and g^T q to dk.
 
 The unit of cost is a matrix product of N x M x D multiplications. The steps take 3 of them where all tiles are kept, and 4
 where none is. There are two shorter ways:
@@ -184,6 +185,24 @@ class Operands:
         return None if self.target is None else self.target(*self.placed(tile))
 
 
+class Spare:
+    """Memory for tiles, used again from tile to tile: new memory of a tile costs as much as a pass over it.
+
+    Args:
+        like: tensor whose type and device it has.
+        count: how many tiles at a time; default one.
+    """
+
+    def __init__(self, like: Tensor, count: int = 1) -> None:
+        self.parts = [like.new_empty(0)] * count
+
+    def like(self, tile: Tensor) -> list[Tensor]:
+        """Return memory of this tile's shape, whose values are not set."""
+        if self.parts[0].numel() < tile.numel():
+            self.parts = [tile.new_empty(tile.numel()) for _ in self.parts]
+        return [part[: tile.numel()].view(tile.shape) for part in self.parts]
+
+
 def add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
     """Add the product of two matrices to `into`. Both have the type of `into` (float32 or wider), or both are bf16."""
     if left.dtype == into.dtype:
@@ -209,11 +228,16 @@ def finite(reference: Tensor) -> Tensor:
 
 
 class Kept(NamedTuple):
-    """Exponentials of a tile that the backward pass will use."""
+    """What the backward pass will use of a tile."""
 
-    exponentials: Tensor
-    reference: Tensor  # scalar
+    exponentials: Tensor  # or, without a reference, the similarities themselves
+    reference: Tensor | None  # scalar
     target: Tensor | None
+
+
+def near(reference: Tensor, tops: Sequence[Tensor], reach: float) -> bool:
+    """Return whether all these largest similarities lie less than `reach` below the reference; -inf, no entry, does not count."""
+    return all(bool((reference - top.masked_fill(top == -math.inf, math.inf)).amax() < reach) for top in tops)
 
 
 def forward(
@@ -244,35 +268,32 @@ def forward(
         # The sums down a tile are log Y of its columns; in a symmetric matrix they are log Z of the mirrored rows.
         into = row if symmetric else column
         down = into is not None and not tile.square
-        reference = finite(s.amax())
-        e = work.weighted(exp_(s.sub_(reference)), tile)
-        sums = e.sum(1)
-        low = sums.min()
+        tops = [s.amax(1), s.amax(0)] if down else [s.amax(1)]
+        highest = finite(tops[0].amax())
+        reference: Tensor | None = highest if near(highest, tops, work.reach) else None
+        if reference is not None:
+            e = work.weighted(exp_(s.sub_(reference)), tile)
+            sums = [e.sum(1), e.sum(0)] if down else [e.sum(1)]
+            if work.weight is not None and min(float(x.amin()) for x in sums) <= math.exp(-work.reach):
+                s, reference = work.similarities(tile), None
+        if reference is not None:
+            logs = [x.log_() + reference for x in sums]
+        else:  # a row lies far below the reference: each row and column gets its own
+            tops = [finite(top) for top in tops]
+            e = s
+            logs = [work.weighted(exp_(s - tops[0][:, None]), tile).sum(1).log_() + tops[0]]
+            if down:
+                logs.append(work.weighted(exp_(s - tops[1]), tile).sum(0).log_() + tops[1])
+        row[tile.rows] = torch.logaddexp(row[tile.rows], logs[0])
         if down:
-            across = e.sum(0)
-            low = torch.minimum(low, across.min())
-        if low > math.exp(-work.reach):
-            row[tile.rows] = torch.logaddexp(row[tile.rows], sums.log_() + reference)
-            if down:
-                assert into is not None
-                into[tile.columns] = torch.logaddexp(into[tile.columns], across.log_() + reference)
-            size = e.numel() * e.element_size() * (1 if target is None else 2)
-            if size <= keep:
-                keep -= size
-                kept.append(Kept(e, reference, target))
-                work.buffer = e.new_empty(0)  # the tile is kept: the next one needs memory of its own
-                continue
-        else:  # a row lies far below the reference, or has no entry: each row and column gets its own reference
-            s = work.similarities(tile)
-            top = finite(s.amax(1))
-            part = work.weighted(exp_(s - top[:, None]), tile).sum(1).log_() + top
-            row[tile.rows] = torch.logaddexp(row[tile.rows], part)
-            if down:
-                assert into is not None
-                top = finite(s.amax(0))
-                part = work.weighted(exp_(s - top), tile).sum(0).log_() + top
-                into[tile.columns] = torch.logaddexp(into[tile.columns], part)
-        kept.append(None)
+            assert into is not None
+            into[tile.columns] = torch.logaddexp(into[tile.columns], logs[1])
+        size = e.numel() * e.element_size() * (1 if target is None else 2)
+        fits = size <= keep
+        kept.append(Kept(e, reference, target) if fits else None)
+        if fits:
+            keep -= size
+            work.buffer = e.new_empty(0)  # the tile is kept: the next one needs memory of its own
     return row, column, towards, kept
 
 
@@ -349,18 +370,21 @@ def backward(
         return chunks.backward(work.matrix(symmetric), row.both, down, kept, wanted=wanted, towards=towards)
     to_query = torch.zeros_like(query)
     to_key = to_query if symmetric else torch.zeros_like(key)
-    spare = query.new_empty(0)
+    spare = Spare(query)
     for number, tile in enumerate(tiles(len(query), len(key), symmetric)):
         r, c = tile.rows, tile.columns
         found = kept[number] if kept else None
         across = None if column is None else column[c]
-        if found is None:
-            g = work.weighted(tile_gradient(work.similarities(tile), row[r], across, work.reach), tile)
-        else:
+        if found is None or found.reference is None:
             # A kept tile must stay as it is: a retained graph calls backward a second time.
-            if spare.numel() < found.exponentials.numel():
-                spare = query.new_empty(found.exponentials.numel())
-            g = spare[: found.exponentials.numel()].view(found.exponentials.shape)
+            s = (
+                work.similarities(tile)
+                if found is None
+                else spare.like(found.exponentials)[0].copy_(found.exponentials)
+            )
+            g = work.weighted(tile_gradient(s, row[r], across, work.reach), tile)
+        else:
+            (g,) = spare.like(found.exponentials)
             factor = row[r].share(found.reference)[:, None]
             if across is None:
                 torch.mul(found.exponentials, factor, out=g)

@@ -121,7 +121,7 @@ class Combined:
 
     @property
     def steps(self) -> list[tuple[list[Any], list[Any], list[Any]]]:
-        """For each step the probability [n] of the token, and those [n][3] of the best tokens, with their numbers."""
+        """For each step the probability [n] of the token, and those [n, 3] of the best tokens, with their numbers."""
         self._compute()
         return self.done
 

@@ -165,6 +165,10 @@ class Fit:
                 self._finish()
                 for callback in self.callbacks:
                     callback.on_end(self.rows)
+        except RuntimeError as error:
+            if processes()[1] > 1 and _of_connection(error):
+                raise CounterpointError(f"another process of this training ended; {_after_loss(self.run)}") from error
+            raise
         finally:
             for logger in logged:
                 logger.close()
@@ -373,6 +377,20 @@ class Fit:
         run.save_structure(learner.structure())
         run.save_weights({name: value.cpu() for name, value in learner.exported().items()})
         run.checkpoint.unlink(missing_ok=True)
+
+
+def _of_connection(error: RuntimeError) -> bool:
+    """Return whether an error is one of the connection to other processes: gloo has no class of errors of its own."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def _after_loss(run: Run | None) -> str:
+    if run is None or not run.checkpoint.is_file():
+        return "its own message says why. There is no checkpoint yet: train again"
+    return (
+        "its own message says why. Continue from the last checkpoint, with torchrun as before: "
+        f"counterpoint train --resume {quoted(run.path)}"
+    )
 
 
 def _resume_hint(run: Run | None) -> str:

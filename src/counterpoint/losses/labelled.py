@@ -192,7 +192,7 @@ class Triplet(Loss):
     """Triplet loss on the hardest examples of a batch: the furthest of the same class and the nearest of another class.
 
     Args:
-        margin: Minimum difference between a negative's and a positive's distance.
+        margin: Minimum difference between a negative's and a positive's distance, > 0. The paper's soft margin is not built.
         group: Processes whose batches together form the batch: None (this process), a ProcessGroup, or "world" (all).
 
     Inputs:
@@ -215,6 +215,7 @@ class Triplet(Loss):
 
     def __init__(self, margin: float = 0.2, *, group: Group = None) -> None:
         super().__init__(group)
+        need_positive(margin=margin)
         self.margin = margin
 
     def forward(self, embeddings: Float[Tensor, "n dim"], labels: Int[Tensor, " n"]) -> Float[Tensor, ""]:

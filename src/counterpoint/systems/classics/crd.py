@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from counterpoint.core.checks import need_alike, need_positive, need_within, shapes
 from counterpoint.core.contrast import softplus
 from counterpoint.core.distributed import gather_rows, global_mean
+from counterpoint.core.exponentials import softplus_sum
 from counterpoint.core.listed import OtherClasses, listed_products, listed_sums
 from counterpoint.core.memory import Bank, latest, moved, need_positions
 from counterpoint.core.operands import unit
@@ -45,7 +46,7 @@ class _CRDRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, memory: Tensor, index: Tensor, temperature: float, shift: Tensor) -> Tensor:
         a = listed_products(v, memory, index) / temperature - shift
-        rows = softplus(-a[:, 0]) + softplus(a[:, 1:]).sum(1)
+        rows = softplus(-a[:, 0]) + softplus_sum(a[:, 1:])
         slope = torch.sigmoid(a)
         slope[:, 0] -= 1
         gradient = listed_sums(slope, memory, index) if ctx.needs_input_grad[0] else torch.zeros_like(v)
