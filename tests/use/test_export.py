@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import counterpoint as cp
 from counterpoint import cli
@@ -204,3 +205,27 @@ def test_the_command_writes_the_files(aligned, tmp_path, capsys):
     assert (tmp_path / "a.imu.pt2").is_file()
     assert cli.main(["export", str(aligned.path), "-o", str(tmp_path / "a.bin")]) == 2
     assert "has no known ending" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_lines_of_the_card_give_the_embeddings_of_the_run(aligned, format, tmp_path, monkeypatch):
+    """They are executed as they stand, in a folder with the files and a picture."""
+    made = aligned.export(tmp_path / f"clip.{ENDING[format]}")
+    card = (tmp_path / "clip.MODEL_CARD.md").read_text(encoding="utf-8")
+    assert f"library_name: {'onnx' if format == 'onnx' else 'pytorch'}" in card
+    code = card.split("```python\n")[1].split("```")[0]
+    assert "counterpoint" not in code
+    Image.fromarray(np.random.default_rng(2).integers(0, 256, (30, 41, 3), np.uint8)).save(tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    given = {"image": {"images": ["picture.png"]}, "text": {"texts": ["a red house", "a boat"]}}
+    given |= {"audio": {"sounds": [np.zeros(2000, np.float32)]}, "imu": {"vectors": [np.zeros(5, np.float32)]}}
+    blocks = code.split("\n\n")
+    head = next(n for n, block in enumerate(blocks) if "import numpy" in block) + 1
+    parts = blocks[head:]
+    assert len(parts) == len(made)
+    for one, part in zip(made, parts, strict=True):
+        found: dict = {}
+        exec("\n".join([*blocks[:head], part]), found)
+        wanted = aligned.encode(**given[one.modality])
+        np.testing.assert_allclose(np.asarray(found["embeddings"]), wanted, atol=2e-5, err_msg=one.modality)

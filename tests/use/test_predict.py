@@ -110,7 +110,8 @@ def test_the_command_classifies_files_and_reports_the_others(
     rows = list(csv.DictReader(table.open()))
     assert [Path(row["item"]).name for row in rows] == [f"{n}.png" for n in range(6)]
     text = page.read_text(encoding="utf-8")
-    assert "Least sure" in text
+    assert "All pictures" in text  # few: each is shown once
+    assert "Surest" not in text
     assert "damaged.png" in text
     assert main(["predict", str(classifier), str(photos / "a"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -15,6 +15,7 @@ rate it was built for. `frames-s` and `hf:` also have `states(wave)`: vectors ov
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -69,7 +70,9 @@ class LogMelSpectrogram(nn.Module):
             pad_mode="constant",
             return_complex=True,
         )
-        bands = torch.log(spectrum.abs().transpose(1, 2) @ self.bank + OFFSET).transpose(1, 2)
+        # Silence is 0 before the mean is taken. The mean of another number is rounded, differently in other programs, and the
+        # difference would be divided by 1e-3.
+        bands = torch.log(spectrum.abs().transpose(1, 2) @ self.bank + OFFSET).transpose(1, 2) - math.log(OFFSET)
         bands = bands - bands.mean((1, 2), keepdim=True)
         return (bands / bands.std((1, 2), keepdim=True).clamp(min=1e-3))[:, None]
 

@@ -25,6 +25,7 @@ from counterpoint.search.encoder import BATCH, Encoder
 from counterpoint.training import Measured
 from counterpoint.use import hub, library_folders, model_cards
 from counterpoint.use.export import ENDINGS, ITEMS, Exported, export, export_adapters
+from counterpoint.use.export_usage import write_usage_card
 from counterpoint.use.restorer import Restorer
 from counterpoint.use.segmenter import Segmenter
 
@@ -249,7 +250,7 @@ class Trained(ModelHubMixin):
             own: Any = {"restored": Restorer, "dense": Segmenter}.get(str(task))
             encoder: Any = self.encoder if own is None else own.load(self.run, self.learner)
             made = export(encoder, out, format=format, modality=modality, items=items)
-            model_cards.write_card(self.run, Path(out).with_suffix(".MODEL_CARD.md"))
+            write_usage_card(self.run, Path(out), made, format or ENDINGS[Path(out).suffix])
             return made
 
     def _place(self, format: str | None) -> Path:

@@ -61,12 +61,16 @@ def write_predicted_report(
         )
         page.section("Known classes", parts.join(said, drawn), anchor="known")
     order = np.argsort([one.score for one in found], kind="stable")
-    for heading, at in (("Least sure", order[:SHOWN]), ("Surest", order[::-1][:SHOWN])):
+    groups = [("Least sure", order[:SHOWN], "lowest"), ("Surest", order[SHOWN:][::-1][:SHOWN], "highest")]
+    if len(order) <= SHOWN:
+        groups = [("All pictures", order, "")]
+    for heading, at, end in groups:
         rows_of_six = [at[n : n + 6].tolist() for n in range(0, len(at), 6)]
         cells = [{"cells": [_cell(found[n], read([n])[0]) for n in row]} for row in rows_of_six]
         caption = (
-            f"The {counted(len(at), 'picture')} whose best class has the "
-            f"{'lowest' if heading == 'Least sure' else 'highest'} score."
+            f"The {counted(len(at), 'picture')} whose best class has the {end} score."
+            if end
+            else "The least sure come first."
         )
         (_, drawn), *_ = found_sections({heading: {"kind": "captioned", "rows": cells, "caption": caption}})
         page.section(heading, drawn, anchor=heading.lower().replace(" ", "-"))

@@ -37,6 +37,7 @@ from counterpoint.errors import CounterpointError, unknown
 from counterpoint.files import check_writable, replacing
 from counterpoint.search.encoder import Encoder
 from counterpoint.use.export_inputs import Checked, random_inputs, real_items
+from counterpoint.use.export_usage import OUTPUTS
 from counterpoint.use.quiet import only_errors
 from counterpoint.views.images import normalise
 from counterpoint.words import counted
@@ -56,7 +57,6 @@ INPUTS = {
     "scene": ("pixels",),
     "scenes": ("pixels", "present"),
 }
-OUTPUTS = {"picture": "restored", "scene": "logits", "scenes": "logits"}  # others: embeddings
 NEEDS = ("onnx", "onnxscript", "onnxruntime")
 EXPORTERS = ("torch", "torch.fx", "torch.export", "onnxscript", "onnx_ir")  # loggers
 

@@ -57,10 +57,10 @@ def card(run: Run, *, library: str = LIBRARY, use: Sequence[str] = ()) -> str:
     return "\n".join([*lines, ""])
 
 
-def write_card(run: Run, path: Path) -> Path:
-    """Write the model card of a run to a file, and return its path."""
+def write_card(run: Run, path: Path, *, library: str = LIBRARY, use: Sequence[str] = ()) -> Path:
+    """Write the model card of a run to a file, and return its path. See `card`."""
     with replacing(path) as file:
-        file.write(card(run).encode())
+        file.write(card(run, library=library, use=use).encode())
     return path
 
 
