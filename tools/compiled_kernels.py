@@ -141,10 +141,10 @@ def counted(binary: bytes) -> dict[str, int]:
             ).stdout
 
         usage, code = read("cuobjdump", "-res-usage"), read("nvdisasm", "-c")
-    registers, stack = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK"))  # type: ignore[index]
+    used = {word: int(number) for word, number in re.findall(r"([A-Z]+):(\d+)", usage)}
     names = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z0-9]+)", code, re.MULTILINE)
     tensor = sum(name in ("HGMMA", "HMMA", "UTCHMMA") for name in names)
-    return {"registers": registers, "spilt": stack, "instructions": len(names), "tensor": tensor}
+    return {"registers": used["REG"], "spilt": used["STACK"], "instructions": len(names), "tensor": tensor}
 
 
 def main() -> int:
