@@ -171,3 +171,15 @@ def test_a_training_starts_and_stops_and_can_be_resumed(copied, monkeypatch):
     finally:
         if page.site.jobs.running(job):
             os.kill(job.pid, signal.SIGKILL)
+
+
+def test_the_list_of_trainings_tells_how_each_ended(copied):
+    page = served(copied)
+    (copied / "runs" / ".serve").mkdir(parents=True, exist_ok=True)
+    for name, code in {"good": 0, "halted": 130, "bad": 2, "unknown": None}.items():
+        page.site.jobs._write(
+            room.Job(name, str(page.site.jobs.out / name), ("counterpoint",), 2**30, "", 1.0, code=code)
+        )
+    html = page.get("/train").text
+    found = dict(re.findall(r'href="/job/(\w+)".*?<span class="state \w+">(\w+)</span>', html))
+    assert found == {"good": "finished", "halted": "interrupted", "bad": "failed", "unknown": "ended"}

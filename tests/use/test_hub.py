@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import counterpoint as cp
 from counterpoint import cli
+from counterpoint.data.media import write_video
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.use import hub, model_cards
@@ -25,8 +27,6 @@ def run(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("hub")
-    from PIL import Image
-
     for n, picture in enumerate(PICTURES):
         place = folder / "secret" / "photos" / f"kind{n % 2}"
         place.mkdir(parents=True, exist_ok=True)
@@ -227,3 +227,33 @@ def test_the_command_line_exports_a_published_folder(run, tmp_path, capsys):
     assert cli.main(["export", str(tmp_path / "model"), "--out", str(tmp_path / "encoder.pt2")]) == 0
     assert "image: " in capsys.readouterr().out
     assert (tmp_path / "encoder.pt2").is_file()
+
+
+def test_a_calibrated_detector_keeps_its_calibration_and_detects_from_the_command_line(run_of_clips, tmp_path, capsys):
+    kept = cp.load(shutil.copytree(run_of_clips, tmp_path / "kept"))
+    facts = {
+        "data": "videos:/home/me/mine",
+        "said": "platt, on 9 videos of videos:/home/me/mine; threshold 0.3 for a recall of 0.9",
+    }
+    fields = {
+        "method": "platt",
+        "x": [1.0, 0.0],
+        "y": [],
+        "threshold": 0.3,
+        "weights": kept.run.digest(),
+        "facts": facts,
+    }
+    kept.run.save_calibration(fields)
+    folder = tmp_path / "published"
+    kept.save_pretrained(folder)
+    assert "/home/me" not in (folder / "config.json").read_text()
+    video = tmp_path / "a.mp4"
+    write_video(video, (np.full((48, 64, 3), 9 * n, np.uint8) for n in range(24)), None)
+    assert cli.main(["detect", str(video), "--run", str(folder), "--html", str(tmp_path / "a.html")]) == 0
+    assert "Calibrated: platt, on 9 videos of videos:mine; threshold 0.3 for a recall of 0.9" in capsys.readouterr().out
+    Image.fromarray(PICTURES[0]).save(tmp_path / "a.png")
+    for command in (["evaluate", str(folder)], ["predict", str(folder), str(tmp_path / "a.png")]):
+        assert cli.main(command) == 2
+    said = capsys.readouterr().err
+    assert "it has a config.json, as save_pretrained writes it" in said
+    assert "finds moments in videos and has no embeddings: counterpoint detect" in said

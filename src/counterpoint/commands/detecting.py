@@ -17,8 +17,8 @@ SKIPPED = 3  # skipped runs that are named
 
 def chosen_detector(run: Path | None, *, quiet: bool) -> Detector:
     """Load the run that was named, or the newest that can detect; say which it is, and its warnings."""
-    from counterpoint.engine.run import Run
     from counterpoint.use import detect as room
+    from counterpoint.use import hub
     from counterpoint.use.built_in import NAME, built_in, is_built_in
 
     skipped: list[tuple[Path, str]] = []
@@ -30,7 +30,7 @@ def chosen_detector(run: Path | None, *, quiet: bool) -> Detector:
                 complain(f"{error}. The built-in model is used")
             chosen = built_in()
     else:
-        chosen = built_in() if str(run) == NAME and not run.exists() else Run.open(run)
+        chosen = built_in() if str(run) == NAME and not run.exists() else hub.opened(run)
     detector = room.Detector(chosen)
     if not quiet:
         own = not is_built_in(chosen)

@@ -80,14 +80,14 @@ def main(
         raise CounterpointError(f"--out and --html both name {out}; name two files")
     from counterpoint.report.predicted import write_predicted_report
     from counterpoint.use import predict as room
+    from counterpoint.use.hub import opened
 
     if out is not None and Path(out).suffix not in room.ENDINGS:
         raise CounterpointError(f"{out} has no known ending; name a file that ends in {', '.join(room.ENDINGS)}")
     files, others = ([], []) if data is not None else room.find_pictures(pictures)
     check_there([] if classes is None else [classes])
-    from counterpoint.engine.run import Run
 
-    if Run.open(run).config.get("task") == "boxes":
+    if opened(run).config.get("task") == "boxes":
         given = {
             "--data": data is not None,
             "--split": split != "test",
@@ -107,7 +107,9 @@ def main(
         return detect_objects(run, files, least, out, html, json_=json_)
     if least != LEAST:
         raise CounterpointError(f"--least is for a run that detects objects, such as of finetune-det; {run} is none")
-    predictor = room.Predictor.load(run, classes=classes, templates=templates, bank=bank, method=method, top=top, k=k)
+    predictor = room.Predictor.load(
+        opened(run), classes=classes, templates=templates, bank=bank, method=method, top=top, k=k
+    )
     faults: list[tuple[str, str]] = []
     if data is not None:
         asked = predictor.asked(data, split)

@@ -173,6 +173,11 @@ class Run:
             raise RunError(f"{path} is a file, not a run directory; name the folder")
         file = path / CONFIG
         if not file.is_file():
+            if (path / "config.json").is_file():
+                raise RunError(
+                    f"{path} is not a run directory, but it has a config.json, as save_pretrained writes it. Such a folder is for "
+                    "detect, predict, export, and counterpoint.load(FOLDER) in Python"
+                )
             raise RunError(
                 f"{path} is not a run directory: it has no {CONFIG}; name a folder that counterpoint train made"
             )

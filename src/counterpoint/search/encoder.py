@@ -45,6 +45,11 @@ def embeddable(run: Run) -> Experiment:
     """Return the experiment of a run. CounterpointError for a run of a task without embeddings."""
     experiment = Experiment.of_run(run)
     if experiment.system.task not in TASKS:
+        if experiment.system.task == "bags":
+            raise CounterpointError(
+                f"{run.path} is a run of {run.slug}, which finds moments in videos and has no embeddings: counterpoint detect. "
+                "Its network in Python: counterpoint.load(RUN).learner"
+            )
         raise CounterpointError(
             f"{run.path} is a run of the task {experiment.system.task}; this needs a run of {', '.join(TASKS[:-1])} or {TASKS[-1]}"
         )

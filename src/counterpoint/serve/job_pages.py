@@ -43,7 +43,8 @@ def form_page(site: Site, request: Request, form: Mapping[str, Any] | None = Non
     names = ("system", "data", "name", "epochs", "seed", "settings")
     kept = {name: field(form, name) if form is not None else request.query_params.get(name, "") for name in names}
     systems = [(entry.slug, entry.title) for entry in catalog.entries().values() if entry.built and not entry.addition]
-    jobs = [(job, site.jobs.running(job)) for job in site.jobs.all()]
+    running = {job.name: site.jobs.running(job) for job in site.jobs.all()}
+    jobs = [(job, running.get(job.name, False)) for job in site.jobs.all()]  # read again: an end was written just now
     return shown(
         site,
         request,

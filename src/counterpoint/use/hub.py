@@ -80,6 +80,14 @@ class Published(Run):
     def figures(self) -> dict[str, Any]:
         return {}
 
+    def calibration(self) -> dict[str, Any]:
+        return dict(self.content.get("calibration", {}))
+
+
+def opened(path: Path | str) -> Run:
+    """Open a run directory, or a folder in the layout of a hub. RunError when it is neither."""
+    return Published.open(path) if is_published(Path(path)) else Run.open(path)
+
 
 def is_published(path: Path) -> bool:
     """Return whether a folder is in the layout of a hub and is not a run directory."""
@@ -108,6 +116,7 @@ def write(run: Run, folder: Path, over_seeds: Mapping[str, Any]) -> None:
         "chance": run.chance(),
         "environment": run.environment(),
         **({"over_seeds": dict(over_seeds)} if over_seeds else {}),
+        **({"calibration": _unplaced(calibration)} if (calibration := run.calibration()) else {}),
     }
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / CONFIG) as file:
@@ -130,6 +139,15 @@ def public(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(found.get("parent"), Mapping) and "run" in found["parent"]:
         found["parent"] = {**found["parent"], "run": Path(str(found["parent"]["run"])).name}
     return found
+
+
+def _unplaced(calibration: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a calibration without the folders of this machine."""
+    facts = dict(calibration.get("facts", {}))
+    data = str(facts.get("data", ""))
+    if data:
+        facts |= {"data": _nameless(data), "said": str(facts.get("said", "")).replace(data, _nameless(data))}
+    return {**calibration, "facts": facts}
 
 
 def _nameless(spec: str) -> str:
