@@ -175,3 +175,19 @@ def test_a_training_starts_shows_its_log_and_stops(opened):
     page.get_by_role("link", name="Curves and settings of the run").click()
     expect(page.locator("p.state")).to_contain_text(re.compile("interrupted|training"))
     assert opened.wrong == []
+
+
+def test_lists_show_what_matters_on_a_narrow_screen(opened):
+    page = opened.page
+    page.set_viewport_size({"width": 390, "height": 900})
+    try:
+        for path, what in {
+            "/detections": page.get_by_role("columnheader", name="decided").first,
+            "/claims": page.locator("table.claims td:last-child").first,
+        }.items():
+            page.goto(path)
+            box = what.bounding_box()
+            assert box is not None
+            assert box["x"] + box["width"] <= 390, path
+    finally:
+        page.set_viewport_size({"width": 1280, "height": 900})

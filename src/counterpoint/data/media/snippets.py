@@ -233,7 +233,7 @@ class SnippetReader:
             self.notes.append(f"without time stamps: time is counted at {kind}")
         if self.source.clock.jumps:
             self.notes.append(
-                f"the file's clock jumps {self.source.clock.jumps} times (joined recordings?): time continues over each jump"
+                f"the file's clock jumps {counted(self.source.clock.jumps, 'time')} (joined recordings?): time continues over each jump"
             )
         if sound is not None:
             if sound.peak < SILENCE:
