@@ -318,6 +318,7 @@ def tilings() -> list[dict[str, Any]]:
         for shape in (
             (128, 128, 64, 8, 3), (128, 128, 64, 4, 3), (128, 128, 64, 8, 4), (128, 128, 32, 4, 4), (128, 256, 64, 8, 3),
             (128, 256, 64, 8, 4), (64, 256, 64, 8, 3), (64, 256, 64, 4, 4), (256, 128, 64, 8, 3), (128, 64, 64, 4, 4),
+            (128, 128, 64, 8, 3, 128),  # two programs to a multiprocessor: the sums of one beside the products of another
         )
     ]:  # fmt: skip
         row: dict[str, Any] = {"tile": list(tile)}

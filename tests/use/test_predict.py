@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import counterpoint as cp
 from counterpoint import data, training
 from counterpoint.cli import main
 from counterpoint.errors import CounterpointError, DataError
@@ -176,3 +179,17 @@ def test_prompts_without_names_of_classes_ask_for_them(
     monkeypatch.setattr("counterpoint.use.predict.sources.load", of_another_task)
     with pytest.raises(CounterpointError, match="name no classes for prompts; name them with --classes FILE"):
         Predictor.load(run)
+
+
+@pytest.mark.slow
+def test_an_exported_classifier_gives_the_classes_of_predict(classifier: Path, photos: Path, tmp_path: Path) -> None:
+    """The lines of its card are executed as they stand."""
+    first = photos / "a" / "0.png"
+    (wanted,) = Predictor.load(classifier).predict([first])
+    (made,) = cp.load(classifier).export(tmp_path / "classes.pt2")
+    assert made.difference < 1e-5
+    card = (tmp_path / "classes.MODEL_CARD.md").read_text(encoding="utf-8")
+    shutil.copy(first, tmp_path / "picture.png")
+    code = card.split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == (wanted.label, "")

@@ -48,8 +48,7 @@ class Pair:
             "BLOCK_M": tile.columns,
             "BLOCK_D": tile.depth,
             "BAND": 8,
-            "num_warps": tile.warps,
-            "num_stages": tile.stages,
+            **tile.options,
         }
         return common, rows, down, across
 

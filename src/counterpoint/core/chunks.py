@@ -76,6 +76,13 @@ class Tiling(NamedTuple):
     depth: int  # columns of the operands that one step of the product takes
     warps: int
     stages: int
+    registers: int = 0  # most registers of a thread; 0: as many as it takes
+
+    @property
+    def options(self) -> dict[str, int]:
+        """How Triton compiles and runs a program."""
+        most = {"maxnreg": self.registers} if self.registers else {}
+        return {"num_warps": self.warps, "num_stages": self.stages, **most}
 
 
 def tiling(dtype: torch.dtype, width: int) -> Tiling:
@@ -275,7 +282,7 @@ class Matrix:
             "ADDED": added is not None, "TARGET": target is not None,
             "PRECISION": "tf32" if self.kind == "tf32" else "ieee",
             "BLOCK_R": self.tile.rows, "BLOCK_M": self.tile.columns, "BLOCK_D": self.tile.depth, "BAND": 8,
-            "num_warps": self.tile.warps, "num_stages": self.tile.stages,
+            **self.tile.options,
         }  # fmt: skip
         return tensors, numbers, unused
 
@@ -318,6 +325,7 @@ class Matrix:
             least=math.exp(-REACH),
             COLUMNS=columns,
             KEEP=keep,
+            FAST=not interpreted,
             SOURCE=PRODUCT if stored is None else STORED,
             **numbers,
         )

@@ -93,7 +93,7 @@ def _chunks(work: Operands, share: Tensor, target: Tensor | None, to_key: bool) 
 
 
 def _stripes(work: Operands, share: Tensor, target: Tensor | None, wanted: Sequence[bool]) -> Gradients:
-    """Return log Z_i [N], less s_i,t_i with targets, and dq [N, D] and dk [M, D] for its gradient `share` [N].
+    """Return log Z_i [N] (less s_i,t_i with targets), and dq [N, D] and dk [M, D] for its gradient `share`.
 
     A gradient that is not wanted is None.
     """

@@ -249,7 +249,7 @@ class Trained(ModelHubMixin):
             task = self.run.config.get("task")
             own: Any = {"restored": Restorer, "dense": Segmenter}.get(str(task))
             encoder: Any = self.encoder if own is None else own.load(self.run, self.learner)
-            made = export(encoder, out, format=format, modality=modality, items=items)
+            made = export(encoder, out, format=format, modality=modality, items=items, classes=True)
             write_usage_card(self.run, Path(out), made, format or ENDINGS[Path(out).suffix])
             return made
 

@@ -15,6 +15,7 @@
     scene    pixels   uint8    [n, 3, size, size]; the output is logits of the pixels' classes [n, classes, size, size]
     scenes   pixels   uint8    [n, modalities, 3, size, size]; present bool [n, modalities], at least one of each item
 
+A run that classifies pictures may have a second output: the logits of the classes, float32 [n, classes].
 The number of items n may differ from call to call. So may the length of texts and histories, and the size of pictures to restore.
 Adapters (`--lora`) are merged into the layers. The dot product of a history (or set) and an item is the item's score; the names of
 items by number are in the .json.
@@ -31,11 +32,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from counterpoint.encoders.adapters import adapters_merged, write_adapters
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.files import check_writable, replacing
-from counterpoint.search.encoder import Encoder
+from counterpoint.search.encoder import EPS, Encoder
 from counterpoint.use.export_inputs import Checked, random_inputs, real_items
 from counterpoint.use.export_usage import OUTPUTS
 from counterpoint.use.quiet import only_errors
@@ -80,15 +82,19 @@ class Exported:
 class Tower(nn.Module):
     """The encoder of one modality with its pre-processing and normalisation: from raw inputs to embeddings."""
 
-    def __init__(self, encoder: Encoder, name: str) -> None:
+    def __init__(self, encoder: Encoder, name: str, *, classes: bool = False) -> None:
         super().__init__()
         self.learner = encoder.learner
+        self.classes = class_names(encoder, name) if classes else ()
         self.encoder, self.name, self.kind = encoder, name, encoder.kinds[name]
         if self.kind == "item":
             self.register_buffer("table", encoder.item_table.cpu())
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Return embeddings [n, dim]."""
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Return embeddings [n, dim]; with `classes`, also the logits of the classes [n, classes]."""
+        if self.classes:
+            found = _classified(self.encoder, normalise(inputs[0]))
+            return F.normalize(found["feature"].float(), dim=1, eps=EPS), found["logits"].float()
         if self.kind == "item":
             rows: Tensor = self.get_buffer("table")[inputs[0]]
             return rows
@@ -97,8 +103,33 @@ class Tower(nn.Module):
         return self.encoder.embedded(self.name, tuple(inputs) if self.kind in ("text", "scenes") else inputs[0])
 
 
+def class_names(encoder: Encoder, name: str) -> Sequence[str]:
+    """Return the names of the classes of a run that classifies pictures; () for another run."""
+    names = encoder.run.facts().get("class_names") or ()
+    if not names or getattr(encoder, "task", "") != "labelled" or not getattr(encoder.config, "classifies", False):
+        return ()
+    with torch.no_grad():
+        (inputs,) = random_inputs(encoder, name, 2)
+        found = _classified(encoder, normalise(inputs))
+        # Some systems classify another feature than the embedding, and others give one logit more.
+        same = "logits" in found and found["logits"].shape == (2, len(names)) and "feature" in found
+        rows = F.normalize(found["feature"].float(), dim=1, eps=EPS) if same else None
+        return list(names) if rows is not None and rows.equal(encoder.embedded(name, normalise(inputs))) else ()
+
+
+def _classified(encoder: Encoder, images: Tensor) -> Any:
+    learner: Any = encoder.learner
+    return learner.predict({"image": images, "part": "survey", "index": torch.arange(images.shape[0]), "label": None})
+
+
 def export(
-    encoder: Encoder, out: Path | str, *, format: str | None = None, modality: str | None = None, items: int = ITEMS
+    encoder: Encoder,
+    out: Path | str,
+    *,
+    format: str | None = None,
+    modality: str | None = None,
+    items: int = ITEMS,
+    classes: bool = False,
 ) -> list[Exported]:
     """Write the encoder of each modality of a run. Check each file on random inputs of several sizes, and on real items.
 
@@ -110,6 +141,7 @@ def export(
         format: onnx or torch. Default: from the ending of `out`, .onnx or .pt2.
         modality: The only modality to export. Default: all.
         items: Number of items of the run's data to check on, >= 0.
+        classes: For a run that classifies pictures, give the logits of the classes as a second output.
 
     Returns a record for each file. Raises CounterpointError, and leaves no file, in three cases. Packages of the extra `export`
     are missing. A network cannot be traced. The outputs differ by more than 1e-4.
@@ -136,7 +168,8 @@ def export(
     encoder.learner.cpu().eval()
     try:
         real, note = real_items(encoder, names, items)
-        found = {name: _export(encoder, name, part, format, real.get(name)) for name, part in parts.items()}
+        towers = {name: Tower(encoder, name, classes=classes).eval() for name in names}
+        found = {name: _written(towers[name], part, format, real.get(name)) for name, part in parts.items()}
         for name, part in parts.items():
             part.replace(paths[name])
     finally:
@@ -148,6 +181,8 @@ def export(
         spec = dict(encoder.transform.modalities[name]) | {"inputs": INPUTS[encoder.kinds[name]]}
         if name in encoder.transform.tokenizers:
             spec["tokenizer"] = json.loads(encoder.transform.tokenizers[name].to_json())
+        if towers[name].classes:
+            spec["classes"] = list(towers[name].classes)
         facts["modalities"][name] = spec
     if listed := getattr(encoder.transform, "items", ()):  # networks of pictures have none
         facts["items"] = list(listed)
@@ -189,12 +224,23 @@ def check_packages() -> None:
         )
 
 
-def _export(encoder: Encoder, name: str, path: Path, format: str, real: Checked | None) -> float:
+def _written(tower: Tower, path: Path, format: str, real: Checked | None) -> float:
+    """Write one modality with its classes, or without them where a classifier cannot be written. See `_export`."""
+    try:
+        return _export(tower, path, format, real)
+    except CounterpointError:
+        if not tower.classes:
+            raise
+    tower.classes = ()
+    return _export(tower, path, format, real)
+
+
+def _export(tower: Tower, path: Path, format: str, real: Checked | None) -> float:
     """Write one modality, read the file and compare, also on `real` items of the run's data. Return the largest difference.
 
     Raises CounterpointError when it is too large.
     """
-    tower = Tower(encoder, name).eval()
+    encoder, name = tower.encoder, tower.name
     inputs = random_inputs(encoder, name, 3)
     with only_errors(*EXPORTERS), torch.no_grad():
         with adapters_merged(encoder.learner):
@@ -202,11 +248,11 @@ def _export(encoder: Encoder, name: str, path: Path, format: str, real: Checked 
         if format == "torch":
             torch.export.save(program, path)
         else:
-            _to_onnx(program, inputs, encoder.kinds[name], path)
+            _to_onnx(program, inputs, encoder.kinds[name], path, ["logits"] if tower.classes else [])
     program = opened(path, format)
     checks = [random_inputs(encoder, name, count) for count in (1, 3, 5)]
     with only_errors(*EXPORTERS), torch.no_grad():
-        pairs = [(inputs, tower(*inputs)) for inputs in checks] + ([real] if real else [])
+        pairs = [(inputs, _several(tower(*inputs))) for inputs in checks] + ([(real[0], (real[1],))] if real else [])
         difference = max(_difference(name, program, inputs, wanted) for inputs, wanted in pairs)
     if not difference <= LARGEST:
         raise CounterpointError(
@@ -235,29 +281,33 @@ def _traced(tower: Tower, inputs: Sequence[Tensor], name: str) -> Any:
         ) from error
 
 
-def _to_onnx(program: Any, inputs: Sequence[Tensor], kind: str, path: Path) -> None:
+def _to_onnx(program: Any, inputs: Sequence[Tensor], kind: str, path: Path, more: Sequence[str]) -> None:
     torch.onnx.export(
         program,
         tuple(inputs),
         str(path),
         input_names=list(INPUTS[kind]),
-        output_names=[OUTPUTS.get(kind, "embeddings")],
+        output_names=[OUTPUTS.get(kind, "embeddings"), *more],
         dynamo=True,
         external_data=False,
         verbose=False,
     )
 
 
-def _difference(name: str, program: Callable[..., Tensor], inputs: Sequence[Tensor], wanted: Tensor) -> float:
-    """Return the largest difference of a file's embeddings from the wanted ones, relative to the largest value."""
+def _several(outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+
+def _difference(name: str, program: Callable[..., Any], inputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """Return the largest difference of a file's outputs from the (first) wanted ones, relative to their largest values."""
     try:
-        found = program(*inputs)
+        found = _several(program(*inputs))
     except Exception as error:  # torch and onnxruntime raise their own types, for example for a size that tracing fixed
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CounterpointError(
             f"the exported encoder of {name} fails on {counted(len(inputs[0]), 'item')}: {said[:300]}; no file was written"
         ) from error
-    return difference_of(found, wanted)
+    return max(difference_of(one, other) for one, other in zip(found, wanted, strict=False))
 
 
 def difference_of(found: Tensor, wanted: Tensor) -> float:
@@ -267,15 +317,19 @@ def difference_of(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted.double()).abs().max() / wanted.double().abs().max().clamp(min=1e-12))
 
 
-def opened(path: Path, format: str) -> Callable[..., Tensor]:
-    """Read an exported file. Return it as a function from inputs to embeddings."""
+def opened(path: Path, format: str) -> Callable[..., Any]:
+    """Read an exported file. Return it as a function from inputs to embeddings, or to embeddings and logits of classes."""
     if format == "torch":
-        program: Callable[..., Tensor] = torch.export.load(path).module()
+        program: Callable[..., Any] = torch.export.load(path).module()
         return program
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
-    return lambda *inputs: torch.from_numpy(
-        session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})[0]
-    )
+
+    def computed(*inputs: Tensor) -> Any:
+        made = session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
+        rows = tuple(torch.from_numpy(one) for one in made)
+        return rows if len(rows) > 1 else rows[0]
+
+    return computed

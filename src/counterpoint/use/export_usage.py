@@ -39,7 +39,7 @@ def usage(files: Mapping[str, Path], facts: Mapping[str, Any], beside: str, form
     """
     specs = facts["modalities"]
     kinds = {spec["kind"] for spec in specs.values()}
-    lines = ["import json", ""] if "text" in kinds else []
+    lines = ["import json", ""] if "text" in kinds or any("classes" in spec for spec in specs.values()) else []
     lines += ["import numpy as np", "import onnxruntime" if format == "onnx" else "import torch"]
     lines += ["from PIL import Image, ImageOps"] if kinds & {"image", "scene", "scenes", "picture"} else []
     lines += ["from tokenizers import Tokenizer"] if "text" in kinds else []
@@ -47,12 +47,18 @@ def usage(files: Mapping[str, Path], facts: Mapping[str, Any], beside: str, form
         spec = specs[name]
         lines += ["", *_inputs(name, spec, facts["context"], beside)]
         given, out = spec["inputs"], OUTPUTS.get(spec["kind"], "embeddings")
+        classes = bool(spec.get("classes"))
+        if classes:
+            lines.append(f'classes = json.load(open("{beside}", encoding="utf-8"))["modalities"]["{name}"]["classes"]')
+        left = f"{out}, logits" if classes else f"({out},)" if format == "onnx" else out
         if format == "onnx":
             fed = ", ".join(f'"{one}": {one}' for one in given)
-            lines.append(f'({out},) = onnxruntime.InferenceSession("{file.name}").run(None, {{{fed}}})')
+            lines.append(f'{left} = onnxruntime.InferenceSession("{file.name}").run(None, {{{fed}}})')
         else:
             fed = ", ".join(f"torch.from_numpy({one})" for one in given)
-            lines.append(f'{out} = torch.export.load("{file.name}").module()({fed}).detach()')
+            detached = "" if classes else ".detach()"
+            lines.append(f'{left} = torch.export.load("{file.name}").module()({fed}){detached}')
+        lines += ["print(classes[int(logits[0].argmax())])"] if classes else []
     return lines
 
 
