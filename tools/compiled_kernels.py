@@ -61,10 +61,10 @@ def recorded(names: Sequence[str], call: Callable[[], Any]) -> dict[str, dict[st
     return {name: recorder.arguments for name, recorder in found.items()}
 
 
-def launches(kind: Products) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """Yield name, kernel and arguments of each kind of launch, with products of this type."""
-    query, key, label = torch.zeros(256, 512), torch.zeros(384, 512), torch.zeros(384, dtype=torch.long)
-    one, other = (torch.zeros(256),) * 2, (torch.zeros(384),) * 2
+def launches(kind: Products, n: int, m: int) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Yield name, kernel and arguments of each kind of launch for n rows and m columns, with products of this type."""
+    query, key, label = torch.zeros(n, 512), torch.zeros(m, 512), torch.zeros(m, dtype=torch.long)
+    one, other = (torch.zeros(n),) * 2, (torch.zeros(m),) * 2
 
     def numbers(rows: slice, columns: slice) -> Tensor:
         return torch.ones(rows.stop - rows.start, columns.stop - columns.start)
@@ -74,9 +74,9 @@ def launches(kind: Products) -> Iterator[tuple[str, Any, dict[str, Any]]]:
         "both ways": ({}, True, False),
         "both ways, kept": ({}, True, True),
         "rows": ({}, False, False),
-        "labels": ({"rules": (Labels(label[:256], label),)}, False, False),
-        "own label": ({"rules": (Labels(label[:256], label, same=False),)}, False, False),
-        "views": ({"rules": (Views(128),)}, False, False),
+        "labels": ({"rules": (Labels(label[:n], label),)}, False, False),
+        "own label": ({"rules": (Labels(label[:n], label, same=False),)}, False, False),
+        "views": ({"rules": (Views(max(1, n // 2)),)}, False, False),
         "weights": ({"weight": numbers}, False, True),
         "targets": ({"target": numbers}, True, False),
         "softplus": ({"softplus": True}, False, False),
@@ -98,7 +98,7 @@ def launches(kind: Products) -> Iterator[tuple[str, Any, dict[str, Any]]]:
         for kernel, arguments in recorded(("sums", "pull"), both).items():
             yield f"{kernel}, {name}", getattr(triton_kernels, kernel), arguments
     pair = chunked_affinities.Pair(query, key, query, key, kind)
-    sides = [(torch.zeros(4, n), torch.zeros(n)) for n in (256, 384)]
+    sides = [(torch.zeros(4, n), torch.zeros(n)) for n in (n, m)]
     for name, columns, taught in (("rows", False, False), ("both ways, taught", True, True)):
 
         def crossed(columns: bool = columns, taught: bool = taught) -> None:
@@ -116,7 +116,8 @@ def compiled(kernel: Any, arguments: dict[str, Any], architecture: int) -> Any:
     types, values, whole = {}, {}, {}
     for place, name in enumerate(kernel.arg_names):
         value = arguments[name]
-        if name in constants:
+        # Triton makes a constant of every number that is 1.
+        if name in constants or (isinstance(value, int) and value == 1):
             types[name], values[(place,)] = "constexpr", value
         elif isinstance(value, Tensor):
             types[name], whole[(place,)] = f"*{TYPES[value.dtype]}", [["tt.divisibility", 16]]
@@ -152,12 +153,16 @@ def main() -> int:
     parser.add_argument("--architecture", type=int, default=90, help="90 for H100 and H200 (default), 80, 100")
     parser.add_argument("--tile", type=int, nargs="+", help="rows, columns, depth, warps, stages and most registers")
     parser.add_argument("--products", choices=["bf16", "fp16", "tf32", "exact"], default="bf16", help="default: bf16")
+    parser.add_argument(
+        "--rows", type=int, default=256, help="rows of the matrix; 1 is a case of its own; default: 256"
+    )
+    parser.add_argument("--columns", type=int, default=384, help="columns of the matrix; default: 384")
     asked = parser.parse_args()
     tile = (
         mock.patch.object(chunks, "tiling", return_value=chunks.Tiling(*asked.tile)) if asked.tile else mock.MagicMock()
     )
     with tile:
-        for name, kernel, arguments in launches(asked.products):
+        for name, kernel, arguments in launches(asked.products, asked.rows, asked.columns):
             found = compiled(kernel, arguments, asked.architecture)
             print(
                 json.dumps({"kernel": name, **counted(found.asm["cubin"]), "shared": found.metadata.shared}), flush=True

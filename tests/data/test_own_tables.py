@@ -385,7 +385,7 @@ def test_columns_without_a_name_are_not_read(tmp_path, header):
     assert "no name and is not read" in said(found) or "without a name are not read" in said(found)
 
 
-@pytest.mark.parametrize("name", ["g [2024]", "a*b", "a::b", "w?t=1", "#1 %20", "..x"])
+@pytest.mark.parametrize("name", ["g [2024]", "a*b", "a::b", "a{0..2}", "a{b,c}", "w?t=1", "#1 %20", "..x"])
 def test_marks_of_patterns_in_a_name_that_exists_are_part_of_it(tmp_path, name):
     for letter in "ab":
         pictures(tmp_path / name / letter, 6)

@@ -51,3 +51,23 @@ def test_a_system_with_a_run_of_its_own_refuses_several_processes(tmp_path, monk
     assert cli.main([*words, "--out", str(tmp_path / "runs")]) == 2
     assert "creamfl has a run of its own, which is one process: start it without torchrun" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "compare simclr dcl --data digits",
+        "sweep simclr --data digits --over lr=1e-3..1:log",
+        "verify symile",
+        "embed runs/a -o a.npz",
+    ],
+)
+def test_commands_that_divide_their_tasks_refuse_torchrun(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(words.split()) == 2
+    assert (
+        "this command divides its tasks itself: start it without torchrun, with --workers N" in capsys.readouterr().err
+    )
+    assert not list(tmp_path.iterdir())

@@ -45,7 +45,15 @@ class Machines:
     """With --on ray, GPUs that each task reserves; a fraction shares one."""
 
     def cluster(self) -> Cluster | None:
-        """Return the Ray cluster; None for this machine alone. CounterpointError for options that need --on ray."""
+        """Return the Ray cluster; None for this machine alone.
+
+        Raises CounterpointError for options that need --on ray, and under torchrun, where every process would do all of the tasks.
+        """
+        if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise CounterpointError(
+                "this command divides its tasks itself: start it without torchrun, with --workers N, or with --on ray for several "
+                "machines"
+            )
         if self.on == "local":
             if self != HERE:
                 raise CounterpointError("--address, --cpus-per-task and --gpus-per-task need --on ray")

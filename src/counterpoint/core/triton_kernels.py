@@ -333,10 +333,10 @@ def cross_sums(query, key, teacher_query, teacher_key, row, column, R, M, D, E,
     s = _product(query, key, i, j, R, M, D, BLOCK_R, BLOCK_M, BLOCK_D, PRECISION)
     t = _product(teacher_query, teacher_key, i, j, R, M, E, BLOCK_R, BLOCK_M, BLOCK_D, PRECISION)
     empty = (i >= R)[:, None] | (j >= M)[None, :]
-    size = R.to(tl.int64) * broad
+    size = R * broad
     _statistics(s, t, empty, row, size, i.to(tl.int64) * broad + across, inside_row, 1)
     if COLUMNS:
-        size = M.to(tl.int64) * high
+        size = M * high
         _statistics(s, t, empty, column, size, at.to(tl.int64) * M + j, inside_column, 0)
 
 

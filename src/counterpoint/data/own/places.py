@@ -137,7 +137,9 @@ def expanded(place: str) -> list[str]:
 
 def _named(place: str) -> list[Path]:
     """Return the files and folders that a place without a file of its name stands for. DataError for one that is missing."""
-    parts, found = expanded(place), []
+    if found := matches(place):  # also where a folder of the place has braces or colons in its name
+        return found
+    parts = expanded(place)
     for part in parts:
         roots = [Path(part)] if mode_of(part) is not None else matches(part)
         if not roots and len(parts) > 1:
