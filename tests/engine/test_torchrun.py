@@ -71,3 +71,16 @@ def test_commands_that_divide_their_tasks_refuse_torchrun(tmp_path, monkeypatch,
         "this command divides its tasks itself: start it without torchrun, with --workers N" in capsys.readouterr().err
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_distill_refuses_torchrun(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert (
+        cli.main(["distill", "--teacher", "run:runs/big", "--student", "conv-s", "--data", "digits", "--method", "kd"])
+        == 2
+    )
+    assert (
+        "distill trains its students one after another, each in one process: start it without"
+        in capsys.readouterr().err
+    )

@@ -30,6 +30,12 @@ Count = Optional[int]  # noqa: UP045
 Probability = Optional[float]  # noqa: UP045
 
 
+def refuse_torchrun(why: str, instead: str = "") -> None:
+    """Raise CounterpointError where torchrun started several processes. `why` and `instead` are parts of the message."""
+    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise CounterpointError(f"{why}: start it without torchrun{instead}")
+
+
 @dataclass(frozen=True)
 class Machines:
     """The machines that run tasks: trials, runs or shards."""
@@ -49,11 +55,9 @@ class Machines:
 
         Raises CounterpointError for options that need --on ray, and under torchrun, where every process would do all of the tasks.
         """
-        if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise CounterpointError(
-                "this command divides its tasks itself: start it without torchrun, with --workers N, or with --on ray for several "
-                "machines"
-            )
+        refuse_torchrun(
+            "this command divides its tasks itself", ", with --workers N, or with --on ray for several machines"
+        )
         if self.on == "local":
             if self != HERE:
                 raise CounterpointError("--address, --cpus-per-task and --gpus-per-task need --on ray")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from counterpoint.commands.common import RUNS, Count, console, say, settings_said, table, unset
+from counterpoint.commands.common import RUNS, Count, console, refuse_torchrun, say, settings_said, table, unset
 
 
 def main(
@@ -51,6 +51,7 @@ def main(
     """
     from counterpoint.distilling import distil
 
+    refuse_torchrun("distill trains its students one after another, each in one process")
     given = settings_said(settings, epochs=epochs, batch_size=batch_size)
     record = distil(method, teacher, student, data, seeds=seeds, given=given, out=out, name=name, say=say)
     columns = (
