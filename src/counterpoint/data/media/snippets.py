@@ -232,9 +232,8 @@ class SnippetReader:
             )
             self.notes.append(f"without time stamps: time is counted at {kind}")
         if self.source.clock.jumps:
-            self.notes.append(
-                f"the file's clock jumps {counted(self.source.clock.jumps, 'time')} (joined recordings?): time continues over each jump"
-            )
+            often = counted(self.source.clock.jumps, "time")
+            self.notes.append(f"the file's clock jumps {often} (joined recordings?): time continues over each jump")
         if sound is not None:
             if sound.peak < SILENCE:
                 self.notes.append("the audio track is silent")
