@@ -62,7 +62,7 @@ def recorded(names: Sequence[str], call: Callable[[], Any]) -> dict[str, dict[st
 
 
 def launches(kind: Products, n: int, m: int) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """Yield name, kernel and arguments of each kind of launch for n rows and m columns, with products of this type."""
+    """Yield name, kernel and arguments of each kind of launch for n rows and m columns."""
     query, key, label = torch.zeros(n, 512), torch.zeros(m, 512), torch.zeros(m, dtype=torch.long)
     one, other = (torch.zeros(n),) * 2, (torch.zeros(m),) * 2
 

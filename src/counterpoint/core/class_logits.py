@@ -218,7 +218,7 @@ def next_item_loss(
             f"{list(target.shape)}"
         )
     need_rows(state=state, items=items)
-    if len(target) and not 0 <= int(target.min()) <= int(target.max()) < len(items):
+    if len(target) and holds(((target < 0) | (target >= len(items))).any()):
         raise ValueError(
             f"target must have item numbers below {len(items)}, got {int(target.min())}..{int(target.max())}"
         )

@@ -165,9 +165,9 @@ def global_mean(values: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
     return _GlobalMean.apply(values)
 
 
-def mean_of_total(total: Float[Tensor, ""], count: int) -> Float[Tensor, ""]:
+def mean_of_total(total: Float[Tensor, ""], count: int | Int[Tensor, ""]) -> Float[Tensor, ""]:
     """Divide the sum of all processes' totals by `count`; the gradient follows `global_mean`, for a mean over processes."""
-    return global_mean((total * (world()[1] / count))[None])
+    return global_mean((total * world()[1] / count)[None])
 
 
 @over_group

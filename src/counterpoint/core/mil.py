@@ -29,11 +29,19 @@ def extreme_snippets(
     count: Int[Tensor, " bags"],
     *,
     largest: bool,
+    most: int | None = None,
 ) -> tuple[Int[Tensor, "bags most"], Bool[Tensor, "bags most"]]:
     """Select each bag's `count` largest (or smallest) scores among its first `seq_len` snippets.
 
-    Returns the indices [bags, max(count)] and a mask of the same shape. The mask is False in slots beyond a bag's count.
+    Returns the indices [bags, most] and a mask of the same shape. The mask is False in slots beyond a bag's count.
     Selection uses only values; gather with the indices to let gradients flow.
+
+    Args:
+        score: [bags, time].
+        seq_len: number of valid snippets of each bag, at least 1.
+        count: how many to select of each bag.
+        largest: whether to select the largest.
+        most: number of slots, no less than any count. Default: the largest count, for which a GPU waits.
 
     Raises ValueError for a bag without snippets or one whose count exceeds its length.
     """
@@ -45,7 +53,8 @@ def extreme_snippets(
     if holds((count > seq_len).any()):
         raise ValueError("count exceeds seq_len: a bag has fewer snippets than its count")
     hidden = -torch.inf if largest else torch.inf
-    most = int(count.max()) if len(count) else 0
+    if most is None:
+        most = int(count.max()) if len(count) else 0
     index = score.detach().masked_fill(~valid, hidden).topk(most, dim=1, largest=largest).indices
     return index, torch.arange(most, device=score.device) < count[:, None]
 
@@ -66,7 +75,8 @@ def topk_mil_pool(
     """
     need_rows(logits=logits)
     count = topk_count(seq_len, divisor)
-    index, keep = extreme_snippets(logits, seq_len, count, largest=True)
+    most = min(logits.shape[1], logits.shape[1] // divisor + 1)
+    index, keep = extreme_snippets(logits, seq_len, count, largest=True, most=most)
     top = logits.gather(1, index).masked_fill(~keep, 0.0)
     return torch.sigmoid(top.sum(1) / count)
 

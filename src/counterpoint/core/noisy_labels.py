@@ -219,6 +219,6 @@ def dynamic_selection(
     need_alike("n classes", teacher_logits=teacher_logits, student_logits=student_logits)
     need_within(0, 1, alpha=alpha, cutoff=cutoff)
     confidence, predicted = combined_logits(teacher_logits, student_logits, alpha)
-    if bool(confidence.isnan().any()):
+    if holds(confidence.isnan().any()):
         raise ValueError("teacher_logits and student_logits must be finite; a combined prediction is NaN")
     return _passes(confidence, predicted, teacher_logits.shape[1], cutoff)

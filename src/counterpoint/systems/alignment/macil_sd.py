@@ -144,7 +144,7 @@ def semi_bag_contrast(
     need_rows(bag_prob=bag_prob)
     need_fixed("semi_bag_contrast", bag_prob=bag_prob, audio_prob=audio_prob, visual_prob=visual_prob)
     for name, value in (("bag_prob", bag_prob), ("audio_prob", audio_prob), ("visual_prob", visual_prob)):
-        if not bool(torch.isfinite(value).all()):
+        if holds(~torch.isfinite(value).all()):
             raise ValueError(f"{name} holds NaN or infinite values")
     need_positive(temperature=temperature)
     terms = _four_terms(

@@ -74,8 +74,8 @@ def vision_language_alignment(
     p = best.log_softmax(1)
     rows = (p.exp() * (p - student.gather(1, at).log_softmax(1))).sum(1)
     kept = teacher.argmax(1) == labels if filter_misaligned else torch.ones_like(labels, dtype=torch.bool)
-    count = int(gather_rows(kept.sum()[None]).sum())
-    return mean_of_total((rows * kept).sum(), max(1, count))
+    count = gather_rows(kept.sum()[None]).sum()
+    return mean_of_total((rows * kept).sum(), count.clamp(min=1))
 
 
 @full_precision
