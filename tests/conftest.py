@@ -208,3 +208,20 @@ def undivided(monkeypatch):
         return (train, train[:0], []) if share is None else carved(reader, train, needed, labels, share)
 
     monkeypatch.setattr(splits, "_carved", unless_asked)
+
+
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the GPU's kernels take every size and do nothing: fake tensors have no values."""
+    from counterpoint.core import chunks
+
+    triton_kernels = pytest.importorskip("counterpoint.core.triton_kernels", reason="needs Triton")
+
+    class Nothing:
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda **_: None
+
+    for name in ("sums", "pull", "cross_sums", "cross_pull"):
+        monkeypatch.setattr(triton_kernels, name, Nothing())
+    monkeypatch.setattr(chunks, "SMALL", 0)
+    monkeypatch.setattr(chunks, "keep_default", lambda x: 0)

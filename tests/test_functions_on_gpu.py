@@ -14,11 +14,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._pytree import tree_map
 
-from counterpoint.core import chunks
 from function_cases import CASES
 from test_functional import arguments, floats, function_of
-
-triton_kernels = pytest.importorskip("counterpoint.core.triton_kernels", reason="needs Triton")
 
 # These select rows by values, or count them, and so wait for a GPU in each call. A function that no longer waits is taken off.
 WAITING = {
@@ -57,14 +54,7 @@ def waits(place: str) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_kernels")
 @pytest.mark.filterwarnings("ignore")
-def test_functions_keep_to_one_device_and_only_the_named_ones_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Nothing:
-        def __getitem__(self, grid: Any) -> Any:
-            return lambda **_: None
-
-    for name in ("sums", "pull", "cross_sums", "cross_pull"):
-        monkeypatch.setattr(triton_kernels, name, Nothing())
-    monkeypatch.setattr(chunks, "SMALL", 0)
-    monkeypatch.setattr(chunks, "keep_default", lambda x: 0)
+def test_functions_keep_to_one_device_and_only_the_named_ones_wait() -> None:
     assert {place.split(":")[1] for place in CASES if waits(place)} == WAITING

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
-from counterpoint.core import chunks
 from counterpoint.engine.options import Loop
 from counterpoint.engine.stepper import Stepper
 from counterpoint.experiment import Experiment
 
-triton_kernels = pytest.importorskip("counterpoint.core.triton_kernels", reason="needs Triton")
+pytestmark = pytest.mark.usefixtures("no_kernels")
 
 DIGITS, CAPTIONS = "digits?size=8&train=60&held_out=0.05&valid=0.05", "digit-captions?train=60"
 SMALL = {"encoder": "conv-s", "batch_size": 20}
@@ -44,18 +43,6 @@ WAITING = {
     "isogclr": (DIGITS, SMALL),
     "macil-sd": ("arcade", {"batch_size": 8}),
 }
-
-
-@pytest.fixture(autouse=True)
-def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Nothing:
-        def __getitem__(self, grid: Any) -> Any:
-            return lambda **_: None
-
-    for name in ("sums", "pull", "cross_sums", "cross_pull"):
-        monkeypatch.setattr(triton_kernels, name, Nothing())
-    monkeypatch.setattr(chunks, "SMALL", 0)
-    monkeypatch.setattr(chunks, "keep_default", lambda x: 0)
 
 
 def on_gpu(value: Any) -> Any:
