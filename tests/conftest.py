@@ -211,9 +211,9 @@ def undivided(monkeypatch):
 
 
 @pytest.fixture
-def no_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the GPU's kernels take every size and do nothing: fake tensors have no values. No cache keeps such a tensor."""
-    from counterpoint.core import block_contrast, chunks, prefix
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the GPU's kernels take every size and do nothing: fake tensors have no values."""
+    from counterpoint.core import chunks
 
     triton_kernels = pytest.importorskip("counterpoint.core.triton_kernels", reason="needs Triton")
 
@@ -225,6 +225,3 @@ def no_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(triton_kernels, name, Nothing())
     monkeypatch.setattr(chunks, "SMALL", 0)
     monkeypatch.setattr(chunks, "keep_default", lambda x: 0)
-    yield
-    for function in (block_contrast._logs, prefix.offset_numbers):
-        function.cache_clear()
