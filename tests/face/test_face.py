@@ -347,7 +347,7 @@ def test_a_run_of_bags_has_no_encoder(tmp_path):
         "macil-sd", data={**rows, "label": [0, 1] * 12}, epochs=1, batch_size=8, max_length=6, out=tmp_path, quiet=True
     )
     assert "av_ap" in run.metrics
-    with pytest.raises(CounterpointError, match=r"this needs a run of aligned, views, labelled, "):
+    with pytest.raises(CounterpointError, match="finds moments in videos and has no embeddings"):
         run.encode(images=pictures()[:1])
 
 
