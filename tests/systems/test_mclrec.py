@@ -137,7 +137,7 @@ def test_the_next_item_loss_is_cross_entropy_over_all_items(most, monkeypatch):
     [
         (lambda x: fn.score_spread_regulariser(x, x[:2]), "a and b must be"),
         (lambda x: fn.score_spread_regulariser(x, x, 0.0), "temperature must be"),
-        (lambda x: fn.next_item_loss(x, x, torch.tensor([0, 1, 3, 4])), "below 4, got 0..4"),
+        (lambda x: fn.next_item_loss(x, x, torch.tensor([0, 1, 3, 4])), "from 0 to 3, got 0..4"),
         (lambda x: fn.next_item_loss(x, x[:, :2], torch.tensor([0, 1, 2, 3])), "state, items and target"),
         (lambda x: nt_xent(x, x, 0.5, "l2"), "similarity must be"),
     ],

@@ -27,7 +27,7 @@ from counterpoint.core.exponentials import exp_
 from counterpoint.core.kernel import Operands, Tile, add_product, finite, put_product, refused
 from counterpoint.core.precision import Products, exact, full_precision, products, wide
 from counterpoint.core.rules import Block, Rule
-from counterpoint.core.transforms import traced
+from counterpoint.core.transforms import holds, traced
 
 # Similarities of a stripe of whole rows, 32 MiB in float32: with fewer rows, products of 16,384 keys are a fifth slower.
 STRIPE = 2**23
@@ -215,10 +215,9 @@ def mean_cross_entropy(
 
 
 def _need_numbers(target: Tensor, rows: int, columns: int) -> None:
-    """Refuse targets that do not name one key for each row; their values are looked at on a CPU alone."""
+    """Refuse targets that do not name one key for each row. Their values are read on a CPU alone (`holds`)."""
     if target.shape != (rows,) or target.is_floating_point():
         raise ValueError(f"target must be [{rows}] whole numbers, got {list(target.shape)} of {target.dtype}")
-    if rows and target.device.type == "cpu" and not traced():
+    if rows and holds(((target < 0) | (target >= columns)).any()):
         low, high = (int(x) for x in target.aminmax())
-        if low < 0 or high >= columns:
-            raise ValueError(f"target must have numbers from 0 to {columns - 1}, got {low}..{high}")
+        raise ValueError(f"target must have numbers from 0 to {columns - 1}, got {low}..{high}")

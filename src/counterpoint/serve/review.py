@@ -58,9 +58,9 @@ class Found:
         return sum(len(video.intervals) for video in self.videos)
 
 
-def in_order(videos: list[tuple[Found, int]]) -> list[tuple[Found, int]]:
-    """Sort videos as the list shows them: the highest score first."""
-    return sorted(videos, key=lambda pair: (-pair[0].videos[pair[1]].highest, pair[0].key, pair[1]))
+def rank(found: Found, number: int) -> tuple[float, str, int]:
+    """Return what the list sorts a video by: the highest score first."""
+    return -found.videos[number].highest, found.key, number
 
 
 def moment(interval: Interval) -> str:
@@ -144,7 +144,7 @@ class Reviews:
     def following(self, found: Found, number: int) -> tuple[Found, int] | None:
         """Return the video after this one, in the order of the list; None after the last."""
         group = [one for one in self.all() if found.group and one.group == found.group] or [found]
-        videos = in_order([(one, n) for one in group for n in range(len(one.videos))])
+        videos = sorted(((one, n) for one in group for n in range(len(one.videos))), key=lambda pair: rank(*pair))
         at = next(i for i, (one, n) in enumerate(videos) if (one.key, n) == (found.key, number))
         return videos[at + 1] if at + 1 < len(videos) else None
 

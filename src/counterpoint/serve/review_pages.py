@@ -15,7 +15,7 @@ from starlette.routing import Route
 from counterpoint.report.detection import distinct_names, timeline
 from counterpoint.serve.labels import as_csv
 from counterpoint.serve.places import OutsideError
-from counterpoint.serve.review import COLUMNS, Found, moment
+from counterpoint.serve.review import COLUMNS, Found, moment, rank
 from counterpoint.serve.showing import Site, changing, file_response, reading, shown
 
 
@@ -52,7 +52,7 @@ def listed(site: Site, request: Request) -> Response:
         for number, video in enumerate(found.videos):
             row = {
                 "link": f"{number}/{found.key}",
-                "order": (found.key, number),
+                "rank": rank(found, number),
                 "video": video.video,
                 "duration": video.duration,
                 "moments": len(video.intervals),
@@ -64,7 +64,7 @@ def listed(site: Site, request: Request) -> Response:
     for group in rows:
         for row, name in zip(group["videos"], distinct_names([row["video"] for row in group["videos"]]), strict=True):
             row["name"] = name
-        group["videos"].sort(key=lambda row: (-row["highest"], row["order"]))
+        group["videos"].sort(key=lambda row: row["rank"])
     return shown(site, request, "detections.html", rows=rows)
 
 
