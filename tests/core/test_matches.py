@@ -39,7 +39,8 @@ def test_memory_is_linear_in_the_number_of_rows(monkeypatch):
 
     monkeypatch.setattr(matches, "_block", watched)
     for n in (64, 128):
-        kept = distance_cross_entropy(*given(n)).grad_fn.saved_tensors
+        loss = distance_cross_entropy(*given(n))
+        kept = loss.grad_fn.saved_tensors
         assert sum(tensor.nbytes for tensor in kept) == (2 * n * 8 + 2) * 8  # a gradient of every input, no matrix
     assert max(sizes) <= 2**10
 
