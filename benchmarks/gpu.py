@@ -1,9 +1,10 @@
 """Check and time the kernel on a CUDA GPU; `benchmarks/gpu.sh` calls it.
 
-    python benchmarks/gpu.py [check] [time] [train] [tilings] [--out FILE] [--rehearse]
+    python benchmarks/gpu.py [check] [time] [train] [runs] [tilings] [--out FILE] [--rehearse]
 
 `check` compares every function and rule with float64 on the CPU, in float32, tf32, bf16 and fp16. It also compares two runs.
-`time` measures forward and backward beside the peers, in turns, in one run. `train` measures SimCLR end to end.
+`time` measures forward and backward beside the peers, in turns, in one run. `train` measures SimCLR end to end, beside lightly.
+`runs` trains five systems, and measures how fast they are and how long the GPU waits for batches.
 `tilings` times the kernels with other shapes of tiles, for `counterpoint.core.chunks.tiling`.
 
 The record has the card, the versions and the clocks as found. A short table is printed last. A part that ends in an error is
@@ -31,6 +32,7 @@ from unittest import mock
 
 import torch
 from gpu_check import check
+from gpu_train import runs, train
 from torch import Tensor
 
 from counterpoint.core import chunks
@@ -42,7 +44,7 @@ from counterpoint.core.total import pair_logsumexp_total
 OUT = Path(__file__).parents[1] / "results" / "bench" / "gpu.json"
 DEADLINE = 470.0  # seconds after which nothing new is started
 
-PARTS = ("check", "time", "train", "tilings")
+PARTS = ("check", "time", "train", "runs", "tilings")
 
 
 def say(text: str) -> None:
@@ -237,83 +239,6 @@ def tilings(
     return rows
 
 
-# --------------------------------------------------------------------------------------------------------------- training
-
-
-def train(
-    device: str = "cuda", encoder: str = "torchvision:resnet18", batch: int = 512, steps: int = 12
-) -> list[dict[str, Any]]:
-    """Measure images a second of SimCLR in bf16 on random pictures of 32 pixels.
-
-    Ours draws views on the device. The other loop has the same network, lightly's transforms in worker processes, and its loss.
-    """
-    from types import SimpleNamespace
-
-    import numpy as np
-
-    from counterpoint.systems.classics.simclr import SYSTEM
-
-    config = SYSTEM.config(encoder=encoder, batch_size=batch, recipe="simclr-cifar")
-    facts = SimpleNamespace(channels=3, size=32, examples=batch * steps, classes=10, class_names=list("0123456789"))
-    learner = SYSTEM.learner(config, facts, 0).to(device)
-    network = torch.nn.Sequential(*(getattr(learner, name) for name in ("encoder", "projector")))
-    pictures = np.random.default_rng(0).integers(0, 256, (batch * steps, 32, 32, 3), np.uint8)
-    found: dict[str, list[float]] = {"counterpoint": [], "lightly": []}
-
-    def wait() -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def update(loss: Callable[..., Tensor], *given: Any) -> None:
-        with torch.autocast(device, dtype=torch.bfloat16):
-            value = loss(*given)
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-
-    optimizer, generator = torch.optim.SGD(network.parameters(), 0.03, momentum=0.9), torch.Generator().manual_seed(0)
-    for step in range(steps):
-        started = wait()
-        rows = slice(step * batch, (step + 1) * batch)
-        images = torch.from_numpy(pictures[rows]).permute(0, 3, 1, 2).to(device, non_blocking=True)
-        prepared = learner.prepare({"image": images, "index": torch.arange(batch)}, generator)
-        update(lambda given: learner.loss(given)["loss"], prepared)
-        found["counterpoint"].append(wait() - started)
-    try:
-        from lightly.loss import NTXentLoss
-        from lightly.transforms import SimCLRTransform
-        from PIL import Image
-    except ImportError as error:
-        say(f"without lightly there is no loop to compare training with: {error}")
-    else:
-        transform, contrast = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0), NTXentLoss(0.1)
-
-        class Pictures(torch.utils.data.Dataset[Any]):
-            def __len__(self) -> int:
-                return len(pictures)
-
-            def __getitem__(self, index: int) -> Any:
-                return transform(Image.fromarray(pictures[index]))
-
-        workers = max(1, len(os.sched_getaffinity(0)) - 1)
-        loader = torch.utils.data.DataLoader(Pictures(), batch, num_workers=workers, pin_memory=device == "cuda")
-        started = wait()
-        for pair in loader:
-            one, two = (view.to(device, non_blocking=True) for view in pair)
-            update(lambda a, b: contrast(network(a), network(b)), one, two)
-            found["lightly"].append(wait() - started)
-            started = wait()
-    rows_found = []
-    for name, times in found.items():
-        if times:
-            # All steps but the first count: those of a loader that lags behind come in bursts.
-            rate = batch * (len(times) - 1) / sum(times[1:])
-            rows_found.append({"loop": name, "encoder": encoder, "batch": batch, "images_per_second": rate})
-            say(json.dumps(rows_found[-1]))
-    return rows_found
-
-
 # --------------------------------------------------------------------------------------------------------------- the run
 
 
@@ -337,16 +262,24 @@ def table(record: dict[str, Any]) -> None:
     rows = record.get("time", [])
     for row in rows:
         ours = next((x["ms"] for x in rows if x["loss"].startswith("two-way") and x["rows"] == row["rows"]), None)
-        missing = row.get("error", "not timed, or does not fit")
+        missing = _last(row) or "not timed, or does not fit"
         ratio = f"{row['ms'] / ours:6.2f} x two-way" if row["ms"] and ours else missing
         time_, extra = (math.nan if row[name] is None else row[name] for name in ("ms", "extra_mib"))
         print(f"{row['rows']:>7} x {row['dim']}  {row['loss']:<24}{time_:9.2f} ms {extra:9.0f} MiB  {ratio}")
     for row in record.get("train", []):
-        print(f"{row['loop']:<24}{row['images_per_second']:9.0f} images a second")
+        print(f"{row['loop']:<24}{row['items_per_second']:9.0f} images a second")
+    for row in record.get("runs", []):
+        rate, share = row.get("items_per_second", math.nan), row.get("waiting_share", math.nan)
+        print(f"{row['system']:<24}{rate:9.0f} items a second, {share:4.0%} of the time waiting {_last(row)}")
     wrong = [row for row in record.get("check", []) if not row["good"]]
     print(f"{len(record.get('check', []))} checks, {len(wrong)} wrong: {sorted({row['case'] for row in wrong})}")
     for part, error in record["errors"].items():
-        print(f"{part} ended in an error: {error.strip().splitlines()[-1]}")
+        print(f"{part} ended in an error: {_last({'error': error})}")
+
+
+def _last(row: dict[str, Any]) -> str:
+    """Return the last line of a row's error, or nothing."""
+    return str(row.get("error", "")).strip().rpartition("\n")[2]
 
 
 def run(parts: dict[str, Callable[[], Any]], out: Path | None) -> dict[str, Any]:
@@ -369,7 +302,7 @@ def run(parts: dict[str, Callable[[], Any]], out: Path | None) -> dict[str, Any]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)} (default: the first three)")
+    parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)} (default: the first four)")
     parser.add_argument("--out", type=Path, default=OUT, help="the record; default: results/bench/gpu.json")
     parser.add_argument("--rehearse", action="store_true", help="run on the processor, on small matrices; no record")
     asked = parser.parse_args()
@@ -383,18 +316,22 @@ def main() -> int:
             # The interpreter's product of bf16 is wrong. memeff takes CUDA tensors alone.
             "check": lambda: check("cpu", (37, 70, 24), ("exact", "fp16"), processes=1),
             "time": lambda: timed(started, "cpu", [(64, 32, [name for name in losses(64, "cpu") if name != "memeff"])]),
-            "train": lambda: train("cpu", batch=8, steps=3),
+            "train": lambda: train("cpu", batch=8, steps=4),
+            "runs": lambda: runs("cpu", small=True),
             "tilings": lambda: tilings("cpu", 64, 32, [(32, 64, 16, 4, 1)]),
         }
     elif torch.cuda.is_available():
-        parts = {"check": check, "time": lambda: timed(started), "train": train, "tilings": tilings}
+        parts = {"check": check, "time": lambda: timed(started), "train": train, "runs": runs, "tilings": tilings}
     else:
         print("gpu.py needs a CUDA GPU; --rehearse runs without one", file=sys.stderr)
         return 2
-    chosen = asked.parts or (PARTS if asked.rehearse else PARTS[:3])
+    chosen = asked.parts or (PARTS if asked.rehearse else PARTS[:4])
     record = run({name: parts[name] for name in PARTS if name in chosen}, None if asked.rehearse else asked.out)
     table(record)
-    return 0 if not record["errors"] and all(row["good"] for row in record.get("check", [])) else 1
+    wrong = [
+        row for part in ("check", "runs") for row in record.get(part, []) if "error" in row or not row.get("good", True)
+    ]
+    return 1 if wrong or record["errors"] else 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Check the kernels on a CUDA GPU against float64, then time them beside their peers; at most 8 minutes, builds nothing.
 #
-#   bash benchmarks/gpu.sh [check] [time] [train] [tilings]    default: the first three; writes results/bench/gpu.json
-#   bash benchmarks/gpu.sh --rehearse     all four without a GPU, on small matrices: finds what is missing
+#   bash benchmarks/gpu.sh [check] [time] [train] [runs] [tilings]    default: the first four; writes results/bench/gpu.json
+#   bash benchmarks/gpu.sh --rehearse     all of it without a GPU, on small matrices: finds what is missing
 #   bash benchmarks/gpu.sh wheels         for a machine without a network: fill .whl/, which is then installed there
 #
 # Peers that are not installed are left out, by name. PYTHON is the interpreter that has torch (python3). `wheels` takes those

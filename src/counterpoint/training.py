@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -206,9 +207,23 @@ def _shown(run: Run, say: Say) -> Run:
         last = run.metrics()[-1]
         levels = run.chance()
         found = {k.removeprefix("test/"): v for k, v in last.items() if k.startswith("test/")}
+        if speed := run.speed():
+            say(_speed(speed, run.config.get("config", {})))
         say("  ".join(f"{k} {v:.4f}" + (f" (chance {levels[k]:.4f})" if k in levels else "") for k, v in found.items()))
         say(f"Run: {run.path}  Page: {write_run_report(run)}")
     return run
+
+
+def _speed(speed: Mapping[str, float], settings: Mapping[str, Any]) -> str:
+    """Say how fast a run was trained, and what would speed it up.
+
+    >>> _speed({"items": 5120, "seconds": 4.0, "items_per_second": 1280.0, "waiting_share": 0.45}, {"workers": 0})
+    '5,120 items in 4.0 s: 1,280 a second; 45 % of the time was waiting for batches: --workers N reads them in N processes'
+    """
+    share = speed["waiting_share"]
+    said = f"{speed['items']:,.0f} items in {speed['seconds']:,.1f} s: {speed['items_per_second']:,.0f} a second"
+    said += f"; {100 * share:.0f} % of the time was waiting for batches"
+    return said + (": --workers N reads them in N processes" if share > 0.2 and settings.get("workers") == 0 else "")
 
 
 class Measured(dict[str, float]):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from counterpoint.data.media import SnippetReader, frame_at, probe, sample_times, write_video
+from counterpoint.data.media.opened import load_av
 from counterpoint.errors import DataError
 
 RATE = 16000
@@ -102,6 +103,19 @@ def test_variable_frame_rate_goes_by_time_and_not_by_count(tmp_path):
     expected = [int(80 * times[times <= t + 1e-6].max()) for t in sample_times(len(snippets), 4, 0.5)]
     assert len(snippets) == 6
     assert np.abs(shown - np.array(expected)).max() <= 2
+
+
+def test_ffmpeg_says_nothing_where_another_library_has_asked_it_to(monkeypatch):
+    """Its messages take the interpreter's lock in the decoder's threads, and a closing file waits for these."""
+    import av
+
+    before = av.logging.get_level()
+    try:
+        av.logging.set_level(av.logging.ERROR)  # as torchvision does up to 0.23
+        load_av()
+        assert av.logging.get_level() is None
+    finally:
+        av.logging.set_level(before)
 
 
 def test_a_video_that_starts_late_is_laid_on_its_own_clock(tmp_path):

@@ -27,6 +27,7 @@ from counterpoint.core.distributed import global_max
 from counterpoint.core.world import alone, over, processes
 from counterpoint.engine.checkpoint import read_checkpoint, write_checkpoint
 from counterpoint.engine.evaluation import collapse, measure
+from counterpoint.engine.feed import Agreement, Feed
 from counterpoint.engine.gradients import share_buffers
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.memory import keep_freed_memory
@@ -37,7 +38,6 @@ from counterpoint.engine.services import Callback, EarlyStopping, Logged, restor
 from counterpoint.engine.stages import Stage
 from counterpoint.engine.state import recorded
 from counterpoint.engine.stepper import Stepper
-from counterpoint.engine.survey import moved
 from counterpoint.errors import CounterpointError, Interrupted
 from counterpoint.files import quoted
 
@@ -140,6 +140,7 @@ class Fit:
             torch.cuda.set_device(self.device)
         elif self.device.type == "cpu":
             keep_freed_memory()
+        self.feed, self.saving = Feed(self.device), Agreement(self.device)
         self.stepper.begin(self.device)
         resumed = self._resume()
         logged = []
@@ -203,23 +204,19 @@ class Fit:
         learner, position = self.learner, self.learner.position
         last_stage = position.stage + 1 == len(self.stages)
         while position.epoch < stage.epochs:
-            for batch in self.stepper.loader:
-                losses = self.stepper.step(moved(batch, self.device))
-                for name, value in losses.items():
-                    total = self.sums.get(name)
-                    value = value.detach().to(torch.float32 if self.device.type == "mps" else torch.float64)
-                    self.sums[name] = value if total is None else total + value
-                self.batches += 1
-                position.batch += 1
-                position.step += 1
-                self.stepper.advance(per_step=True)
-                if position.batch == learner.steps_per_epoch:
-                    break
-                if shown:
-                    shown.at(position.all_epochs + position.batch / learner.steps_per_epoch)
-                if self._save_due():
-                    self._save()
-                    self._leave_if_asked()
+            with contextlib.closing(self.feed.batches(self.stepper.loader)) as batches:
+                for batch in batches:
+                    self._add(self.stepper.step(batch))
+                    position.batch += 1
+                    position.step += 1
+                    self.stepper.advance(per_step=True)
+                    if position.batch == learner.steps_per_epoch:
+                        break
+                    if shown:
+                        shown.at(position.all_epochs + position.batch / learner.steps_per_epoch)
+                    if self._save_due():
+                        self._save()
+                        self._leave_if_asked()
             self.stepper.advance(per_step=False)
             share_buffers(learner)
             learner.end_epoch(position.epoch)
@@ -235,6 +232,14 @@ class Fit:
         return False
 
     # --- metrics of an epoch
+
+    def _add(self, losses: Mapping[str, Tensor]) -> None:
+        """Add a step's losses to those of the epoch."""
+        for name, value in losses.items():
+            total = self.sums.get(name)
+            value = value.detach().to(torch.float32 if self.device.type == "mps" else torch.float64)
+            self.sums[name] = value if total is None else total + value
+        self.batches += 1
 
     def _epoch(self, stage: Stage, *, last: bool) -> dict[str, float]:
         learner, position = self.learner, self.learner.position
@@ -304,7 +309,7 @@ class Fit:
 
     def _save_due(self) -> bool:
         due = self.stop.asked or time.monotonic() - self.saved_at > self.loop.checkpoint_minutes * 60
-        return bool(global_max(int(due), self.device))  # all processes save together or not at all
+        return self.saving.say(due)  # all processes save together or not at all
 
     def _save(self) -> None:
         if self.run is None:
@@ -314,6 +319,7 @@ class Fit:
         )  # divided networks are gathered by all processes
         if self.first:
             write_checkpoint(self.run, state)
+        self.saving.forget()
         self.saved_at = time.monotonic()
 
     def _state(self) -> dict[str, Any]:
@@ -325,6 +331,7 @@ class Fit:
             "rows": [{name: float(value) for name, value in row.items()} for row in self.rows],
             "sums": self.sums,
             "batches": self.batches,
+            "feed": self.feed.totals,
         }
 
     def _resume(self) -> dict[str, Any] | None:
@@ -341,6 +348,7 @@ class Fit:
         self.rows, self.sums, self.batches = state["rows"], state["sums"], state["batches"]
         self.stopping.best, self.measured, self.warned = state["best"], state["measured"], state["warned"]
         self.callback_states = state["callbacks"]
+        self.feed.totals |= state.get("feed", {})  # checkpoints of older versions have none
         if self.measured:
             self.stepper.average = None
             learner.position.stage = len(self.stages)
@@ -359,7 +367,7 @@ class Fit:
             raise Interrupted(self.stop.hint)
 
     def _finish(self) -> None:
-        """Write the files of a complete run: chance levels, figures, structure, weights. Remove the checkpoint."""
+        """Write the files of a complete run: chance levels, figures, structure, speed, weights. Remove the checkpoint."""
         run, learner = self.run, self.learner
         if run is None or not self.first:
             return
@@ -375,6 +383,7 @@ class Fit:
             run.save_figures({**getattr(evaluator, "figures", {}), **learner.figures(self.stepper.survey)})
             learner.train(training)
         run.save_structure(learner.structure())
+        run.save_speed(self.feed.figures())
         run.save_weights({name: value.cpu() for name, value in learner.exported().items()})
         run.checkpoint.unlink(missing_ok=True)
 

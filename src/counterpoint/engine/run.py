@@ -12,6 +12,7 @@
       state.json          the process that trains, or how its training ended; removed when the run is complete
       calibration.json    map from scores to probabilities, and threshold (see counterpoint calibrate)
       calibration.html    its page
+      speed.json          steps, items a second, and the share of the time that the device waited for batches
       figures.json        figures of the last evaluation, besides its metrics (see counterpoint.report.found)
       report.html         curves and figures
       bad-batch.ckpt      a batch whose loss was not finite, for `counterpoint replay`; present only after such a batch
@@ -64,6 +65,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten ti
     BAD_BATCH,
     CALIBRATION,
     CALIBRATED,
+    SPEED,
 ) = (
     "config.yaml",
     "environment.json",
@@ -78,9 +80,10 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C parser is ten ti
     "bad-batch.ckpt",
     "calibration.json",
     "calibration.html",
+    "speed.json",
 )
 FILES = (
-    *(CONFIG, ENVIRONMENT, FACTS, STRUCTURE, METRICS, CHANCE, FIGURES, WEIGHTS, CHECKPOINT, REPORT, BAD_BATCH),
+    *(CONFIG, ENVIRONMENT, FACTS, STRUCTURE, METRICS, CHANCE, FIGURES, SPEED, WEIGHTS, CHECKPOINT, REPORT, BAD_BATCH),
     *(CALIBRATION, CALIBRATED, STATE),
 )
 
@@ -337,6 +340,16 @@ class Run:
     def figures(self) -> dict[str, Any]:
         """Return the page's figures, by heading. RunError when the file is damaged."""
         return self._read(FIGURES, "figures by heading")
+
+    def save_speed(self, figures: Mapping[str, float]) -> None:
+        """Write how fast the run was trained. Write no file when it took no step."""
+        if figures:
+            with replacing(self.path / SPEED) as file:
+                file.write(json.dumps(figures, indent=1).encode())
+
+    def speed(self) -> dict[str, Any]:
+        """Return how fast the run was trained; {} for a run of an older version. RunError when the file is damaged."""
+        return self._read(SPEED, "figures by name")
 
     def environment(self) -> dict[str, Any]:
         """Return versions and machine, by name. RunError when the file is damaged."""

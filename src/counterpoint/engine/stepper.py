@@ -15,6 +15,7 @@ from counterpoint.core.divided import whole
 from counterpoint.core.seeds import seed_torch
 from counterpoint.core.world import processes
 from counterpoint.engine.batchnorm import synchronise
+from counterpoint.engine.feed import Later
 from counterpoint.engine.gradients import average, share_weights
 from counterpoint.engine.kept import keep_batch, random_state
 from counterpoint.engine.large import check_row_wise, running
@@ -242,13 +243,18 @@ class Stepper:
         with self.networks():
             losses = self.losses(turn, batch)
             loss = losses[turn.minimise]
-            if not bool(loss.isfinite()):
-                raise diverged(f"the loss is {float(loss.detach())} at step {learner.position.all_steps}")
+            finite = Later(loss.isfinite())
+            # A GPU goes on with the backward pass while the processor waits for the loss.
+            later = loss.is_cuda and bool(turn.optimizers)
+            if not later:
+                self._need(finite, loss)
             if not turn.optimizers:
                 return losses
             for optimizer in turn.optimizers:
                 optimizer.zero_grad()
             self.scaler.scale(loss).backward()
+            if later:
+                self._need(finite, loss)
         average(p for o in turn.optimizers for group in o.param_groups for p in group["params"])
         # The scaler raises for an optimiser without any gradient.
         scaled = [o for o in turn.optimizers if self.scaler.is_enabled() and _reached(o)]
@@ -263,6 +269,11 @@ class Stepper:
         if scaled:
             self.scaler.update()
         return losses
+
+    def _need(self, finite: Later, loss: Tensor) -> None:
+        """Raise where a loss is not finite."""
+        if not finite.read():
+            raise diverged(f"the loss is {float(loss.detach())} at step {self.learner.position.all_steps}")
 
     def networks(self) -> contextlib.AbstractContextManager[None]:
         """Return the context of a turn, in which networks run in parts or compiled, depending on the options."""

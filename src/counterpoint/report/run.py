@@ -43,6 +43,8 @@ def write_run_report(run: Run) -> Path:
         "Do it again", parts.join(parts.command(reproduce(config)), parts.text(_where(run.path))), anchor="again"
     )
     page.section("Settings", parts.pairs(config), anchor="settings")
+    if speed := run.speed():
+        page.section("Speed", parts.pairs(speed), anchor="speed")
     page.section("Environment", parts.pairs(run.environment()), anchor="environment")
     return page.write(run.path / REPORT)
 

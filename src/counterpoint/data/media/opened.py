@@ -26,6 +26,9 @@ def load_av() -> Any:
         import av
     except ImportError as error:
         raise CounterpointError("reading video and sound needs PyAV: pip install 'counterpoint[video]'") from error
+    # torchvision up to 0.23 turns FFmpeg's messages on. They take the interpreter's lock in the decoder's threads, for which a
+    # closing file then waits for ever.
+    av.logging.set_level(None)
     return av
 
 
