@@ -86,7 +86,7 @@ def runs(device: str = "cuda", *, small: bool = False) -> list[dict[str, Any]]:
 def train(
     device: str = "cuda", encoder: str = "torchvision:resnet18", batch: int = 512, steps: int = 24
 ) -> list[dict[str, Any]]:
-    """Measure images a second of SimCLR in bf16, by our loop and by one of lightly, on random pictures of 32 pixels.
+    """Measure SimCLR in bf16 beside a loop of lightly: images a second, on random pictures of 32 pixels.
 
     Ours draws views on the device. The other loop has the same networks, lightly's transforms in worker processes, and its loss.
     """
