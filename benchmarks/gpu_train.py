@@ -18,7 +18,7 @@ from counterpoint.engine.services import Callback
 # Data that are made on the spot, or ride in scikit-learn.
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "simclr": ("digits", {"batch_size": 256, "epochs": 8}),
-    "clip": ("digit-captions", {"batch_size": 256, "epochs": 8}),
+    "clip": ("digit-captions", {"batch_size": 64, "epochs": 8}),
     "macil-sd": ("async-bags", {"batch_size": 32, "epochs": 4}),
     "albef": ("digit-pairs", {"batch_size": 64, "epochs": 2}),
     "crd": ("digits", {"batch_size": 64, "epochs": 2, "teacher_epochs": 2}),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from counterpoint.engine.options import Loop
+from counterpoint.engine.options import Loop, device_named
 from counterpoint.engine.run import BAD_BATCH, Run, check_new
 from counterpoint.engine.state import need_idle
 from counterpoint.errors import CounterpointError, Interrupted, RunError, check_seed
@@ -233,18 +233,19 @@ class Measured(dict[str, float]):
 
 
 @torch.no_grad()
-def evaluate(path: Run | Path | str, *, data: str | None = None, say: Say = print) -> Measured:
+def evaluate(path: Run | Path | str, *, data: str | None = None, device: str = "cpu", say: Say = print) -> Measured:
     """Measure a trained run on its test data, or on those of another source with the same kind of items.
 
     Args:
         path: The run, or the path of its directory.
         data: Another data source. Default: the source that the run was trained on.
+        device: Device to compute on: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.
         say: Receives notes about the data, a line each.
 
     Raises RunError for a path that is no run or has no weights, DataError for data that cannot be read.
     """
     run = path if isinstance(path, Run) else Run.open(path)
-    learner = load_learner(run)
+    learner = load_learner(run).to(device_named(device))
     experiment = Experiment.of_run(run)
     source = experiment.source(data)
     for note in source.notes:

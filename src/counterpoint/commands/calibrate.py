@@ -17,6 +17,7 @@ def main(
     recall: Annotated[Probability, unset(metavar="SHARE")] = None,
     alarms_per_hour: Annotated[Probability, unset(metavar="N")] = None,
     method: str = "auto",
+    device: Annotated[str, arg(metavar="DEVICE")] = "auto",
 ) -> int:
     """Choose the threshold of a detector from labelled videos, and turn its scores into probabilities.
 
@@ -32,11 +33,14 @@ def main(
         recall: Wanted share of true moments found, above 0 and up to 1. Default: 0.9, where no other goal is given.
         alarms_per_hour: Wanted number of false alarms in an hour without violence, 0 or more.
         method: isotonic, platt, or auto: isotonic from 100 videos on, else platt.
+        device: Device to compute on: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.
     """
     from counterpoint.engine.run import CALIBRATION, Run
     from counterpoint.use.calibrate import calibrate
 
-    made, page = calibrate(Run.open(run), data, recall=recall, alarms_per_hour=alarms_per_hour, method=method, say=say)
+    made, page = calibrate(
+        Run.open(run), data, recall=recall, alarms_per_hour=alarms_per_hour, method=method, device=device, say=say
+    )
     facts = made.facts
     say(f"Calibrated: {facts['said']}")
     for name, key, digits in (("recall", "recall", 2), ("false alarms an hour", "false_alarms_per_hour", 1)):

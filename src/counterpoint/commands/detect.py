@@ -28,6 +28,7 @@ def main(
     clips: Annotated[Place, unset(metavar="DIR")] = None,
     watch: Annotated[Place, unset(metavar="DIR")] = None,
     alarms: Annotated[Place, unset(metavar="FILE")] = None,
+    device: Annotated[str, arg(metavar="DEVICE")] = "auto",
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> int:
     """Find the violent moments in video files, folders and streams.
@@ -59,6 +60,7 @@ def main(
         clips: Folder for a clip of each moment: copied where possible, else encoded again.
         watch: Folder whose new files are read once they are complete, until Ctrl-C.
         alarms: File to which the alarms of streams and of --watch are appended. Default: standard output.
+        device: Device to compute on: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.
         json_: Print JSON instead of a table.
     """
     streams = [name for name in videos if "://" in name or name.lower().endswith((".m3u8", ".m3u"))]
@@ -66,7 +68,7 @@ def main(
         raise CounterpointError(f"--threshold must be a probability above 0 and below 1, got {threshold}")
     if watch or streams:
         check_live(watch, videos, streams, out, (html, clips, json_ or None))
-        return run_live(watch or streams[0], run, threshold, out, alarms)
+        return run_live(watch or streams[0], run, threshold, out, alarms, device)
     if alarms:
         raise CounterpointError("--alarms is for streams and --watch; results of files go to --out or --json")
     if not videos:
@@ -91,7 +93,7 @@ def main(
                 )
             )
         return 2
-    detector = chosen_detector(run, quiet=json_)
+    detector = chosen_detector(run, quiet=json_, device=device)
     kept = Kept(out, detector, threshold) if out else None
     try:
         found, unread = detect_files(detector, listed.videos, threshold=threshold, kept=kept, finished=write_beside)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SKIPPED = 3  # skipped runs that are named
 
 
-def chosen_detector(run: Path | None, *, quiet: bool) -> Detector:
+def chosen_detector(run: Path | None, *, quiet: bool, device: str) -> Detector:
     """Load the run that was named, or the newest that can detect; say which it is, and its warnings."""
     from counterpoint.use import detect as room
     from counterpoint.use import hub
@@ -31,7 +31,7 @@ def chosen_detector(run: Path | None, *, quiet: bool) -> Detector:
             chosen = built_in()
     else:
         chosen = built_in() if str(run) == NAME and not run.exists() else hub.opened(run)
-    detector = room.Detector(chosen)
+    detector = room.Detector(chosen, device)
     if not quiet:
         own = not is_built_in(chosen)
         say(f"Run: {detector.name}" + (" (the newest that can detect)" if run is None and own else ""))
@@ -63,7 +63,12 @@ def check_live(
 
 
 def run_live(
-    source: Path | str, run: Path | None, threshold: float | None, out: Path | None, alarms: Path | None
+    source: Path | str,
+    run: Path | None,
+    threshold: float | None,
+    out: Path | None,
+    alarms: Path | None,
+    device: str,
 ) -> int:
     """Follow a stream, or watch a folder, and write alarms until it ends or Ctrl-C. Return the exit code."""
     import contextlib
@@ -72,7 +77,7 @@ def run_live(
     from counterpoint.use import live
     from counterpoint.use.detections import Kept
 
-    detector = chosen_detector(run, quiet=True)
+    detector = chosen_detector(run, quiet=True, device=device)
     complain(f"run: {detector.name}", "dim")
     with contextlib.ExitStack() as open_files:
         file = open_files.enter_context(check_writable(alarms).open("a", encoding="utf-8")) if alarms else sys.stdout

@@ -19,6 +19,7 @@ def main(
     split: Annotated[str, arg(metavar="all|train|valid|test|unpaired|items")] = "all",
     shard_rows: Annotated[Count, unset(metavar="INT")] = None,
     jobs: Annotated[Count, unset(aliases=["--workers"], metavar="INT")] = None,
+    device: Annotated[str, arg(metavar="DEVICE")] = "auto",
     machines: OmitArgPrefixes[Machines] = HERE,
 ) -> int:
     """Write the embeddings of every item in every modality to Parquet, for `search` or your own tools.
@@ -41,6 +42,7 @@ def main(
         shard_rows: Rows of a shard at most, in whole batches of 256. Default: 65536.
         jobs: Number of processes that write shards, with one thread each where there are several. Default: 1, on Ray all that
             there is room for.
+        device: Device to compute on: auto (the GPU if there is one), cpu, cuda, cuda:1, mps. Several processes share it.
         machines: Where the shards are made.
     """
     from counterpoint import search as room
@@ -57,6 +59,7 @@ def main(
         shard_rows=shard_rows,
         jobs=machines.jobs(jobs, 1),
         cluster=machines.cluster(),
+        device=device,
         say=say,
     )
     say(f"{counted(count, 'item')}: {place}   Search it: counterpoint search {quoted(run)} QUERY --in {quoted(place)}")

@@ -15,6 +15,7 @@ def main(
     run: Annotated[Positional[Path], arg(metavar="RUN")],
     *,
     data: Annotated[Text, unset(metavar="SOURCE")] = None,
+    device: Annotated[str, arg(metavar="DEVICE")] = "auto",
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> int:
     """Measure a trained run on its test data, or on another source's.
@@ -24,11 +25,12 @@ def main(
     Args:
         run: A run directory with trained weights.
         data: Another data source, with features of the same kind. Default: the run's own.
+        device: Device to compute on: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.
         json_: Print JSON.
     """
     from counterpoint import training
 
-    metrics = training.evaluate(run, data=data, say=say if not json_ else lambda _: None)
+    metrics = training.evaluate(run, data=data, device=device, say=say if not json_ else lambda _: None)
     if json_:
         print(json.dumps({**metrics, "chance": metrics.chance} if metrics.chance else metrics))
         return 0

@@ -36,6 +36,7 @@ def main(
     least: float = LEAST,
     out: Annotated[Place, unset(aliases=["-o"], metavar="FILE")] = None,
     html: Annotated[Place, unset(metavar="FILE")] = None,
+    device: Annotated[str, arg(metavar="DEVICE")] = "auto",
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> int:
     """Predict the classes of pictures, by a classifier, by prompts or by neighbours; with a detector, the objects in them.
@@ -67,6 +68,7 @@ def main(
         out: The file to write: .csv, .json, .jsonl or .parquet. Objects as .json are in COCO's layout. Default: none.
         html: A page to write, with the least sure pictures and, where classes are known, the confusion. With a detector: the
             pictures with their objects. Default: none.
+        device: Device to compute on: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.
         json_: Print JSON.
     """
     if bool(pictures) == (data is not None):
@@ -104,11 +106,11 @@ def main(
                 "data source"
             )
         _complain_of_others(others)
-        return detect_objects(run, files, least, out, html, json_=json_)
+        return detect_objects(run, files, least, out, html, device, json_=json_)
     if least != LEAST:
         raise CounterpointError(f"--least is for a run that detects objects, such as of finetune-det; {run} is none")
     predictor = room.Predictor.load(
-        opened(run), classes=classes, templates=templates, bank=bank, method=method, top=top, k=k
+        opened(run), classes=classes, templates=templates, bank=bank, method=method, top=top, k=k, device=device
     )
     faults: list[tuple[str, str]] = []
     if data is not None:
@@ -163,13 +165,13 @@ def _complain_of_others(files: list[str]) -> None:
 
 
 def detect_objects(
-    run: str, files: list[Path], least: float, out: Path | None, html: Path | None, *, json_: bool
+    run: str, files: list[Path], least: float, out: Path | None, html: Path | None, device: str, *, json_: bool
 ) -> int:
     """Detect the objects of pictures, show and write them. Return the exit code."""
     from counterpoint.report.objects import write_objects_report
     from counterpoint.use.objects import ObjectDetector, write_objects
 
-    detector = ObjectDetector.load(run)
+    detector = ObjectDetector.load(run, device=device)
     classes = detector.learner.regions[1:]
     found, faults = detector.detect(files, least=least, progress=not json_)
     for name, fault in faults:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from counterpoint.core.weights import read_weights
+from counterpoint.encoders.on_device import beside
 from counterpoint.errors import RunError
 from counterpoint.files import fingerprint
 
@@ -138,6 +139,5 @@ class I3D:
     @torch.inference_mode()
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map frames [N, 16, H, W, 3], uint8 RGB, to features [N, 1024], float32."""
-        clips = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        found: Tensor = self.model(clips)
-        return found.numpy()
+        found: Tensor = self.model(beside(self.model, frames).permute(0, 4, 1, 2, 3).float() / 127.5 - 1)
+        return found.cpu().numpy()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from counterpoint.core.weights import read_weights
+from counterpoint.encoders.on_device import beside
 from counterpoint.encoders.published import loaded
 from counterpoint.errors import CounterpointError, RunError, needs_extra
 from counterpoint.files import fingerprint
@@ -84,9 +85,10 @@ class TransformersVideo:
     @torch.inference_mode()
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map frames [N, F, H, W, 3], uint8 RGB, to features [N, dim], float32."""
-        clips = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 1, 4, 2, 3).float() / 255
-        states: Tensor = self.model(pixel_values=(clips - self.mean) / self.std).last_hidden_state
-        return states.mean(1).float().numpy()
+        clips = beside(self.model, frames).permute(0, 1, 4, 2, 3).float() / 255
+        mean, std = self.mean.to(clips.device), self.std.to(clips.device)
+        states: Tensor = self.model(pixel_values=(clips - mean) / std).last_hidden_state
+        return states.mean(1).float().cpu().numpy()
 
 
 class TransformersAudio:
@@ -121,8 +123,8 @@ class TransformersAudio:
     @torch.inference_mode()
     def __call__(self, wave: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map mono sound [N, samples] in [-1, 1] to features [N, dim]."""
-        found: Tensor = self.model(torch.from_numpy(np.ascontiguousarray(wave)))
-        return found.float().numpy()
+        found: Tensor = self.model(beside(self.model, wave))
+        return found.float().cpu().numpy()
 
 
 class TimmFrames:
@@ -168,6 +170,7 @@ class TimmFrames:
     @torch.inference_mode()
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map frames [N, 4, H, W, 3], uint8 RGB, to features [N, dim], float32."""
-        pictures = torch.from_numpy(np.ascontiguousarray(frames)).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
-        rows: Tensor = self.model((pictures - self.mean) / self.std)
-        return rows.view(len(frames), FRAMES, -1).mean(1).float().numpy()
+        pictures = beside(self.model, frames).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
+        mean, std = self.mean.to(pictures.device), self.std.to(pictures.device)
+        rows: Tensor = self.model((pictures - mean) / std)
+        return rows.view(len(frames), FRAMES, -1).mean(1).float().cpu().numpy()

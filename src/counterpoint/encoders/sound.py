@@ -129,7 +129,7 @@ class VGGish(nn.Module):
     @torch.inference_mode()
     def __call__(self, wave: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map mono sound [N, samples] in [-1, 1] to features [N, 128]."""
-        patch = self.spectrogram(wave)[:, None]
+        patch = self.spectrogram(wave)[:, None].to(next(self.parameters()).device)
         # The original flattens with channels last.
         flat = self.features(patch).permute(0, 2, 3, 1).flatten(1)
-        return self.embeddings(flat).numpy()
+        return self.embeddings(flat).cpu().numpy()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from counterpoint.core.weights import read_weights
+from counterpoint.encoders.on_device import beside
 from counterpoint.errors import CounterpointError, RunError
 from counterpoint.files import fingerprint
 
@@ -74,5 +75,5 @@ class TorchvisionVideo:
     @torch.inference_mode()
     def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Map frames [N, 16, H, W, 3], uint8 RGB, to features [N, dim], float32."""
-        clips = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 1, 4, 2, 3)
-        return self.model(self.transform(clips)).float().numpy()
+        clips = beside(self.model, frames).permute(0, 1, 4, 2, 3)
+        return self.model(self.transform(clips)).float().cpu().numpy()

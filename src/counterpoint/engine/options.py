@@ -132,3 +132,12 @@ def logger_module(name: str) -> Any:
         return importlib.import_module(needed)
     except ImportError as error:
         raise CounterpointError(f"--log {name} needs the package {needed}: pip install {needed}") from error
+
+
+def device_named(name: str) -> torch.device:
+    """Return the device of a name, as `Loop.device` takes it. CounterpointError when this machine lacks it.
+
+    >>> device_named("cpu")
+    device(type='cpu')
+    """
+    return Loop(device=name).on(int(os.environ.get("LOCAL_RANK", "0")))

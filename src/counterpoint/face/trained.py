@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from counterpoint.data import distilled
 from counterpoint.data.memory import Own, is_memory, plainly, said
 from counterpoint.engine.learner import Learner
-from counterpoint.engine.options import Loop
+from counterpoint.engine.options import device_named
 from counterpoint.engine.run import REPORT, Run
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.experiment import Experiment, load_learner
@@ -171,7 +171,7 @@ class Trained(ModelHubMixin):
 
     def to(self, device: str) -> Trained:
         """Move the learner to a device (see `encode`) and return the run."""
-        self.learner.to(Loop(device=device).on())
+        self.learner.to(device_named(device))
         return self
 
     def embed(self, out: Path | str, *, data: Any = None, split: str = "all") -> Any:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from counterpoint.core.operands import EPS
+from counterpoint.engine.options import device_named
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import moved
 from counterpoint.errors import CounterpointError, RunError
@@ -80,12 +81,13 @@ class Encoder:
     progress: bool = False  # show a bar on standard error when encoding takes longer than two seconds
 
     @classmethod
-    def load(cls, path: Run | Path | str, learner: Any = None) -> Encoder:
+    def load(cls, path: Run | Path | str, learner: Any = None, device: str | None = None) -> Encoder:
         """Load a finished run.
 
         Args:
             path: An open run, or the path of its directory.
             learner: Its trained learner, where it is loaded already. Default: load it.
+            device: Device to compute on: auto (the GPU if there is one), cpu, cuda, cuda:1, mps. Default: the learner's.
 
         Raises RunError for a folder that is no finished run, CounterpointError for a run of a task without embeddings.
         """
@@ -93,6 +95,8 @@ class Encoder:
         experiment = embeddable(run)
         config = experiment.config
         learner = load_learner(run) if learner is None else learner
+        if device is not None:
+            learner.to(device_named(device))
         task, facts = experiment.system.task, dict(run.facts())
         if task == "regions":
             facts["size"] = config.crop

@@ -38,6 +38,7 @@ class Job:
     layout: Layout
     texts: Path
     said: dict[str, Any]  # what the files say about themselves
+    device: str
 
     @property
     def name(self) -> str:
@@ -53,6 +54,7 @@ def embed(
     split: str = "all",
     shard_rows: int | None = None,
     jobs: int | None = 1,
+    device: str = "cpu",
     cluster: Cluster | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> int:
@@ -79,6 +81,7 @@ def embed(
         data: Another data source. Default: the run's own.
         split: One of all, train, valid, test, unpaired, items.
         shard_rows: Rows of a shard at most, at least 1, in whole batches of 256. Default: 65,536 in a folder.
+        device: Device to compute on: auto (the GPU if there is one), cpu, cuda, cuda:1, mps. Several processes share it.
         jobs: Number of processes that write shards, at least 1. None: on a cluster, as many as it has room for.
         cluster: The cluster whose machines write the shards. Default: this machine alone.
         say: Receives notes, and a line for each shard.
@@ -108,7 +111,7 @@ def embed(
     source = experiment.source(data)
     for note in source.notes:
         say(f"note: {note}")
-    encoder = Encoder.load(run)
+    encoder = Encoder.load(run, device=device)
     items = Items.of(source, encoder, split)
     said = {"run": str(encoder.run.path), "key": encoder.key, "data": spec, "modalities": encoder.kinds, "split": split}
     if not folder:
@@ -119,7 +122,7 @@ def embed(
                 return maker.write(layout.batches, out, _metadata(said))
     out.mkdir(exist_ok=True)
     with held(out, "embeds into"):
-        job = _job(items, encoder, out, said | {"shard_rows": shard_rows or SHARD})
+        job = _job(items, encoder, out, said | {"shard_rows": shard_rows or SHARD}, device)
         try:
             _HELD["maker"] = job.name, Maker(items, encoder, job.layout, job.texts)
             _write_shards(job, out, jobs, cluster, say)
@@ -149,7 +152,7 @@ def _metadata(said: dict[str, Any]) -> dict[bytes, bytes]:
 # ---------------------------------------------------------------------------------------------------------------- shards
 
 
-def _job(items: Items, encoder: Encoder, out: Path, said: dict[str, Any]) -> Job:
+def _job(items: Items, encoder: Encoder, out: Path, said: dict[str, Any], device: str) -> Job:
     """Return the job of a folder of shards. CounterpointError when the folder has shards of another table."""
     earlier = [(file, _said(file)) for file in shards_of(out)]
     reasons = {
@@ -170,7 +173,7 @@ def _job(items: Items, encoder: Encoder, out: Path, said: dict[str, Any]) -> Job
     said |= {"content": layout.content, "rows": layout.rows}
     for file, found in earlier:
         _refuse(file, found, said, {"content": "of data that have changed since"})
-    return Job(str(encoder.run.path), said["data"], said["split"], layout, texts, said)
+    return Job(str(encoder.run.path), said["data"], said["split"], layout, texts, said, device)
 
 
 def _said(file: Path) -> dict[str, Any]:
@@ -249,7 +252,7 @@ def write_shard(job: Job, batches: Sequence[Batch], path: Path, said: dict[str, 
     if threads:
         torch.set_num_threads(threads)
     if _HELD.get("maker", ("",))[0] != job.name:
-        encoder = Encoder.load(job.run)
+        encoder = Encoder.load(job.run, device=job.device)
         items = Items.of(Experiment.of_run(encoder.run).source(job.data), encoder, job.split)
         _HELD["maker"] = job.name, Maker(items, encoder, job.layout, job.texts)
     return _HELD["maker"][1].write(batches, path, _metadata(job.said | said))

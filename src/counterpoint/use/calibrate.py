@@ -31,6 +31,7 @@ def calibrate(
     recall: float | None = None,
     alarms_per_hour: float | None = None,
     method: str = "auto",
+    device: str = "cpu",
     say: Callable[[str], None] = print,
 ) -> tuple[Calibration, Path]:
     """Calibrate a run on the valid split of a source, and keep the calibration in the run. Return it and its page.
@@ -41,6 +42,7 @@ def calibrate(
         recall: Wanted share of true moments found, above 0 and up to 1. Default: 0.9, unless `alarms_per_hour` is given.
         alarms_per_hour: Wanted number of false alarms in an hour without violence, 0 or more.
         method: "isotonic", "platt", or "auto": isotonic from 100 videos on.
+        device: Device to compute on: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.
         say: Called with lines for the user.
 
     Raises CounterpointError for a goal out of range, RunError for a run that cannot detect. Raises DataError for too few videos,
@@ -62,7 +64,7 @@ def calibrate(
         recall = RECALL
     if data.startswith("videos:"):
         check_there([data.removeprefix("videos:").partition("?")[0]])
-    detector = Detector(run)
+    detector = Detector(run, device)
     source = _source(detector, data)
     for note in source.notes:
         say(f"note: {note}")

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from counterpoint.engine.options import device_named
 from counterpoint.engine.run import CALIBRATION, Run, trained
 from counterpoint.errors import DataError, RunError
 from counterpoint.experiment import load_learner
@@ -172,15 +173,20 @@ class Detector:
         window: Number of snippets that are scored together.
     """
 
-    def __init__(self, run: Run) -> None:
-        """Load the run. RunError when it has no weights, or needs features that this machine cannot compute."""
+    def __init__(self, run: Run, device: str = "cpu") -> None:
+        """Load the run onto a device: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.
+
+        Raises RunError when the run has no weights, or needs features that this machine cannot compute.
+        """
         from counterpoint import encoders
+        from counterpoint.encoders.on_device import move
 
         self.run = run
         reason = cannot_detect(run)
         if reason is not None:
             raise RunError(f"{run.path} {reason}")
-        self.learner = load_learner(run)
+        place = device_named(device)
+        self.learner = load_learner(run).to(place)
         facts = run.facts()
         backbones = facts["backbones"]
         self.weights = run.digest()
@@ -191,6 +197,8 @@ class Detector:
             self.name, self.warnings = TOLD, [WARNING]
         self.visual = encoders.build_visual(backbones["visual"])
         self.audio = encoders.build_audio(backbones["audio"])
+        move(self.visual, place)
+        move(self.audio, place)
         if (self.visual.dim, self.audio.dim) != (facts["visual_dim"], facts["audio_dim"]):
             raise RunError(
                 f"{run.path}: its backbones give features of widths {self.visual.dim} and {self.audio.dim}, but its network "
@@ -214,8 +222,9 @@ class Detector:
     def score_rows(self, visual: NDArray[np.float32], audio: NDArray[np.float32]) -> Scores:
         """Return the raw scores [T] of feature rows [T, Dv] and [T, Da] by name: "score", "audio", "visual"."""
         learner: Any = self.learner
-        scores = learner.timeline(torch.from_numpy(audio)[None], torch.from_numpy(visual)[None])
-        return {name: value[0].float().numpy() for name, value in scores.items()}
+        sound, sight = (torch.from_numpy(rows)[None].to(learner.device) for rows in (audio, visual))
+        scores = learner.timeline(sound, sight)
+        return {name: value[0].float().cpu().numpy() for name, value in scores.items()}
 
     def detect(
         self,

@@ -117,7 +117,7 @@ class Predictor:
                 given; otherwise the first of the three that the run can.
             top: Number of classes to give, at least 1.
             k: Number of neighbours that vote, at least 1.
-            device: Device to compute on, such as cpu or cuda. Default: the CPU.
+            device: Device to compute on: auto (the GPU if there is one), cpu, cuda, cuda:1, mps. Default: the CPU.
 
         Raises CounterpointError for a run that cannot classify pictures in this way, DataError for files that cannot be read.
         """
@@ -125,9 +125,7 @@ class Predictor:
             raise unknown("method", method, get_args(Method))
         if top < 1 or k < 1:
             raise CounterpointError(f"top and k must be at least 1, got {top} and {k}")
-        encoder = Encoder.load(run)
-        if device is not None:
-            encoder.learner.to(device)
+        encoder = Encoder.load(run, device=device)
         if method is None:
             method = "prompts" if classes else "neighbours" if bank else _method(encoder)
         if classes and method != "prompts":
