@@ -249,6 +249,7 @@ def test_second_derivatives_are_refused_in_blocks_and_right_in_the_plain_way():
     assert torch.autograd.gradgradcheck(lambda q, k: pair_logsumexp(q, k, columns=True, method="plain"), (q, k))
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 11), reason="older PyTorch breaks the graph in two")
 def test_the_compiler_gets_the_plain_way():
     found = []
     q, k = draw((6, 3), (5, 3))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import counterpoint.functional as fn
-from counterpoint.core.precision import full_precision
+from counterpoint.core.precision import fast_bf16, full_precision
 from counterpoint.core.transforms import once
 from counterpoint.systems.images.hard_contrastive import kept_of
 
@@ -181,3 +181,14 @@ def test_numpy_numbers_of_few_bits_do_not_make_a_loss_of_float64_less_exact() ->
     expected = fn.of("simclr").nt_xent(a, b, float(narrow))
     assert torch.equal(fn.of("simclr").nt_xent(a, b, narrow), expected)
     assert torch.equal(fn.of("simclr").nt_xent(a, b, temperature=narrow), expected)
+
+
+def test_a_pytorch_that_does_not_tell_the_cpu_s_abilities_has_no_fast_bf16(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)  # as up to PyTorch 2.8
+    fast_bf16.cache_clear()
+    try:
+        assert not fast_bf16()
+        q = draw(4, 3).bfloat16()
+        assert fn.clip(q, q, torch.tensor(1.0)).isfinite()
+    finally:
+        fast_bf16.cache_clear()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_gpu_steps import move_weights
+from test_gpu_steps import move_weights, needs_fakes
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -23,6 +23,8 @@ from counterpoint.experiment import Experiment
 from counterpoint.search.encoder import Encoder
 from counterpoint.search.transform import Transform
 from counterpoint.use.detect import Detector
+
+pytestmark = needs_fakes
 
 
 @pytest.fixture(autouse=True)

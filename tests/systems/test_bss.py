@@ -99,7 +99,7 @@ def test_a_black_donor_takes_the_mean_and_a_black_image_gets_it() -> None:
     dark = transfer_style(images, 0, 1)
     torch.testing.assert_close(dark.mean((2, 3)), torch.zeros(2, 3, dtype=torch.float64), rtol=0, atol=1e-12)
     light = transfer_style(images, 1, 1)
-    light.sum().backward()
+    light.square().sum().backward()  # PyTorch 2.8 has no FFT of an expanded gradient
     assert bool(light.isfinite().all())
     assert images.grad is not None
     assert bool(images.grad.isfinite().all())

@@ -62,7 +62,9 @@ def products(kind: Products | Literal["auto"]) -> Iterator[None]:
 
 @functools.cache
 def fast_bf16() -> bool:
-    """Return whether this CPU multiplies bf16 with instructions of its own (avx512_bf16 or AMX)."""
+    """Return whether this CPU multiplies bf16 with instructions of its own (avx512_bf16 or AMX), as far as PyTorch knows."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # PyTorch up to 2.8
+        return False
     capabilities = torch.cpu.get_capabilities()
     return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16"))
 
