@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -21,9 +20,30 @@ from launch import free_port
 CPU = torch.device("cpu")
 
 
-def loader(count: int = 5, pause: float = 0.0) -> Iterator[dict[str, Tensor]]:
+class Now:
+    """A clock that stands still until somebody lets time pass."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def perf_counter(self) -> float:
+        return self.seconds
+
+    def until(self, then: float) -> None:
+        self.seconds = max(self.seconds, then)
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> Now:
+    clock = Now()
+    monkeypatch.setattr(feed, "time", clock)
+    return clock
+
+
+def loader(count: int = 5, now: Now | None = None, pause: float = 0.0) -> Iterator[dict[str, Tensor]]:
     for number in range(count):
-        time.sleep(pause)
+        if now:
+            now.seconds += pause
         yield {"modality": torch.ones(2), "index": torch.full((3,), number)}
 
 
@@ -42,24 +62,38 @@ def test_batches_come_in_their_order_and_are_counted() -> None:
     assert given.figures()["items_per_second"] == pytest.approx(30 / given.totals["seconds"])
 
 
-def test_the_time_spent_waiting_is_that_of_a_slow_loader(ahead: int) -> None:
+def test_the_time_spent_waiting_is_that_of_the_loader(now: Now) -> None:
     given = Feed(CPU)
-    for _ in given.batches(loader(pause=0.05)):
-        time.sleep(0.1)  # the step: a batch that is read ahead is ready by then
-    wait = 0.05 if ahead else 0.25
-    assert wait - 0.02 < given.totals["waiting"] < wait + 0.1
-    assert given.totals["seconds"] == pytest.approx(0.5 + wait, abs=0.15)
+    for _ in given.batches(loader(5, now, pause=0.05)):
+        now.seconds += 0.1  # the step
+    assert given.totals["waiting"] == pytest.approx(0.25)
+    assert given.totals["seconds"] == pytest.approx(0.75)
+    assert given.figures()["waiting_share"] == pytest.approx(1 / 3)
 
 
-def test_times_are_there_before_the_epoch_ends() -> None:
+def test_a_step_has_the_next_batches_read_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(feed.AHEAD, "cpu", 2)
+    read = [threading.Event() for _ in range(5)]
+
+    def watched() -> Iterator[dict[str, Tensor]]:
+        for event, batch in zip(read, loader(), strict=True):
+            event.set()
+            yield batch
+
+    for number, _ in enumerate(Feed(CPU).batches(watched())):
+        assert all(event.wait(20) for event in read[: number + 3])
+        assert not any(event.is_set() for event in read[number + 3 :])
+
+
+def test_times_are_there_before_the_epoch_ends(now: Now) -> None:
     """A checkpoint within an epoch keeps them."""
     given = Feed(CPU)
     batches = given.batches(loader())
     next(batches)
-    time.sleep(0.05)
+    now.seconds += 0.05
     next(batches)
     assert given.totals["steps"] == 2
-    assert given.totals["seconds"] >= 0.05
+    assert given.totals["seconds"] == pytest.approx(0.05)
 
 
 @pytest.mark.usefixtures("ahead")
@@ -94,44 +128,53 @@ def test_a_loader_sees_the_contexts_of_its_fit() -> None:
     assert list(Feed(CPU).batches(seen())) == ["the fit's"]
 
 
-class Event:
-    """Stands in for an event of a GPU's queue: the time at which the queue, which lags behind, reaches it."""
+class Queue:
+    """Stands in for a GPU: the time at which its queue is empty."""
 
-    queue = 0.0  # seconds of the clock at which the queue is empty
+    def __init__(self, now: Now) -> None:
+        self.now, self.empty = now, 0.0
 
-    def __init__(self, enable_timing: bool = False) -> None:
-        self.at = 0.0
-
-    def record(self, stream: Any) -> None:
-        self.at = max(time.perf_counter(), Event.queue)
+    def add(self, seconds: float) -> None:
+        self.empty = max(self.now.seconds, self.empty) + seconds
 
     def synchronize(self) -> None:
-        time.sleep(max(0.0, self.at - time.perf_counter()))
+        self.now.until(self.empty)
+
+    def event(self, enable_timing: bool) -> Event:
+        return Event(self)
+
+
+class Event:
+    """Stands in for an event of a GPU's queue, with the time at which the queue passes it."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue, self.at = queue, 0.0
+
+    def record(self, stream: Any) -> None:
+        self.at = max(self.queue.now.seconds, self.queue.empty)
+
+    def synchronize(self) -> None:
+        self.queue.now.until(self.at)
 
     def elapsed_time(self, other: Event) -> float:
         return 1000 * (other.at - self.at)
 
 
-class Stream:
-    def synchronize(self) -> None:
-        time.sleep(max(0.0, Event.queue - time.perf_counter()))
-
-
-@pytest.mark.parametrize(("pause", "step", "waiting"), [(0.0, 0.05, 0.0), (0.03, 0.05, 0.0), (0.08, 0.05, 0.03)])
+@pytest.mark.parametrize(("pause", "waiting"), [(0.0, 0.0), (0.03, 0.0), (0.08, 0.03)])
 def test_a_gpu_waits_only_where_its_queue_is_empty(
-    pause: float, step: float, waiting: float, monkeypatch: pytest.MonkeyPatch
+    pause: float, waiting: float, now: Now, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step of 50 ms goes into the queue at once. A loader of 30 ms is not waited for."""
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    queue = Queue(now)
+    monkeypatch.setattr(torch.cuda, "Event", queue.event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: queue)
     monkeypatch.setattr(feed, "moved", lambda batch, device: batch)
     monkeypatch.setitem(feed.AHEAD, "cuda", 0)
-    Event.queue = 0.0
     given = Feed(torch.device("cuda"))
-    for _ in given.batches(loader(6, pause)):
-        Event.queue = max(time.perf_counter(), Event.queue) + step
-    assert given.totals["waiting"] == pytest.approx(pause + 5 * waiting, abs=0.03)
-    assert given.totals["seconds"] == pytest.approx(pause + 6 * step + 5 * waiting, abs=0.06)
+    for _ in given.batches(loader(6, now, pause)):
+        queue.add(0.05)
+    assert given.totals["waiting"] == pytest.approx(pause + 5 * waiting)
+    assert given.totals["seconds"] == pytest.approx(pause + 6 * 0.05 + 5 * waiting)
 
 
 def test_a_number_is_read_later() -> None:

@@ -98,7 +98,8 @@ def _read_ahead(loader: Any, count: int) -> Generator[Any]:
 def _pinned(value: Any) -> Any:
     """Return a batch with its tensors in page-locked memory, where there is a GPU that copies from it."""
     if isinstance(value, Tensor):
-        return value.pin_memory() if torch.cuda.is_available() and not value.is_cuda else value
+        plain = value.layout == torch.strided and value.device.type == "cpu"
+        return value.pin_memory() if plain and torch.cuda.is_available() else value
     if isinstance(value, dict):
         return {key: _pinned(part) for key, part in value.items()}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):

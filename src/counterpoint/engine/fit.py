@@ -312,6 +312,7 @@ class Fit:
         return self.saving.say(due)  # all processes save together or not at all
 
     def _save(self) -> None:
+        self.saving.forget()
         if self.run is None:
             return
         state = (
@@ -319,7 +320,6 @@ class Fit:
         )  # divided networks are gathered by all processes
         if self.first:
             write_checkpoint(self.run, state)
-        self.saving.forget()
         self.saved_at = time.monotonic()
 
     def _state(self) -> dict[str, Any]:
