@@ -29,7 +29,7 @@ TYPES: dict[Products, torch.dtype | None] = {
 # Rows, columns and width: no multiples of a tile.
 SIZES = (1403, 1797, 200)
 
-# Processes that check at once. Compiling about 100 kernels takes most of the time: two minutes in one process.
+# Processes that check at once. Compiling about 100 kernels takes most of the time: three minutes in one process.
 PROCESSES = 8
 
 Function = Callable[..., list[Tensor]]
