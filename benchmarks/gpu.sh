@@ -3,7 +3,7 @@
 #
 #   bash benchmarks/gpu.sh [check] [time] [train] [runs] [tilings]    default: the first four; writes results/bench/gpu.json
 #   bash benchmarks/gpu.sh --rehearse     all of it without a GPU, on small matrices: finds what is missing
-#   bash benchmarks/gpu.sh wheels         for a machine without a network: fill .whl/, which is then installed there
+#   bash benchmarks/gpu.sh wheels         for a machine without a network: make .whl/ anew, which is then installed there
 #
 # Peers that are not installed are left out, by name. PYTHON is the interpreter that has torch (python3). `wheels` takes those
 # for x86-64 and TARGET, the other machine's version of Python (3.12). They are the peers, what they import, and what

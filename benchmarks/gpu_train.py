@@ -62,7 +62,7 @@ def trained(slug: str, data: Any, device: str, **settings: Any) -> dict[str, Any
         run = cp.train(
             slug, data=data, out=folder, quiet=True, callbacks=[ends], device=device, precision="bf16", **settings
         )
-        speed = json.loads((run.path / "speed.json").read_text())
+        speed = run.run.speed()
         return {
             "system": slug,
             "items_per_second": speed["items"] / speed["steps"] / ends.step(),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from counterpoint.engine.options import Loop, device_named
+from counterpoint.engine.options import Loop
 from counterpoint.engine.run import BAD_BATCH, Run, check_new
 from counterpoint.engine.state import need_idle
 from counterpoint.errors import CounterpointError, Interrupted, RunError, check_seed
@@ -245,7 +245,7 @@ def evaluate(path: Run | Path | str, *, data: str | None = None, device: str = "
     Raises RunError for a path that is no run or has no weights, DataError for data that cannot be read.
     """
     run = path if isinstance(path, Run) else Run.open(path)
-    learner = load_learner(run).to(device_named(device))
+    learner = load_learner(run).to(Loop(device=device).on())
     experiment = Experiment.of_run(run)
     source = experiment.source(data)
     for note in source.notes:

@@ -19,6 +19,7 @@ from counterpoint.encoders.i3d import I3D, I3DNet
 from counterpoint.encoders.on_device import move
 from counterpoint.encoders.published_video import TimmFrames, TransformersAudio, TransformersVideo
 from counterpoint.encoders.sound import VGGish, _Spectrogram
+from counterpoint.engine.survey import mapped
 from counterpoint.experiment import Experiment
 from counterpoint.search.encoder import Encoder
 from counterpoint.search.transform import Transform
@@ -128,11 +129,12 @@ def test_a_detector_scores_where_its_network_is() -> None:
 def test_an_encoder_embeds_where_its_network_is(slug: str, data: str, settings: dict[str, Any], kind: str) -> None:
     learner, facts, experiment = learner_of(slug, data, **settings)
     transform = Transform.of_facts(dict(facts), experiment.config)
-    encoder = Encoder(None, learner, experiment.config, transform, experiment.system.task)  # type: ignore[arg-type]
+    encoder = with_network(Encoder, learner=learner, transform=transform, task=experiment.system.task)
     name = next(name for name, of in encoder.kinds.items() if of == kind)
     values = [np.zeros((8, 8, 3), np.uint8)] * 3 if kind == "image" else ["one", "two", "three"]
     inputs = transform(name, values)
-    encoder.transform = lambda name, values: inputs  # type: ignore[assignment]
     with FakeTensorMode(allow_non_fake_inputs=True):
         move_weights(learner)
+        fakes = mapped(inputs, lambda x: torch.empty(x.shape, dtype=x.dtype))
+        encoder.transform = lambda name, values: fakes
         assert encoder._batch(name, values).shape[0] == 3

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from counterpoint.commands.common import Probability, say, unset
+from counterpoint.commands.common import Device, Probability, say, unset
 
 
 def main(
@@ -17,7 +17,7 @@ def main(
     recall: Annotated[Probability, unset(metavar="SHARE")] = None,
     alarms_per_hour: Annotated[Probability, unset(metavar="N")] = None,
     method: str = "auto",
-    device: Annotated[str, arg(metavar="DEVICE")] = "auto",
+    device: Device = "auto",
 ) -> int:
     """Choose the threshold of a detector from labelled videos, and turn its scores into probabilities.
 

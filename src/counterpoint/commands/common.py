@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 from tyro.conf import arg
 
@@ -28,6 +28,7 @@ Text = Optional[str]  # noqa: UP045
 Place = Optional[Path]  # noqa: UP045
 Count = Optional[int]  # noqa: UP045
 Probability = Optional[float]  # noqa: UP045
+Device = Annotated[str, arg(metavar="DEVICE")]
 
 
 def refuse_torchrun(why: str, instead: str = "") -> None:

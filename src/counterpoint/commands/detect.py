@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from counterpoint.commands.common import Place, Probability, complain, console, say, table, unset
+from counterpoint.commands.common import Device, Place, Probability, complain, console, say, table, unset
 from counterpoint.commands.detecting import check_live, chosen_detector, run_live
 from counterpoint.errors import CounterpointError, Interrupted
 from counterpoint.files import check_writable
@@ -28,7 +28,7 @@ def main(
     clips: Annotated[Place, unset(metavar="DIR")] = None,
     watch: Annotated[Place, unset(metavar="DIR")] = None,
     alarms: Annotated[Place, unset(metavar="FILE")] = None,
-    device: Annotated[str, arg(metavar="DEVICE")] = "auto",
+    device: Device = "auto",
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> int:
     """Find the violent moments in video files, folders and streams.

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from counterpoint.commands.common import HERE, Count, Machines, Text, say, unset
+from counterpoint.commands.common import HERE, Count, Device, Machines, Text, say, unset
 from counterpoint.errors import CounterpointError
 from counterpoint.words import counted
 
@@ -19,7 +19,7 @@ def main(
     split: Annotated[str, arg(metavar="all|train|valid|test|unpaired|items")] = "all",
     shard_rows: Annotated[Count, unset(metavar="INT")] = None,
     jobs: Annotated[Count, unset(aliases=["--workers"], metavar="INT")] = None,
-    device: Annotated[str, arg(metavar="DEVICE")] = "auto",
+    device: Device = "auto",
     machines: OmitArgPrefixes[Machines] = HERE,
 ) -> int:
     """Write the embeddings of every item in every modality to Parquet, for `search` or your own tools.

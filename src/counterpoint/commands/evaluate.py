@@ -8,14 +8,14 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from counterpoint.commands.common import Text, say, unset
+from counterpoint.commands.common import Device, Text, say, unset
 
 
 def main(
     run: Annotated[Positional[Path], arg(metavar="RUN")],
     *,
     data: Annotated[Text, unset(metavar="SOURCE")] = None,
-    device: Annotated[str, arg(metavar="DEVICE")] = "auto",
+    device: Device = "auto",
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> int:
     """Measure a trained run on its test data, or on another source's.

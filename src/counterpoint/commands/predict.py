@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Optional
 
 from tyro.conf import Positional, arg
 
-from counterpoint.commands.common import Place, Text, complain, console, say, table, unset
+from counterpoint.commands.common import Device, Place, Text, complain, console, say, table, unset
 from counterpoint.errors import CounterpointError
 from counterpoint.files import check_there, check_writable
 from counterpoint.words import counted
@@ -36,7 +36,7 @@ def main(
     least: float = LEAST,
     out: Annotated[Place, unset(aliases=["-o"], metavar="FILE")] = None,
     html: Annotated[Place, unset(metavar="FILE")] = None,
-    device: Annotated[str, arg(metavar="DEVICE")] = "auto",
+    device: Device = "auto",
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> int:
     """Predict the classes of pictures, by a classifier, by prompts or by neighbours; with a detector, the objects in them.

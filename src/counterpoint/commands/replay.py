@@ -7,13 +7,13 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from counterpoint.commands.common import console, say, table
+from counterpoint.commands.common import Device, console, say, table
 
 
 def main(
     run: Annotated[Positional[Path], arg(metavar="RUN")],
     *,
-    device: Annotated[str, arg(metavar="DEVICE")] = "cpu",
+    device: Device = "cpu",
 ) -> int:
     """Rerun the training step whose loss was not finite, and show the first modules with infinite or NaN output.
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from counterpoint.core.world import processes
-from counterpoint.engine.survey import moved
+from counterpoint.engine.survey import mapped, moved
 
 # Number of batches that a thread has ready, by type of device. A CPU has none: the step needs its cores.
 AHEAD = {"cuda": 2}
@@ -44,8 +44,7 @@ class Feed:
     def batches(self, loader: Any) -> Generator[Any]:
         """Yield an epoch's batches, each with its tensors on the device."""
         clock = _DeviceClock(self.device) if self.device.type == "cuda" else _Clock()
-        ahead = AHEAD.get(self.device.type, 0)
-        with contextlib.closing(_read_ahead(loader, ahead) if ahead else _read(loader)) as source:
+        with contextlib.closing(_read(loader, AHEAD.get(self.device.type, 0))) as source:
             clock.rest()
             try:
                 for batch in source:
@@ -75,36 +74,29 @@ class Feed:
         }
 
 
-def _read(loader: Any) -> Generator[Any]:
-    yield from loader
-
-
-def _read_ahead(loader: Any, count: int) -> Generator[Any]:
-    """Yield the loader's batches; a thread has the next `count` of them in page-locked memory."""
+def _read(loader: Any, ahead: int) -> Generator[Any]:
+    """Yield the loader's batches. Where `ahead` is not 0, a thread has the next so many of them in page-locked memory."""
+    if not ahead:
+        yield from loader
+        return
     context = contextvars.copy_context()  # a loss's processes, for instance, are known by thread
     iterator = iter(loader)
 
     def following() -> Any:
         batch = next(iterator, END)
-        return batch if batch is END else _pinned(batch)
+        return batch if batch is END else mapped(batch, _pinned)
 
     with ThreadPoolExecutor(1, "batches") as thread:
-        coming = deque(thread.submit(context.run, following) for _ in range(count))
+        coming = deque(thread.submit(context.run, following) for _ in range(ahead))
         while (batch := coming.popleft().result()) is not END:
             coming.append(thread.submit(context.run, following))
             yield batch
 
 
-def _pinned(value: Any) -> Any:
-    """Return a batch with its tensors in page-locked memory, where there is a GPU that copies from it."""
-    if isinstance(value, Tensor):
-        plain = value.layout == torch.strided and value.device.type == "cpu"
-        return value.pin_memory() if plain and torch.cuda.is_available() else value
-    if isinstance(value, dict):
-        return {key: _pinned(part) for key, part in value.items()}
-    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return type(value)(_pinned(part) for part in value)
-    return value
+def _pinned(x: Tensor) -> Tensor:
+    """Return a tensor of the CPU in page-locked memory, where there is a GPU that copies from it."""
+    plain = x.layout == torch.strided and x.device.type == "cpu"
+    return x.pin_memory() if plain and torch.cuda.is_available() else x
 
 
 def _items(batch: Any) -> int:

@@ -135,7 +135,7 @@ class Fit:
                 f"--log {' '.join(self.loop.log)} needs a run directory to write to; give a run, or no log"
             )
         started_group = self._join_processes()
-        self.device = self.loop.on(int(os.environ.get("LOCAL_RANK", "0")))
+        self.device = self.loop.on()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         elif self.device.type == "cpu":
@@ -182,7 +182,7 @@ class Fit:
         """Join the processes that torchrun started into one group. Return whether this call made the group."""
         if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
             return False
-        device = self.loop.on(int(os.environ.get("LOCAL_RANK", "0")))
+        device = self.loop.on()
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return True
 

@@ -82,10 +82,11 @@ class Loop:
         for name in self.log:
             logger_module(name)
 
-    def on(self, local_rank: int = 0) -> torch.device:
+    def on(self) -> torch.device:
         """Return the device of this process. CounterpointError when this machine lacks it."""
         import torch
 
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         if self.device == "auto":
             return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
         try:
@@ -132,12 +133,3 @@ def logger_module(name: str) -> Any:
         return importlib.import_module(needed)
     except ImportError as error:
         raise CounterpointError(f"--log {name} needs the package {needed}: pip install {needed}") from error
-
-
-def device_named(name: str) -> torch.device:
-    """Return the device of a name, as `Loop.device` takes it. CounterpointError when this machine lacks it.
-
-    >>> device_named("cpu")
-    device(type='cpu')
-    """
-    return Loop(device=name).on(int(os.environ.get("LOCAL_RANK", "0")))

@@ -244,17 +244,15 @@ class Stepper:
             losses = self.losses(turn, batch)
             loss = losses[turn.minimise]
             finite = Later(loss.isfinite())
-            # A GPU goes on with the backward pass while the processor waits for the loss.
-            later = loss.is_cuda and bool(turn.optimizers)
-            if not later:
-                self._need(finite, loss)
+            if turn.optimizers:
+                for optimizer in turn.optimizers:
+                    optimizer.zero_grad()
+                self.scaler.scale(loss).backward()
+            # Asked here, so that a GPU goes on with the backward pass while the processor waits for the loss.
+            if not finite.read():
+                raise diverged(f"the loss is {float(loss.detach())} at step {learner.position.all_steps}")
             if not turn.optimizers:
                 return losses
-            for optimizer in turn.optimizers:
-                optimizer.zero_grad()
-            self.scaler.scale(loss).backward()
-            if later:
-                self._need(finite, loss)
         average(p for o in turn.optimizers for group in o.param_groups for p in group["params"])
         # The scaler raises for an optimiser without any gradient.
         scaled = [o for o in turn.optimizers if self.scaler.is_enabled() and _reached(o)]
@@ -269,11 +267,6 @@ class Stepper:
         if scaled:
             self.scaler.update()
         return losses
-
-    def _need(self, finite: Later, loss: Tensor) -> None:
-        """Raise where a loss is not finite."""
-        if not finite.read():
-            raise diverged(f"the loss is {float(loss.detach())} at step {self.learner.position.all_steps}")
 
     def networks(self) -> contextlib.AbstractContextManager[None]:
         """Return the context of a turn, in which networks run in parts or compiled, depending on the options."""

@@ -173,10 +173,15 @@ class Survey:
 
 def moved(value: Any, device: torch.device) -> Any:
     """Return a batch with its tensors on a device. Other values stay the same."""
+    return mapped(value, lambda x: x if x.device == device else x.to(device, non_blocking=True))
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a batch with a function applied to each of its tensors. Other values stay the same."""
     if isinstance(value, Tensor):
-        return value if value.device == device else value.to(device, non_blocking=True)
+        return change(value)
     if isinstance(value, dict):
-        return {key: moved(part, device) for key, part in value.items()}
+        return {key: mapped(part, change) for key, part in value.items()}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return type(value)(moved(part, device) for part in value)
+        return type(value)(mapped(part, change) for part in value)
     return value

@@ -40,11 +40,13 @@ def held_again(run: Run, data: Any) -> Own | None:
     return same_again(spec, data)
 
 
-def embed(run: Run, out: Path | str, *, data: Any = None, split: str = "all", quiet: bool = True) -> Embeddings:
+def embed(
+    run: Run, out: Path | str, *, data: Any = None, split: str = "all", device: str = "cpu", quiet: bool = True
+) -> Embeddings:
     """Write the embeddings of a set and read them (see `counterpoint.embed`)."""
     with plainly():
         spec, _held = source_of(data)
-        write(run, out, data=spec, split=split, say=silent if quiet else print)
+        write(run, out, data=spec, split=split, device=device, say=silent if quiet else print)
         return read_embeddings(out)
 
 

@@ -319,7 +319,13 @@ def compare(
 
 
 def embed(
-    run: Path | str | Trained, out: Path | str, *, data: Any = None, split: str = "all", quiet: bool = True
+    run: Path | str | Trained,
+    out: Path | str,
+    *,
+    data: Any = None,
+    split: str = "all",
+    device: str = "cpu",
+    quiet: bool = True,
 ) -> Embeddings:
     """Write the embeddings of a whole set in every modality to a Parquet file, or to a folder of shards.
 
@@ -328,13 +334,14 @@ def embed(
         out: The file to write, .parquet, or a folder, which gets shards.
         data: A source of the same modalities: a name or an object. Default: the data that the run was trained on.
         split: One of all, train, valid, test, unpaired, items.
+        device: Device to compute on: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.
         quiet: Leave out the notes on the data.
 
     Returns the embeddings: `.vectors` by modality, [n, dim], and `.label`, `.split`, `.source` of each item.
     """
     from counterpoint.face import finding
 
-    return finding.embed(load(run).run, out, data=data, split=split, quiet=quiet)
+    return finding.embed(load(run).run, out, data=data, split=split, device=device, quiet=quiet)
 
 
 def search(

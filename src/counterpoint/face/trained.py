@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from counterpoint.data import distilled
 from counterpoint.data.memory import Own, is_memory, plainly, said
 from counterpoint.engine.learner import Learner
-from counterpoint.engine.options import device_named
+from counterpoint.engine.options import Loop
 from counterpoint.engine.run import REPORT, Run
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.experiment import Experiment, load_learner
@@ -171,12 +171,12 @@ class Trained(ModelHubMixin):
 
     def to(self, device: str) -> Trained:
         """Move the learner to a device (see `encode`) and return the run."""
-        self.learner.to(device_named(device))
+        self.learner.to(Loop(device=device).on())
         return self
 
-    def embed(self, out: Path | str, *, data: Any = None, split: str = "all") -> Any:
+    def embed(self, out: Path | str, *, data: Any = None, split: str = "all", device: str = "cpu") -> Any:
         """Write the embeddings of a whole set to a Parquet file (see `counterpoint.embed`)."""
-        return finding.embed(self.run, out, data=data, split=split)
+        return finding.embed(self.run, out, data=data, split=split, device=device)
 
     def search(self, query: Any, embeddings: Path | str, **options: Any) -> Any:
         """Return the items most similar to a query (see `counterpoint.search`)."""
@@ -184,11 +184,12 @@ class Trained(ModelHubMixin):
 
     # --- evaluation and export
 
-    def evaluate(self, data: Any = None) -> Measured:
+    def evaluate(self, data: Any = None, *, device: str = "cpu") -> Measured:
         """Measure the run on the test split.
 
         Args:
             data: Another source of the same kind of items: a name or an object. Default: the data that the run was trained on.
+            device: Device to compute on: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.
 
         Returns the metrics by name, with `chance`. Raises CounterpointError when the data do not fit, or when an object in
         memory is missing.
@@ -197,7 +198,7 @@ class Trained(ModelHubMixin):
 
         with plainly():
             spec, _held = finding.source_of(data)
-            return training.evaluate(self.run, data=spec, say=lambda _: None)
+            return training.evaluate(self.run, data=spec, device=device, say=lambda _: None)
 
     def export(
         self,

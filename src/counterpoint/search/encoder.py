@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from counterpoint.core.operands import EPS
-from counterpoint.engine.options import device_named
+from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run
 from counterpoint.engine.survey import moved
 from counterpoint.errors import CounterpointError, RunError
@@ -96,7 +96,7 @@ class Encoder:
         config = experiment.config
         learner = load_learner(run) if learner is None else learner
         if device is not None:
-            learner.to(device_named(device))
+            learner.to(Loop(device=device).on())
         task, facts = experiment.system.task, dict(run.facts())
         if task == "regions":
             facts["size"] = config.crop

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from counterpoint.engine.options import device_named
+from counterpoint.engine.options import Loop
 from counterpoint.engine.run import CALIBRATION, Run, trained
 from counterpoint.errors import DataError, RunError
 from counterpoint.experiment import load_learner
@@ -185,7 +185,7 @@ class Detector:
         reason = cannot_detect(run)
         if reason is not None:
             raise RunError(f"{run.path} {reason}")
-        place = device_named(device)
+        place = Loop(device=device).on()
         self.learner = load_learner(run).to(place)
         facts = run.facts()
         backbones = facts["backbones"]

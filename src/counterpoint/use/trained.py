@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from counterpoint.engine.options import device_named
+from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run
 from counterpoint.experiment import load_learner
 
@@ -31,4 +31,4 @@ class TrainedRun:
         """
         run = path if isinstance(path, Run) else Run.open(path)
         learner = load_learner(run) if learner is None else learner
-        return cls(run, learner if device is None else learner.to(device_named(device)))
+        return cls(run, learner if device is None else learner.to(Loop(device=device).on()))
