@@ -27,9 +27,11 @@ from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
 from counterpoint.systems.generation import customcontrast as room
 from counterpoint.tasks.measures import generation as measures
+from counterpoint.use.generate import generate
 from counterpoint.views.subjects import on_white, subject_mask
 from interrupted import need_equal_ends
 from launch import command_over_processes
+from pretend_gpu import pretend_gpu
 
 pytestmark = pytest.mark.skipif(find_spec("diffusers") is None, reason="needs the extra [generation]")
 ZEROS = torch.zeros(4, 4, dtype=torch.float64)
@@ -546,6 +548,15 @@ def test_the_command_makes_pictures_of_a_folder_of_references(run, tmp_path, cap
         assert sorted(path.name for path in out.iterdir()) == ["01-01.png", "01-02.png", "index.html"]
     assert outs[0].shape == (16, 16, 3)
     assert not np.array_equal(*outs)  # the same noise, another subject
+
+
+def test_a_gpu_makes_the_processor_s_pictures(run, tmp_path, monkeypatch):
+    given = {"number": 2, "seed": 3, "subject": folders(tmp_path / "mine", subjects=1) / "s00"}
+    made = {"cpu": generate(str(run), [PROMPT], tmp_path / "here", **given)}
+    with pretend_gpu(monkeypatch):
+        made["cuda"] = generate(str(run), [PROMPT], tmp_path / "there", **given, device="cuda")
+    for here, there in zip(*(found[0].files for found in made.values()), strict=True):
+        assert np.abs(np.asarray(Image.open(here), int) - np.asarray(Image.open(there), int)).max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from counterpoint import cli, training
@@ -23,8 +24,10 @@ from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, DataError, RunError
 from counterpoint.experiment import Experiment, load_learner
 from counterpoint.systems.language import ritual
+from counterpoint.use.ask import ask
 from counterpoint.views.transformed import TRANSFORMS, transformed
 from interrupted import need_equal_ends
+from pretend_gpu import pretend_gpu
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "ritual.npz")
 DATA = "grid-chats?train=24&valid=6&test=8&grid=2&cell=8&most=2"
@@ -241,7 +244,7 @@ def test_a_finished_run_is_measured_without_training(tmp_path):
     assert second.metrics()[-1]["test/answer_loss"] == first.metrics()[-1]["test/answer_loss"]
 
 
-def test_a_model_of_transformers_from_a_folder_answers(tmp_path):
+def test_a_model_of_transformers_from_a_folder_answers(tmp_path, monkeypatch):
     from transformers import AutoImageProcessor, CLIPImageProcessor, LlavaProcessor
 
     data = grid_chats.load(train=20, valid=4, test=4, grid=2, most=2)
@@ -267,8 +270,15 @@ def test_a_model_of_transformers_from_a_folder_answers(tmp_path):
     )
     processor.save_pretrained(tmp_path / "tiny")
     assert AutoImageProcessor.from_pretrained(tmp_path / "tiny") is not None
-    run = trained(tmp_path, model=f"hf:{tmp_path / 'tiny'}", epochs=0)
+    name = f"hf:{tmp_path / 'tiny'}"
+    run = trained(tmp_path, model=name, epochs=0)
     assert np.isfinite(run.metrics()[-1]["test/answer_loss"])
+    picture = tmp_path / "a.png"
+    Image.fromarray(data.test.images.images(np.array([0]))[0]).save(picture)
+    [here] = ask(name, "a brick", [picture], ["vcd"], new_tokens=4)
+    with pretend_gpu(monkeypatch):
+        [there] = ask(name, "a brick", [picture], ["vcd"], new_tokens=4, device="cuda")
+    assert there.answer.tokens == here.answer.tokens
 
 
 def test_a_run_of_another_task_is_refused_as_a_model(tmp_path):

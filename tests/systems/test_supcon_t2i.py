@@ -33,6 +33,7 @@ from counterpoint.tasks.measures import generation as measures
 from counterpoint.use.generate import generate
 from interrupted import need_equal_ends
 from launch import command_over_processes
+from pretend_gpu import pretend_gpu
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "supcon-t2i.npz")
 TYPES = pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
@@ -465,6 +466,14 @@ def test_the_command_writes_pictures_and_a_page_and_names_unknown_words(run, tmp
     assert "Words that the run does not know: huge." in (out / "index.html").read_text()
     again = generate(str(run), ["a small red seven"], tmp_path / "again", number=1)
     assert np.array_equal(np.asarray(Image.open(again[0].files[0])), np.asarray(Image.open(found[0]["files"][0])))
+
+
+def test_a_gpu_makes_the_processor_s_pictures(run, tmp_path, monkeypatch):
+    made = {"cpu": generate(str(run), ["a small red seven"], tmp_path / "here", number=2, seed=3)}
+    with pretend_gpu(monkeypatch):
+        made["cuda"] = generate(str(run), ["a small red seven"], tmp_path / "there", number=2, seed=3, device="cuda")
+    for here, there in zip(*(found[0].files for found in made.values()), strict=True):
+        assert np.abs(np.asarray(Image.open(here), int) - np.asarray(Image.open(there), int)).max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
 from counterpoint.use.ask import CONTRASTED, METHODS, Answering, ask
+from pretend_gpu import pretend_gpu
 
 DATA = "grid-chats?train=24&valid=6&test=8&grid=2&cell=8&most=2"
 SMALL = {"model": "llava-16-2-2", "vocabulary": 300, "context": 256, "epochs": 1, "batch_size": 16, "compare": ()}
@@ -45,6 +46,15 @@ def test_equal_seeds_give_equal_answers_and_greedy_ignores_the_seed(run, picture
     assert ask(str(run), "what ?", [picture], ["greedy"], new_tokens=4, seed=9)[0] == one[1]
 
 
+def test_a_gpu_draws_the_processor_s_answers(run, picture, monkeypatch):
+    here = ask(str(run), "what ?", [picture], ["plain", "ritual", "vcd"], new_tokens=4, seed=3)
+    with pretend_gpu(monkeypatch):
+        there = ask(str(run), "what ?", [picture], ["plain", "ritual", "vcd"], new_tokens=4, seed=3, device="cuda")
+    assert [one.answer.tokens for one in there] == [one.answer.tokens for one in here]
+    with pytest.raises(CounterpointError, match="has 0 CUDA devices; use --device cpu"):
+        ask(str(run), "what ?", device="cuda")
+
+
 def test_an_answer_has_by_default_as_many_tokens_as_the_run_s_own(run, monkeypatch):
     asked = []
     monkeypatch.setattr(Answering, "answers", lambda _, prompts, **given: asked.append(given["new_tokens"]) or [None])
@@ -66,7 +76,7 @@ def test_the_command_prints_json_and_writes_a_page(run, picture, tmp_path, capsy
         "--new-tokens",
         "3",
     ]
-    assert cli.main([*words, "--json", "--html", str(tmp_path / "page.html")]) == 0
+    assert cli.main([*words, "--device", "cpu", "--json", "--html", str(tmp_path / "page.html")]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["method"] for row in found] == ["plain", "ritual"]
     page = (tmp_path / "page.html").read_text()

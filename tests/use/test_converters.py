@@ -20,6 +20,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.use import converters
 from counterpoint.use.ask import produce
 from counterpoint.use.converters import Made, Zoo, dispatch, drawn, plotted, spoken, zoo
+from pretend_gpu import pretend_gpu
 
 
 def test_a_picture_is_drawn_in_the_colour_and_shape_of_the_prompt(tmp_path):
@@ -147,7 +148,7 @@ def test_the_modules_of_replies_call_no_interpreter():
                 assert not {"os", "subprocess", "pickle", "shutil"} & {alias.name for alias in node.names}, name
 
 
-def test_a_pipeline_of_diffusers_built_here_paints(tmp_path):
+def test_a_pipeline_of_diffusers_built_here_paints(tmp_path, monkeypatch):
     pytest.importorskip("diffusers")
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -204,6 +205,12 @@ def test_a_pipeline_of_diffusers_built_here_paints(tmp_path):
     [made] = dispatch(render("[IMAGE]", "x"), zoo(f"hf:{tmp_path / 'nowhere'}"), tmp_path / "d")
     assert made.status == "failed"
     assert made.reason
+    with pretend_gpu(monkeypatch):
+        found = zoo(name, steps=2, seed=3, device="cuda")
+        [made] = dispatch(render("[IMAGE]", "a red circle"), found, tmp_path / "e")
+    assert made.status == "made", made.reason
+    here, there = (np.asarray(Image.open(file), int) for file in (one[0].file, made.file))
+    assert np.abs(here - there).max() <= 1
 
 
 def test_a_finished_run_of_generation_paints(tmp_path):
@@ -227,5 +234,7 @@ def test_a_finished_run_of_generation_paints(tmp_path):
 def test_unknown_converters_and_other_models_are_refused(tmp_path):
     with pytest.raises(CounterpointError, match="unknown converter of pictures"):
         zoo("painted")
+    with pytest.raises(CounterpointError, match="has 0 CUDA devices; use --device cpu"):
+        zoo(device="cuda")
     with pytest.raises(CounterpointError, match="names no modalities"):
         produce("hf:somewhere", "x", tmp_path)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from counterpoint.commands.common import Count, Place, Text, console, say, table, unset
+from counterpoint.commands.common import Count, Device, Place, Text, console, say, table, unset
 from counterpoint.files import check_empty, check_writable
 
 
@@ -25,6 +25,7 @@ def main(
     out: Annotated[Place, unset(metavar="DIR")] = None,
     picture: str = "drawn",
     html: Annotated[Place, unset(metavar="FILE")] = None,
+    device: Device = "auto",
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> int:
     """Ask a model a question, by one or several methods of decoding.
@@ -40,10 +41,11 @@ def main(
         system: An instruction that comes before the question. Default: none.
         temperature: Temperature of the draws; 0: the most probable token at each step.
         new_tokens: Maximum number of tokens of an answer, at least 1. Default: as many as the run's own; 64 for hf:NAME.
-        seed: Seed of the draws and of random transformations.
+        seed: Seed of the draws and of random transformations; they are the same on every device.
         out: A new folder for the files that the answer asks for, of a run of switchgpt. Default: none.
         picture: Converter of pictures for --out: drawn, run:RUN (a run of the task generation) or hf:NAME (of diffusers).
         html: A page to write, with the probabilities of all tokens. Default: none.
+        device: Device to compute on: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.
         json_: Print JSON.
     """
     from counterpoint.use.ask import ask, produce
@@ -61,8 +63,9 @@ def main(
         temperature=temperature,
         new_tokens=new_tokens,
         seed=seed,
+        device=device,
     )
-    made = [] if out is None else produce(run, found[0].answer.text, out, picture=picture, seed=seed)
+    made = [] if out is None else produce(run, found[0].answer.text, out, picture=picture, seed=seed, device=device)
     if json_:
         rows: list[dict[str, Any]] = [{"method": name} | answer._asdict() for name, answer in found]
         if out is not None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from counterpoint.commands.common import Place, complain, say, unset
+from counterpoint.commands.common import Device, Place, complain, say, unset
 from counterpoint.words import counted
 
 
@@ -20,6 +20,7 @@ def main(
     number: int = 8,
     out: Path = Path("generated"),
     seed: int = 0,
+    device: Device = "auto",
     json_: Annotated[bool, arg(name="json")] = False,
 ) -> int:
     """Generate pictures of prompts by a finished run.
@@ -32,12 +33,13 @@ def main(
         subject: A folder of pictures of one subject, for a run that takes one. Prompts then call it "subject". Default: none.
         number: Pictures of each prompt, at least 1.
         out: A new or empty folder for the pictures and their page, index.html.
-        seed: Seed of the noise.
+        seed: Seed of the noise, which is the same on every device.
+        device: Device to compute on: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.
         json_: Print JSON.
     """
     from counterpoint.use.generate import PAGE, generate
 
-    found = generate(run, prompt, out, number=number, seed=seed, subject=subject)
+    found = generate(run, prompt, out, number=number, seed=seed, subject=subject, device=device)
     for one in found:
         if one.unknown:
             complain(f"'{one.prompt}': the run does not know {', '.join(one.unknown)}")

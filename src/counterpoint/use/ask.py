@@ -22,6 +22,7 @@ from counterpoint.encoders.chat_models import ChatModel, Prompt
 from counterpoint.encoders.chat_tokenizers import chat_tokenizer
 from counterpoint.encoders.decoding import Answer, Decoder, Plain, answers
 from counterpoint.encoders.messages import IMAGE, Message
+from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, RunError, check_seed, unknown
 from counterpoint.experiment import load_learner
@@ -58,16 +59,18 @@ class Answering:
 
     Args:
         name: Path of a run, or hf:NAME.
+        device: Device to compute on: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.
 
     Raises RunError for a run whose model does not answer, CounterpointError for a model that cannot be loaded.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, device: str = "cpu") -> None:
+        place = Loop(device=device).on()
         self.learner: Any = None
         if name.startswith("hf:"):
             size = _picture_size(name)
             tokenizer = chat_tokenizer(name, (), vocabulary=0, size=size)
-            self.model = ChatModel(name, tokenizer, size=size, context=1).eval()
+            self.model = ChatModel(name, tokenizer, size=size, context=1).eval().to(place)
             self.model.context = int(getattr(self.model.text_config, "max_position_embeddings", 2048))
             return
         run = Run.open(name)
@@ -75,7 +78,7 @@ class Answering:
             raise RunError(
                 f"{run.path} is a run of the task {run.config.get('task')}, whose model does not answer; name one of chats"
             )
-        self.learner = load_learner(run)
+        self.learner = load_learner(run).to(place)
         self.model = self.learner.model
 
     def prompt(self, question: str, images: Sequence[Path | str], system: str = "") -> Prompt:
@@ -127,6 +130,7 @@ def ask(
     temperature: float = 1.0,
     new_tokens: int | None = None,
     seed: int = 0,
+    device: str = "cpu",
 ) -> list[Asked]:
     """Answer a question by each method.
 
@@ -138,7 +142,8 @@ def ask(
         system: text of a system's message. Default: none.
         temperature: of draws; 0 for the most probable tokens. "greedy" always takes these.
         new_tokens: maximum number of tokens of an answer. Default: as many as the run's own; 64 for a model of transformers.
-        seed: seed of the draws and of random transformations.
+        seed: seed of the draws and of random transformations; they are the same on every device.
+        device: device to compute on: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.
 
     Raises CounterpointError for an unknown method and for a question that does not fit. Raises DataError for a picture that
     cannot be read.
@@ -148,7 +153,7 @@ def ask(
             raise unknown("method", method, METHODS)
     check_seed(seed)
     check_there(images)
-    answering = Answering(run)
+    answering = Answering(run, device)
     prompt = answering.prompt(question, images, system)
     if new_tokens is None:
         new_tokens = 64 if answering.learner is None else int(answering.learner.config.new_tokens)
@@ -165,7 +170,9 @@ def ask(
     return found
 
 
-def produce(run: str, reply: str, out: Path | str, *, picture: str = "drawn", seed: int = 0) -> list[Made]:
+def produce(
+    run: str, reply: str, out: Path | str, *, picture: str = "drawn", seed: int = 0, device: str = "cpu"
+) -> list[Made]:
     """Give the reply of a run that names modalities to its converters, and write their files into a new folder.
 
     Args:
@@ -174,6 +181,7 @@ def produce(run: str, reply: str, out: Path | str, *, picture: str = "drawn", se
         out: the folder, which must not exist or must be empty.
         picture: converter of pictures: drawn, run:RUN or hf:NAME.
         seed: seed of the pictures' noise.
+        device: device to compute on: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.
 
     Raises CounterpointError for another model, a folder with files and an unknown converter.
     """
@@ -181,7 +189,7 @@ def produce(run: str, reply: str, out: Path | str, *, picture: str = "drawn", se
     if not flags:
         raise CounterpointError(f"{run} names no modalities, which --out needs; name a run of switchgpt")
     out = check_empty(out)
-    return dispatch(reply, zoo(picture, seed=seed), out, flags)
+    return dispatch(reply, zoo(picture, seed=seed, device=device), out, flags)
 
 
 def _picture_size(name: str) -> int:

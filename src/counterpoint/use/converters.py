@@ -32,6 +32,7 @@ from PIL import Image
 
 from counterpoint.data.images import Pixels
 from counterpoint.encoders.meta_responses import TEXT, flags_in, parse_meta_response, well_formed
+from counterpoint.engine.options import Loop
 from counterpoint.errors import CounterpointError, unknown
 from counterpoint.files import replacing
 
@@ -75,23 +76,25 @@ class Zoo:
         return list(dict.fromkeys([TEXT, *self.converters, *self.missing]))
 
 
-def zoo(picture: str = "drawn", *, seed: int = 0, steps: int = 20) -> Zoo:
+def zoo(picture: str = "drawn", *, seed: int = 0, steps: int = 20, device: str = "cpu") -> Zoo:
     """Return the converters that this machine has.
 
     Args:
         picture: drawn, run:RUN or hf:NAME.
-        seed: seed of the pictures' noise.
+        seed: seed of the pictures' noise, which is the same on every device.
         steps: denoising steps of a pipeline of diffusers.
+        device: device of run:RUN and hf:NAME: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.
 
-    Raises CounterpointError for an unknown name.
+    Raises CounterpointError for an unknown name, and for a device that this machine lacks.
     """
+    Loop(device=device).on()  # what a converter raises would be a reason why it failed
     paint: Callable[[str], Pixels]
     if picture == "drawn":
         paint = drawn
     elif picture.startswith("run:") and len(picture) > 4:
-        paint = partial(generated, picture.removeprefix("run:"), seed=seed)
+        paint = partial(generated, picture.removeprefix("run:"), seed=seed, device=device)
     elif picture.startswith("hf:") and len(picture) > 3:
-        paint = partial(diffused, picture.removeprefix("hf:"), seed=seed, steps=steps)
+        paint = partial(diffused, picture.removeprefix("hf:"), seed=seed, steps=steps, device=device)
     else:
         raise unknown("converter of pictures", picture, PICTURES)
     found: dict[str, Converter] = {
@@ -170,23 +173,23 @@ def drawn(prompt: str) -> Pixels:
     return found
 
 
-def generated(run: str, prompt: str, seed: int = 0) -> Pixels:
+def generated(run: str, prompt: str, seed: int = 0, device: str = "cpu") -> Pixels:
     """Generate a picture of a prompt by a finished run of the task generation."""
     from counterpoint.data.generation import Condition
     from counterpoint.use.generate import generator_of
 
-    [picture] = generator_of(run).generate([Condition(prompt)], seed).cpu()
+    [picture] = generator_of(run, device).generate([Condition(prompt)], seed).cpu()
     return np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
 
 
-def diffused(place: str, prompt: str, seed: int = 0, steps: int = 20) -> Pixels:
+def diffused(place: str, prompt: str, seed: int = 0, steps: int = 20, device: str = "cpu") -> Pixels:
     """Generate a picture of a prompt by a pipeline of diffusers, by name or folder. Its steps begin at pure noise ("trailing")."""
     try:
         import diffusers
         import torch
     except ImportError as error:
         raise CounterpointError("diffusers is not installed: pip install 'counterpoint[generation]'") from error
-    pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(place)
+    pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(place).to(Loop(device=device).on())
     pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, timestep_spacing="trailing")
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(seed)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from counterpoint.data.generation import Condition
 from counterpoint.data.subject_folders import read_subject
+from counterpoint.engine.options import Loop
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError, RunError, check_seed
 from counterpoint.experiment import load_learner
@@ -36,14 +37,14 @@ class Generated(NamedTuple):
     unknown: list[str]  # words of the prompt that the run does not know
 
 
-def generator_of(name: str) -> GenerationLearner:
-    """Load the learner of a finished run of the task generation. RunError for another run."""
+def generator_of(name: str, device: str = "cpu") -> GenerationLearner:
+    """Load the learner of a finished run of the task generation onto a device. RunError for another run."""
     run = Run.open(name)
     if run.config.get("task") != "generation":
         raise RunError(
             f"{run.path} is a run of the task {run.config.get('task')}, which generates no pictures; name one of generation"
         )
-    learner = load_learner(run)
+    learner = load_learner(run).to(Loop(device=device).on())
     assert isinstance(learner, GenerationLearner)
     return learner
 
@@ -56,6 +57,7 @@ def generate(
     number: int = 8,
     seed: int = 0,
     subject: Path | str | None = None,
+    device: str = "cpu",
 ) -> list[Generated]:
     """Generate pictures of each prompt, and write them with a page into a new folder.
 
@@ -67,8 +69,9 @@ def generate(
         prompts: texts in the style of the training captions.
         out: the folder, which must not exist or must be empty.
         number: pictures of each prompt, at least 1.
-        seed: seed of the noise.
+        seed: seed of the noise, which is the same on every device.
         subject: folder of pictures of one subject, for a run that takes one.
+        device: device to compute on: auto (the GPU if there is one), cpu, cuda, cuda:1, mps.
 
     Raises CounterpointError for a number below 1, no prompt, a prompt that does not fit, and a folder with files. Raises it too for
     a folder of a subject without pictures, and for a picture that cannot be read.
@@ -78,7 +81,7 @@ def generate(
     check_seed(seed)
     out = check_empty(out)
     check_there([] if subject is None else [subject])
-    learner = generator_of(run)
+    learner = generator_of(run, device)
     shown_subject = () if subject is None else tuple(read_subject(subject, learner.size))
     conditions = [Condition(prompt, shown_subject) for prompt in prompts for _ in range(number)]
     pictures = learner.generate(conditions, seed).cpu()
