@@ -465,8 +465,8 @@ class InterleavedModel(ChatModel):
     ) -> list[list[int]]:
         """Continue prompts, as `ChatModel.generate` does. New tokens attend to the pictures of the prompt.
 
-        `disturb` changes pixels in -1..1. One pass reads all prompts, also those `apart`. Raises CounterpointError for a mark without a
-        picture and the reverse.
+        `disturb` changes pixels in -1..1. One pass reads all prompts, also those `apart`. Raises CounterpointError for a mark
+        without a picture and the reverse.
         """
         rows = [self.tokenizer.prompt(prompt.messages) for prompt in prompts]
         ids = padded(rows, self.tokenizer.pad, left=True)[0].to(self.device)
