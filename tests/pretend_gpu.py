@@ -43,10 +43,10 @@ class OnGPU(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") != "lstm":
+        if getattr(func, "__name__", "") not in ("lstm", "gru"):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
-        # Its kernel for a GPU has no counterpart on the processor. Sizes of packed batches are there on a GPU, too.
+        # Their kernels for a GPU have no counterpart on the processor. Sizes of packed batches are there on a GPU, too.
         assert all(
             x.dtype == torch.int64 or isinstance(x, OnGPU) for x in tree_flatten(args)[0] if isinstance(x, Tensor)
         )
@@ -107,6 +107,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         pytest.skip("CUDA tensors ask older PyTorch for a driver")
     with monkeypatch.context() as patched, FakeTensorMode(allow_non_fake_inputs=True), _Mode() as mode:
         patched.setattr(torch.cuda, "device_count", lambda: 1)
+        patched.setattr(torch.backends.cudnn, "enabled", False)  # its operations are of a GPU alone
         # A network then gets new parameters; the data of old ones cannot become those of another class.
         patched.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
         yield
