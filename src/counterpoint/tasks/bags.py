@@ -259,7 +259,7 @@ class FrameAP:
         length = batch["visual"].shape[1]
         for head, logits in outputs.items():
             self.logits.setdefault(head, []).append(logits.detach().double().cpu())
-        self.truth.append(batch["truth"])
+        self.truth.append(torch.as_tensor(batch["truth"]).cpu().numpy())  # loaders make tensors of arrays
         self.names.append(str(batch.get("name", "")))
         self.lengths.append(length)
 
