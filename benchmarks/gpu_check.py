@@ -76,10 +76,11 @@ def cases(n: int, m: int, dim: int) -> dict[str, tuple[Function, list[tuple[int,
         out = pair_logsumexp_towards(q, k, Targets(index, share, 0, m))
         return [out.rows, out.towards]
 
-    def softplus(q: Tensor, k: Tensor) -> list[Tensor]:
+    def softplus(q: Tensor, k: Tensor, bias: Tensor) -> list[Tensor]:
         if q.dtype == torch.float64:
-            return [torch.nn.functional.softplus(q @ k.T, threshold=100.0).sum(1)]
-        return [pair_softplus(q, k)]
+            s = q @ k.T + bias[0]
+            return [torch.nn.functional.softplus(s, threshold=100.0).sum(1) - s.diagonal(m - n)]
+        return [pair_softplus(q, k, bias[0], own=m - n)]
 
     def total(q: Tensor, k: Tensor) -> list[Tensor]:
         return [(q @ k.T).logsumexp(1).mean() if q.dtype == torch.float64 else pair_logsumexp_total(q, k)]
@@ -117,7 +118,7 @@ def cases(n: int, m: int, dim: int) -> dict[str, tuple[Function, list[tuple[int,
         "weights": (weighted, two),
         "itself": (itself, [(n, dim)]),
         "targets": (targets, two),
-        "softplus": (softplus, two),
+        "softplus": (softplus, [*two, (1,)]),
         "total": (total, two),
         "total with targets": (targeted, two),
         "by class": (by_class, two),

@@ -203,6 +203,32 @@ def test_softplus_of_pairs_keeps_small_values(fixed: bool, keep: int) -> None:
     assert float((found[0][0][3] - wanted[0][0][3]).abs() / wanted[0][0][3]) < 1e-5
 
 
+@pytest.mark.parametrize("kind", ["exact", "fp16"])
+@pytest.mark.parametrize("own", [None, 4])
+def test_softplus_with_a_learnable_bias_is_that_of_float64(own: int | None, kind: Any) -> None:
+    query, key, bias = rows(N, 9, kind), rows(M, 10, kind), torch.tensor(-30.01)  # fp16 would make -30.016 of it
+
+    def value(q: Tensor, k: Tensor, b: Tensor) -> list[Tensor]:
+        s = q @ k.T + b
+        return [torch.nn.functional.softplus(s, threshold=100.0).sum(1) - (0 if own is None else s.diagonal(own)[:N])]
+
+    wanted = expected(query, key, value, bias)
+    leaves = [x.requires_grad_() for x in (query, key, bias)]
+    found = graded(lambda q, k, b: [pair_softplus(q, k, b, own=own, precision=kind)], leaves)
+    close(found[0], wanted[0], 1e-6 if kind == "exact" else 1e-3)
+    close(found[1], wanted[1], 2e-6 if kind == "exact" else 5e-3)
+
+
+def test_a_bias_is_held_by_half_precision_in_two_parts() -> None:
+    bias = torch.tensor([-10.03, 1234.5, 1e-3], requires_grad=True)
+    for kind, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        with products(kind):  # type: ignore[arg-type]
+            query, key = operands.with_bias(torch.zeros(3, 8), torch.zeros(2, 8), row=bias)
+        s = (query.to(dtype).double() @ key.to(dtype).double().T)[:, 0]
+        assert ((s - bias.double()).abs() <= 2e-5 * bias.double().abs()).all()
+        assert torch.equal(torch.autograd.grad(query.sum(), bias)[0], torch.ones(3))
+
+
 @pytest.mark.parametrize("alike", [True, False])
 @pytest.mark.parametrize("columns", [True, False])
 @pytest.mark.parametrize("taught", [True, False])

@@ -367,6 +367,27 @@ def test_softplus_of_pairs_equals_the_direct_form(monkeypatch, keep):
     same([pair_softplus(q, k, keep=keep)], [torch.nn.functional.softplus(q @ k.T, threshold=40).sum(1)], [q, k])
 
 
+@pytest.mark.parametrize("learnt", ["all", "query and bias", "key", "bias"])
+@pytest.mark.parametrize(("small", "keep"), [(0, 0), (0, 500), (0, kernel.KEEP), (kernel.SMALL, 0)])
+@pytest.mark.parametrize("own", [None, 0, 3, 8])
+def test_softplus_with_a_bias_and_own_keys_equals_the_direct_form(monkeypatch, own, small, keep, learnt):
+    monkeypatch.setattr(kernel, "TILE", (7, 5))
+    monkeypatch.setattr(kernel, "SMALL", small)
+    q, k = draw((23, 6), (31, 6), scale=3.0)
+    bias = torch.tensor(-1.3, dtype=q.dtype, requires_grad=True)
+    s = q @ k.T + bias
+    expected = torch.nn.functional.softplus(s, threshold=40).sum(1) - (0 if own is None else s.diagonal(own)[:23])
+    inputs = {"all": [q, k, bias], "query and bias": [q, bias], "key": [k], "bias": [bias]}[learnt]
+    a, b, c = (x if any(x is y for y in inputs) else x.detach() for x in (q, k, bias))
+    same([pair_softplus(a, b, c, own=own, keep=keep)], [expected], inputs)
+
+
+@pytest.mark.parametrize("own", [-1, 9])
+def test_softplus_names_own_keys_that_are_not_there(own):
+    with pytest.raises(ValueError, match="own must be from 0 to 31 columns - 23 rows"):
+        pair_softplus(torch.zeros(23, 2), torch.zeros(31, 2), own=own)
+
+
 @pytest.mark.parametrize("columns", [False, True])
 def test_no_tensor_is_nearly_as_large_as_the_matrix(columns):
     from torch.utils._python_dispatch import TorchDispatchMode

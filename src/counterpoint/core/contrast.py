@@ -29,9 +29,9 @@ from torch import Tensor
 from counterpoint.core import chunks, kernel
 from counterpoint.core.checks import need_positive, need_rows
 from counterpoint.core.exponentials import softplus_sum
-from counterpoint.core.kernel import KEEP, Operands, Spare, refused, tiles
-from counterpoint.core.operands import unit
-from counterpoint.core.precision import Products, exact, full_precision, products, wide
+from counterpoint.core.kernel import KEEP, Operands, Spare, Tile, add_product, put_product, refused, tiles
+from counterpoint.core.operands import positive_similarity, unit, with_bias
+from counterpoint.core.precision import Products, exact, full_precision, products, scalar, wide
 from counterpoint.core.rules import Block, Rule
 from counterpoint.core.transforms import traced
 
@@ -144,99 +144,164 @@ def softplus(x: Float[Tensor, ...]) -> Float[Tensor, ...]:
 
 
 class _PairSoftplus(torch.autograd.Function):
-    """The sum of each row in tiles. Where the keys have no gradient, the query's is made in the forward pass."""
+    """The sum of each row in tiles. Where the keys have no gradient, the query's is made in the forward pass.
+
+    The gradient of s_ij is sigmoid(s_ij) times what arrives for row i. At the row's own key, 1 is taken off the sigmoid.
+    """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, keep: int) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, bias: Tensor | None, own: int | None, keep: int) -> Tensor:
         work = Operands(query, key)
-        ctx.kind = work.kind
+        ctx.kind, ctx.own = work.kind, own
+        ctx.fixed = any(ctx.needs_input_grad) and not ctx.needs_input_grad[1]
         if chunks.usable(query):
             matrix = chunks.Matrix(query, key, kind=work.kind, softplus=True)
-            fixed = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
-            if fixed:
+            pull = None
+            if ctx.fixed:
                 rows, pull, _ = chunks.known(matrix, query.new_ones(len(query)), to_key=False)
             else:
-                pull = None
                 rows, _, _, ctx.kept = chunks.forward(matrix, columns=False, keep=keep)
-            ctx.save_for_backward(query, key, pull)
+            ctx.save_for_backward(query, key, bias, pull, None)
             return rows
         rows = query.new_zeros(len(query))
-        # d rows_i / d q_i = sum_j sigmoid(s_ij) k_j, up to the one factor that arrives for the row.
-        pull = torch.zeros_like(query) if ctx.needs_input_grad[0] and not ctx.needs_input_grad[1] else None
+        pull, mass = (torch.zeros_like(query), torch.zeros_like(rows)) if ctx.fixed else (None, None)
         ctx.kept = []
         spare = Spare(query, 2)
         with exact(query.device.type):
             for tile in tiles(len(query), len(key)):
-                s = work.similarities(tile)
+                s = _biased(work, tile, bias)
                 rows[tile.rows] += softplus_sum(s, spare.like(s))
-                if pull is not None:
-                    pull[tile.rows].addmm_(s.sigmoid_(), key[tile.columns])
-                    continue
+                if own is not None:
+                    part, entries = _own(s, tile, own)
+                    rows[part] -= entries
                 size = s.numel() * s.element_size()
-                fits = size <= keep
-                keep -= size if fits else 0
-                ctx.kept.append(s.sigmoid() if fits else None)
-        ctx.save_for_backward(query, key, pull)
+                fits = any(ctx.needs_input_grad) and not ctx.fixed and size <= keep
+                if pull is not None and mass is not None:
+                    g = _slope(s, tile, own)
+                    pull[tile.rows].addmm_(g, key[tile.columns])
+                    mass[tile.rows] += g.sum(1)
+                ctx.kept.append(_slope(s, tile, own) if fits else None)
+                if fits:
+                    keep -= size
+                    work.buffer = s.new_empty(0)  # the tile is kept: the next one needs memory of its own
+        ctx.save_for_backward(query, key, bias, pull, mass)
         return rows
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, pull = ctx.saved_tensors
-        if pull is not None:
-            to_query = gradients[0][:, None] * pull
-            return refused((to_query,), (query,))[0] if torch.is_grad_enabled() else to_query, None, None
-        if chunks.usable(query):
-            matrix = chunks.Matrix(query, key, kind=ctx.kind, softplus=True)
-            asked = ctx.needs_input_grad[:2]
-            with torch.no_grad():
-                to_query, to_key = chunks.backward(matrix, (gradients[0],) * 2, None, ctx.kept, wanted=asked)
-            if torch.is_grad_enabled():
-                to_query, to_key = refused((to_query, to_key), (query, key))
-            return to_query, to_key, None
-        work = Operands(query, key)
-        to_query, to_key = torch.zeros_like(query), torch.zeros_like(key)
+        query, key, bias, pull, mass = ctx.saved_tensors
+        arriving = gradients[0]
+        to_key = to_bias = None
         with torch.no_grad(), exact(query.device.type):
-            for tile, kept in zip(tiles(len(query), len(key)), ctx.kept, strict=True):
-                g = work.similarities(tile).sigmoid_() if kept is None else kept
-                g = g * gradients[0][tile.rows][:, None]
-                if ctx.needs_input_grad[0]:
-                    to_query[tile.rows].addmm_(g, key[tile.columns])
-                if ctx.needs_input_grad[1]:
-                    to_key[tile.columns].addmm_(g.T, query[tile.rows])
+            if pull is not None:
+                to_query = arriving[:, None] * pull
+                to_bias = arriving @ mass if ctx.needs_input_grad[2] else None
+            elif chunks.usable(query):
+                matrix = chunks.Matrix(query, key, kind=ctx.kind, softplus=True)
+                wanted = ctx.needs_input_grad[:2]
+                to_query, to_key = chunks.backward(matrix, (arriving,) * 2, None, ctx.kept, wanted=wanted)
+            else:
+                to_query, to_key, to_bias = _softplus_gradients(ctx, query, key, bias, arriving)
+        found = [
+            x if needed else None for x, needed in zip((to_query, to_key, to_bias), ctx.needs_input_grad, strict=False)
+        ]
         if torch.is_grad_enabled():
-            to_query, to_key = refused((to_query, to_key), (query, key))
-        return to_query, to_key, None
+            again = iter(refused([x for x in found if x is not None], (query, key, bias)))
+            found = [None if x is None else next(again) for x in found]
+        return *found, None, None
+
+
+def _softplus_gradients(
+    ctx: Any, query: Tensor, key: Tensor, bias: Tensor | None, arriving: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the gradients of query, key and bias, tile by tile; one that is not wanted is not set."""
+    work = Operands(query, key)
+    to_query, to_key = torch.empty_like(query), torch.empty_like(key)
+    to_bias = arriving.new_zeros(()) if ctx.needs_input_grad[2] else None
+    spare = Spare(query)
+    for tile, kept in zip(tiles(len(query), len(key)), ctx.kept, strict=True):
+        r, c = tile.rows, tile.columns
+        g = _slope(_biased(work, tile, bias), tile, ctx.own) if kept is None else kept
+        # A kept tile stays as it is: a retained graph calls this a second time.
+        g = torch.mul(g, arriving[r, None], out=spare.like(g)[0])
+        if ctx.needs_input_grad[0]:
+            (add_product if c.start else put_product)(to_query[r], g, key[c])
+        if ctx.needs_input_grad[1]:
+            (add_product if r.start else put_product)(to_key[c], g.T, query[r])
+        if to_bias is not None:
+            to_bias += g.sum()
+    return to_query, to_key, to_bias
+
+
+def _biased(work: Operands, tile: Tile, bias: Tensor | None) -> Tensor:
+    s = work.similarities(tile)
+    return s if bias is None else s.add_(bias)
+
+
+def _slope(s: Tensor, tile: Tile, own: int | None) -> Tensor:
+    """Replace s by its sigmoid, less 1 at each row's own key."""
+    s.sigmoid_()
+    if own is not None:
+        _own(s, tile, own)[1].sub_(1)
+    return s
+
+
+def _own(s: Tensor, tile: Tile, own: int) -> tuple[slice, Tensor]:
+    """Return the rows whose own key lies in the tile, and those entries of s as a view. Row i's key is number i + `own`."""
+    start = max(tile.rows.start, tile.columns.start - own)
+    entries = s.diagonal(tile.rows.start + own - tile.columns.start)  # empty where the tile holds none
+    return slice(start, start + len(entries)), entries
 
 
 @full_precision
 def pair_softplus(
     query: Float[Tensor, "rows dim"],
     key: Float[Tensor, "columns dim"],
+    bias: float | Float[Tensor, ""] | None = None,
     *,
+    own: int | None = None,
     keep: int | None = None,
     precision: Products | Literal["auto"] = "auto",
 ) -> Float[Tensor, " rows"]:
-    r"""sum_j softplus(q_i . k_j) = sum_j log(1 + exp(q_i . k_j)) for every row, without the matrix.
+    r"""Compute sum_j softplus(s_ij) = sum_j log(1 + exp(s_ij)) for every row, with s_ij = q_i . k_j + bias, without the matrix.
 
-    What a loss over pairs judged one by one needs (SigLIP, binary cross-entropy, NCE): softplus(-s) = softplus(s) - s, so
-    positives cost one `positive_similarity`. Scale and bias: `scaled`, `with_bias`. No keys: 0. `keep` and `precision` are
-    those of `pair_logsumexp`.
+    It serves losses of pairs that are judged one by one (SigLIP, binary cross-entropy, NCE). Since softplus(-s) =
+    softplus(s) - s, a positive's logit is subtracted: `own` does so for one key of each row.
+
+    Args:
+        query: one row per anchor; float64, float32, or a half precision (then computed and returned in float32).
+        key: the rows that they are compared with. Without any, the sums are 0.
+        bias: a number that is added to all similarities, or a learnable scalar; default none.
+        own: number of the first row's own key. Row i then has s_i,i+own subtracted. Default: no subtraction.
+        keep, precision: as in `pair_logsumexp`.
+
+    Raises ValueError for shapes that do not fit. For a scale see `scaled`.
 
     >>> pair_softplus(torch.zeros(2, 3), torch.zeros(4, 3))
     tensor([2.7726, 2.7726])
+    >>> pair_softplus(torch.eye(2), torch.eye(2), bias=-1.0, own=0)
+    tensor([1.0064, 1.0064])
     """
     if query.ndim != 2 or key.ndim != 2 or query.shape[1] != key.shape[1]:
         raise ValueError(
             f"query and key must be [rows, dim] and [columns, dim], got {tuple(query.shape)} and {tuple(key.shape)}"
         )
+    if own is not None and not 0 <= own <= len(key) - len(query):
+        raise ValueError(f"own must be from 0 to {len(key)} columns - {len(query)} rows, got {own}")
     query, key = wide(query), wide(key)
+    bias = None if bias is None else scalar(bias, query)
     on_device = chunks.usable(query)
-    if keep is None:
-        keep = chunks.keep_default(query) if on_device else KEEP
     if traced() or len(query) * len(key) <= (chunks.SMALL if on_device else kernel.SMALL):
-        return softplus(query @ key.T).sum(1)
+        s = query @ key.T if bias is None else query @ key.T + bias
+        sums = softplus(s).sum(1)
+        return sums if own is None else sums - s.diagonal(own)
     with products(precision):
-        return _PairSoftplus.apply(query, key, keep)
+        if not on_device:
+            return _PairSoftplus.apply(query, key, bias, own, KEEP if keep is None else keep)
+        if bias is not None:  # the GPU's kernels know no bias
+            query, key = with_bias(query, key, row=bias.expand(len(query)))
+        sums = _PairSoftplus.apply(query, key, None, None, chunks.keep_default(query) if keep is None else keep)
+        return sums if own is None else sums - positive_similarity(query, key[own : own + len(query)])
 
 
 # ----------------------------------------------------------------------------- a bank of negatives alone

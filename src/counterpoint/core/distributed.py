@@ -61,9 +61,15 @@ FEW = 2**15  # similarities of several small batches up to which one product for
 
 
 def row_counts(rows: int, device: torch.device | str = "cpu") -> list[int]:
-    """Return the number of rows of each process, in rank order."""
+    """Return the number of rows of each process, in rank order.
+
+    The numbers go from processor to processor where the group can do so. Otherwise they go by the `device` of the rows, whose
+    work in progress is then waited for.
+    """
     if world()[1] == 1:
         return [rows]
+    if "cpu:" in dist.get_backend_config(process_group()):
+        device = "cpu"
     counts = [torch.zeros((), dtype=torch.long, device=device) for _ in range(world()[1])]
     dist.all_gather(counts, torch.tensor(rows, device=device), group=process_group())
     return [int(count) for count in counts]
@@ -148,7 +154,7 @@ class _GlobalMean(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        total = torch.stack([values.sum(), values.new_tensor(float(len(values)))])
+        total = torch.stack([values.sum(), values.new_full((), float(len(values)))])
         dist.all_reduce(total, group=process_group())
         ctx.length, ctx.count, ctx.size = len(values), total[1].clamp(min=1), world()[1]
         return total[0] / ctx.count

@@ -3,7 +3,7 @@
 These operations compose outside the kernel, with autograd's own gradients:
 
     temperature      scale the query (`scaled`): a number, a learnable scalar or one per row
-    additive bias    one more column on both sides (`with_bias`): per row, per key, or both; log w_j weighs key j
+    additive bias    one or two more columns on both sides (`with_bias`): per row, per key, or both; log w_j weighs key j
     positives        linear in the query: a row of targets times the keys, so no matrix of similarities is needed
                      (`positive_similarity` for one positive, soft targets or lists; `class_similarity` for labels)
 """
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.core.precision import exact, full_precision, wide
+from counterpoint.core.precision import chosen_products, exact, full_precision, wide
 from counterpoint.core.transforms import need_fixed, traced
 
 # The floor under a vector's length when it is normalised, as torch.nn.functional.normalize has it: a zero vector stays zero.
@@ -87,9 +87,10 @@ def scaled(query: Float[Tensor, "rows dim"], temperature: float | Float[Tensor, 
     With `key=None` both sides are the query: divide by the square root of the temperature instead.
     """
     query = wide(query)
-    if isinstance(temperature, Tensor) and temperature.ndim == 1:
-        return query / temperature[:, None]
-    return query / temperature
+    if not isinstance(temperature, Tensor):
+        return query / temperature
+    # A product has a shorter backward pass than a quotient.
+    return query * (temperature[:, None] if temperature.ndim == 1 else temperature).reciprocal()
 
 
 def with_bias(
@@ -102,17 +103,29 @@ def with_bias(
     """Make operands whose similarities are q_i . k_j + row_i + column_j, with gradients to the biases.
 
     column = log w weights key j by w_j in every row's denominator. (For w_j = 0 use a rule, because log 0 is not finite.)
+    Where products are of half precision, a second column holds what the first loses to rounding: 0.03 of a bias of 10 in bf16.
     Zeros follow, up to a width of a multiple of 8: products of odd widths are slower, by far on tensor cores.
     """
     left, right = [wide(query)], [wide(key)]
     one, other = left[0].new_ones(len(query), 1), right[0].new_ones(len(key), 1)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(chosen_products(query.device.type))
     if row is not None:
-        left, right = [*left, row.to(left[0].dtype)[:, None]], [*right, other]
+        parts = _parts(row.to(left[0].dtype)[:, None], half)
+        left, right = [*left, *parts], [*right, *[other] * len(parts)]
     if column is not None:
-        left, right = [*left, one], [*right, column.to(right[0].dtype)[:, None]]
+        parts = _parts(column.to(right[0].dtype)[:, None], half)
+        left, right = [*left, *[one] * len(parts)], [*right, *parts]
     rest = -sum(x.shape[1] for x in left) % 8
     left, right = [*left, one.new_zeros(len(one), rest)], [*right, other.new_zeros(len(other), rest)]
     return torch.cat(left, 1), torch.cat(right, 1)
+
+
+def _parts(bias: Tensor, half: torch.dtype | None) -> list[Tensor]:
+    """Return the bias as a sum of tensors that a half precision holds. The first one has the gradient."""
+    if half is None:
+        return [bias]
+    lost = bias.detach() - bias.detach().to(half).to(bias.dtype)
+    return [bias - lost, lost]
 
 
 # --------------------------------------------------------------------------------------------------------- the positives

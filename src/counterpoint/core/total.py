@@ -180,12 +180,15 @@ def pair_logsumexp_total(
     if target is not None:
         _need_numbers(target, len(query), len(key))
     query, key = wide(query), wide(key)
-    share = query.new_full((len(query),), 1 / max(1, len(query))) if share is None else share.to(query.dtype)
     entries = len(query) * len(key)
     bare = target is not None and not rules and weight is None
-    if traced() or entries <= (chunks.SMALL if chunks.usable(query) else SMALL if bare else kernel.SMALL):
-        if target is not None and bare and entries:
-            return (share * F.cross_entropy(query @ key.T, target, reduction="none")).sum()
+    small = traced() or entries <= (chunks.SMALL if chunks.usable(query) else SMALL if bare else kernel.SMALL)
+    if small and target is not None and bare and entries:
+        if share is None:
+            return F.cross_entropy(query @ key.T, target)
+        return (share.to(query.dtype) * F.cross_entropy(query @ key.T, target, reduction="none")).sum()
+    share = query.new_full((len(query),), 1 / max(1, len(query))) if share is None else share.to(query.dtype)
+    if small:
         rows, _, _ = kernel.plain(query, key, rules, weight, False, origin, None)
         if target is not None:
             rows = rows - torch.linalg.vecdot(query, key[target])

@@ -183,7 +183,8 @@ class Fit:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
             return False
         device = self.loop.on()
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # Gloo beside NCCL: numbers of the processor need not wait for the GPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         return True
 
     def _compare_sizes(self) -> None:

@@ -27,11 +27,13 @@ def average(parameters: Iterable[nn.Parameter]) -> None:
     if not wanted:
         return
     kinds = [0 if p.grad is None else 2 if p.grad.is_sparse else 1 for p in wanted]
-    reached = torch.tensor(kinds, dtype=torch.uint8, device=wanted[0].device)
+    reached = torch.tensor(kinds, dtype=torch.uint8).to(wanted[0].device, non_blocking=True)
     dist.all_reduce(reached, op=dist.ReduceOp.MAX)
+    # A process that reached every parameter need not know about the others. Reading would make it wait for the backward pass.
+    everywhere = reached.tolist() if 0 in kinds else kinds
     bucket: list[Tensor] = []
     held, kind = 0, None
-    for parameter, somewhere in zip(wanted, reached.tolist(), strict=True):
+    for parameter, somewhere in zip(wanted, everywhere, strict=True):
         if not somewhere:
             continue
         if somewhere == 2:

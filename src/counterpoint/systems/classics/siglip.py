@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from counterpoint.core.checks import need_alike
 from counterpoint.core.contrast import pair_softplus
-from counterpoint.core.distributed import gather_rows, global_mean
-from counterpoint.core.operands import positive_similarity, scaled, with_bias
+from counterpoint.core.distributed import gather_rows, global_mean, place
+from counterpoint.core.operands import scaled
 from counterpoint.core.precision import full_precision, scalar
 from counterpoint.core.world import over_group
 from counterpoint.systems.base import System
@@ -51,12 +51,10 @@ def siglip(
     tensor(1.0064)
     """
     need_alike("n dim", image=image, text=text)
-    log_scale, bias = scalar(log_scale, image), scalar(bias, image)
-    query, key = scaled(image, (-log_scale).exp()), text
-    own = positive_similarity(query, key) + bias
+    query = scaled(image, (-scalar(log_scale, image)).exp())
     # With softplus(-s) = softplus(s) - s, treat the diagonal's positives as negatives and subtract their logits.
-    query, key = with_bias(query, key, row=bias.expand(len(query)))
-    return global_mean(pair_softplus(query, gather_rows(key)) - own)
+    first = place(len(text), text.device).offset
+    return global_mean(pair_softplus(query, gather_rows(text), bias, own=first))
 
 
 @dataclass
