@@ -26,7 +26,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "macil-sd": ("async-bags?train=32", {"batch_size": 8}),
     "clhe": ("themed-bundles?items=40&train=30&test=12&size=5", {"dim": 8, "length": 8, "batch_size": 10}),
     "vidlankd": ("moving-objects?train=48&grounded=41&test=40&words=20&seed=1", WORDS | {"encoder": "text-8-1-2"}),
-    "switchgpt": ("media-requests?entities=10&plain=24&requests=16", WORDS | {"vocabulary": 320, "model": "llama-16-2-2"}),
+    "switchgpt": (
+        "media-requests?entities=10&plain=24&requests=16",
+        WORDS | {"vocabulary": 320, "model": "llama-16-2-2"},
+    ),
     "mend": ("symbol-tasks?symbols=6&train=12&valid=3&test=3&queries=2&texts=24", WORDS | {"model": "llama-8-2-2"}),
     "sinc": ("latent-classes?classes=12&unseen=4&each=3&held=3&slots=2&width=6", WORDS | {"meta": "gpt2-8-1-2"}),
     "space-2": ("task-dialogs?train=24&unlabelled=24&test=40&paths=40&seed=1", WORDS | {"encoder": "text-8-1-2"}),
