@@ -12,7 +12,6 @@ from counterpoint.encoders.decoding import Plain
 from counterpoint.encoders.messages import IMAGE, Message
 from counterpoint.experiment import Experiment
 from counterpoint.systems.language.ritual import decoder_of
-from counterpoint.use.ask import CONTRASTED
 from pretend_gpu import pretend_gpu
 
 CHATS = "grid-chats?train=16&valid=4&test=4&grid=2&cell=8&most=2"
@@ -20,13 +19,13 @@ LLAVA: dict[str, Any] = {"model": "llava-16-2-2", "vocabulary": 300, "context": 
 LLAMA = LLAVA | {"model": "llama-16-4-2"}
 COMD = LLAVA | {"teacher": "llava-16-1-2", "teacher_epochs": 1}
 SYSTEMS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
-    "ritual": (CHATS, LLAVA, ("plain", "ritual", "ritual+", "same", "vcd", "m3id")),
-    "lol": ("misconceptions?entities=8&relations=1&values=5&train=40", LLAMA, ("plain", *CONTRASTED)),
+    "ritual": (CHATS, LLAVA, ("ritual+", "vcd", "m3id")),
+    "lol": ("misconceptions?entities=8&relations=1&values=5&train=40", LLAMA, ("lol", "dola")),
     "stic": (f"{CHATS}&styles=1&unlabelled=12", LLAVA, ("plain",)),
     "llava-mod": (f"{CHATS}&questions=0&pairs=16", LLAVA | {"teacher": "llava-24-1-2"}, ("plain",)),
     "comd": ("digit-questions?train=30&captions=20&test=2&watched=2", COMD, ("plain",)),
     "switchgpt": ("media-requests?entities=10&plain=24&requests=16", LLAMA | {"vocabulary": 320}, ("plain",)),
-    "cosmo": ("digit-documents?train=24&documents=8&each=1&test_documents=3", LLAMA, ("plain", "vcd", "m3id")),
+    "cosmo": ("digit-documents?train=24&documents=8&each=1&test_documents=3", LLAMA, ("vcd", "m3id")),
 }
 
 
@@ -45,7 +44,7 @@ def test_answers_are_the_processor_s(slug, monkeypatch):
             rule = learner.rule(method)
         else:
             rule = Plain() if method == "plain" else decoder_of(learner, method)
-        return learner.answers(prompts, decoder=rule, temperature=1.0, new_tokens=4, draw=3)
+        return learner.answers(prompts, decoder=rule, temperature=1.0, new_tokens=3, draw=3)
 
     here = [answers(method) for method in methods]
     with pretend_gpu(monkeypatch):
