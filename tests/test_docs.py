@@ -275,6 +275,23 @@ def test_the_flagship_s_claims_are_the_record_s():
     assert "ten seeds" in text
 
 
+def test_the_table_of_speed_is_the_record_s():
+    record = json.loads((ROOT / "results" / "bench" / "contrast.json").read_text(encoding="utf-8"))
+    found: dict[str, dict[int, dict]] = {}
+    for row in record["time"]:
+        found.setdefault(row["peer"].partition(",")[0] + (", 100" if "100" in row["peer"] else ""), {})[
+            row["pairs"]
+        ] = row
+    table = (ROOT / "RESULTS.md").read_text(encoding="utf-8").partition("| our function |")[2].partition("\n\n")[0]
+    for line in table.splitlines()[2:]:
+        label, peer, *ratios, memory = (cell.strip() for cell in line.strip("| ").split("|"))
+        rows = found[peer + (", 100" if "100" in label else "")]
+        for shown, size in zip(ratios, (256, 1024, 4096, 8192), strict=True):
+            ratio = rows[size]["times_faster"]
+            assert shown == (f"{ratio:.1f}x" if ratio >= 1 else f"{ratio:.2f}x")
+        assert memory == f"{rows[8192]['our_extra_mb']:.0f} / {rows[8192]['peer_extra_mb']:,.0f} MB"
+
+
 def test_the_extras_of_the_guide_are_the_project_s():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     table = (
