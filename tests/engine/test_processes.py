@@ -226,11 +226,11 @@ def test_a_parameter_that_nobody_reached_stands_still(both):
 
 def test_gradients_are_means_of_what_was_reached(both):
     for part in both.parts:
-        both_, one, nobody, still, again = part["averaged"]
-        assert both_.tolist() == [1.5, 1.5]
-        assert one.tolist() == again.tolist() == [1.5, 1.5]
-        assert nobody is None
-        assert still is None
+        of_both, of_first, of_nobody, of_frozen, of_first_again = part["averaged"]
+        assert of_both.tolist() == [1.5, 1.5]
+        assert of_first.tolist() == of_first_again.tolist() == [1.5, 1.5]
+        assert of_nobody is None
+        assert of_frozen is None
 
 
 def test_ctrl_c_on_one_stops_and_saves_all(both):

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from counterpoint.core.precision import Products, chosen_products, exact
+from counterpoint.core.precision import Products, chosen_products, exact, half_type
 from counterpoint.core.rules import Block, Diagonal, Labels, Rule, Views
 
 # Bytes of a chunk's g: large enough for products at full speed.
@@ -220,7 +220,7 @@ class Matrix:
         product_in_kernel: bool = False,
     ) -> None:
         self.kind = kind or chosen_products(query.device.type)
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.kind, torch.float32)
+        dtype = half_type(self.kind) or torch.float32
         self.query = query.to(dtype).contiguous()
         self.key = self.query if key is query else key.to(dtype).contiguous()
         self.pulled = torch.float32 if dtype == torch.float32 else torch.bfloat16

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.core.precision import chosen_products, exact, full_precision, wide
+from counterpoint.core.precision import chosen_products, exact, full_precision, half_type, wide
 from counterpoint.core.transforms import need_fixed, traced
 
 # The floor under a vector's length when it is normalised, as torch.nn.functional.normalize has it: a zero vector stays zero.
@@ -108,7 +108,7 @@ def with_bias(
     """
     left, right = [wide(query)], [wide(key)]
     one, other = left[0].new_ones(len(query), 1), right[0].new_ones(len(key), 1)
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(chosen_products(query.device.type))
+    half = half_type(chosen_products(query.device.type))
     if row is not None:
         parts = _parts(row.to(left[0].dtype)[:, None], half)
         left, right = [*left, *parts], [*right, *[other] * len(parts)]

@@ -33,6 +33,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 # Types of the operands of the kernel's products: float32 ("exact"), or rounded to fewer bits. Sums are float32 in every case.
 Products = Literal["exact", "tf32", "bf16", "fp16"]
 _NAMES: dict[torch.dtype, Products] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+_TYPES = {name: dtype for dtype, name in _NAMES.items()}
 _asked: ContextVar[Products | None] = ContextVar("products", default=None)
 
 
@@ -80,6 +81,11 @@ def chosen_products(device: str) -> Products:
     # PyTorch before 2.9 has allow_tf32 alone; later ones refuse to mix both names.
     name = "fp32_precision" if hasattr(matmul, "fp32_precision") else "allow_tf32"
     return "tf32" if getattr(matmul, name) in ("tf32", True) else "exact"
+
+
+def half_type(kind: Products) -> torch.dtype | None:
+    """Return the type of the operands of products in half precision; None for others, whose operands are float32."""
+    return _TYPES.get(kind)
 
 
 def wide(x: Tensor) -> Tensor:
