@@ -27,6 +27,7 @@ from counterpoint import catalog
 from counterpoint import data as sources
 from counterpoint.core.world import processes
 from counterpoint.data import cached, source_name
+from counterpoint.data.devices import computing_on
 from counterpoint.encoders.adapters import adapted, load_base, merged_state
 from counterpoint.engine.learner import Learner
 from counterpoint.engine.options import Loop
@@ -222,8 +223,9 @@ class Experiment:
             return self._own_run(seed, run, say)
         from counterpoint.engine.fit import fit  # evaluation and help need no loop
 
-        source = self.source() if source is None else source
-        task = self.task(source)
+        with computing_on((services.get("loop") or Loop()).on()):
+            source = self.source() if source is None else source
+            task = self.task(source)
         of_change = [note for note in getattr(task.data, "notes", ()) if note not in getattr(source, "notes", ())]
         for note in (*of_change, *getattr(task, "notes", ())):
             say(f"note: {note}")

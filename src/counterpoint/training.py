@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from counterpoint.data.devices import computing_on
 from counterpoint.engine.options import Loop
 from counterpoint.engine.run import BAD_BATCH, Run, check_new
 from counterpoint.engine.state import need_idle
@@ -81,7 +82,8 @@ def train(
     loop = loop or Loop()
     loop.check()
     check_new(Path(out), name)
-    source = experiment.source()
+    with computing_on(loop.on()):
+        source = experiment.source()
     for note in source.notes:
         say(f"note: {note}")
     if changed := experiment.changed:
@@ -166,7 +168,8 @@ def replay(path: Path | str, *, device: str = "cpu") -> Replay:
     experiment = Experiment.of_run(run)
     loop = replace(_loop_of(run), device=device, log=())
     loop.check()
-    task = experiment.task()
+    with computing_on(loop.on()):
+        task = experiment.task()
     return again(experiment.learner(run.facts(), run.config["seed"]), task, kept, loop)
 
 
@@ -245,9 +248,11 @@ def evaluate(path: Run | Path | str, *, data: str | None = None, device: str = "
     Raises RunError for a path that is no run or has no weights, DataError for data that cannot be read.
     """
     run = path if isinstance(path, Run) else Run.open(path)
-    learner = load_learner(run).to(Loop(device=device).on())
+    place = Loop(device=device).on()
+    learner = load_learner(run).to(place)
     experiment = Experiment.of_run(run)
-    source = experiment.source(data)
+    with computing_on(place):
+        source = experiment.source(data)
     for note in source.notes:
         say(f"note: {note}")
     task = experiment.measured(source)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from counterpoint.data import cached
 from counterpoint.data.accounts import Accounts
+from counterpoint.data.devices import chosen_device
 from counterpoint.data.images import ArrayImages, ImageData, ImageSplit, Indices, Pixels
 from counterpoint.data.own.contracts import OwnImages
 from counterpoint.data.own.folders import PICTURE, plain_folder
@@ -193,7 +194,7 @@ def diffusion(
     side = real.shape[1]
     if side % 4:
         raise DataError(f"diffusion needs images whose side is a multiple of 4 pixels, got {side}; set another size")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = chosen_device()
 
     def told(many: int, what: str) -> Any:
         return patient_track(range(many), what) if bar else range(many)

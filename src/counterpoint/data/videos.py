@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from counterpoint.data import cached
 from counterpoint.data.bags import Bag, BagData, LazyItems, TestVideo
+from counterpoint.data.devices import chosen_device
 from counterpoint.data.valid import SHARE, carve, checked_share
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.files import cache_folder, replacing, walk
@@ -308,7 +309,12 @@ def extract(
     notes: list[str],
     left_out: list[tuple[Path, str]],
 ) -> dict[Path, Path]:
-    """Return video file -> file of its features, for all readable videos; add the others to `left_out`."""
+    """Return video file -> file of its features, for all readable videos; add the others to `left_out`.
+
+    The networks move to the device of `data.devices`.
+    """
+    from counterpoint.encoders.on_device import move
+
     kept = {}
     # Under torchrun one process extracts, and the others find its files.
     with cached.locked(cache_folder() / "videos"):
@@ -321,6 +327,8 @@ def extract(
                 continue
             if not _whole(kept[path]):
                 todo.append(path)
+        for network in (eye, ear) if todo else ():
+            move(network, chosen_device())
         for path in patient_track(todo, "watching videos"):
             try:
                 visual, audio, said = _watch(path, eye, ear, snippet_seconds)

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from counterpoint import data as sources
 from counterpoint.data.bags import BagData, TestVideo
+from counterpoint.data.devices import computing_on
+from counterpoint.engine.options import Loop
 from counterpoint.engine.run import CALIBRATED, Run
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.files import check_there
@@ -65,7 +67,8 @@ def calibrate(
     if data.startswith("videos:"):
         check_there([data.removeprefix("videos:").partition("?")[0]])
     detector = Detector(run, device)
-    source = _source(detector, data)
+    with computing_on(Loop(device=device).on()):
+        source = _source(detector, data)
     for note in source.notes:
         say(f"note: {note}")
     videos = [score_video(detector, source, video) for video in source.valid]
