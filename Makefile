@@ -65,7 +65,7 @@ bench: $(STAMP)  ## speed and memory against peers, into results/bench/; more th
 	$(BIN)/python benchmarks/bss.py
 	$(BIN)/python benchmarks/mlcd.py
 	$(BIN)/python benchmarks/krr_st.py
-	$(BIN)/python benchmarks/cmd.py
+	$(BIN)/python benchmarks/cmd_levels.py
 	$(BIN)/python benchmarks/any2seg.py
 	$(BIN)/python benchmarks/pcl_sr.py
 	$(BIN)/python benchmarks/pixpro.py

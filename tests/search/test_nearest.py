@@ -24,7 +24,8 @@ def written(file, rows, there=None):
     """Write a file of embeddings of one modality, as `embed` does."""
     count, dim = rows.shape
     there = np.ones(count, bool) if there is None else there
-    column = pa.FixedSizeListArray.from_arrays(pa.array(rows.astype(np.float32).ravel()), dim, mask=pa.array(~there))
+    vectors = [row if known else None for row, known in zip(rows.astype(np.float32), there, strict=True)]
+    column = pa.field("text_embedding", pa.list_(pa.float32()), metadata={"width": str(dim)})
     blank = pa.nulls(count, pa.string())
     names = {
         "item": np.arange(count),
@@ -33,7 +34,7 @@ def written(file, rows, there=None):
         "source": blank,
         "text": ["t"] * count,
     }
-    table = pa.table(names | {"text_embedding": column})
+    table = pa.table(names).append_column(column, pa.array(vectors, column.type))
     said = json.dumps({"run": "r", "key": "k", "data": "d", "modalities": {"text": "text"}})
     pq.write_table(table.replace_schema_metadata({b"counterpoint": said.encode()}), file)
     return search.read_embeddings(file)
@@ -217,3 +218,20 @@ def test_index_tries_its_outputs_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(nearest, "_built", None)
     with pytest.raises(CounterpointError, match="is a folder; name a file to write"):
         search.index(found.path)
+
+
+def test_a_row_of_another_width_is_named(tmp_path):
+    file = tmp_path / "e.parquet"
+    written(file, np.eye(3))
+    table = pq.read_table(file)
+    column = table.schema.names.index("text_embedding")
+    short = pa.array([[1.0, 0.0, 0.0], [0.0, 1.0], [0.0, 0.0, 1.0]], table.field(column).type)
+    pq.write_table(table.set_column(column, table.field(column), short), file)
+    with pytest.raises(DataError, match="text_embedding has a row that does not have 3 numbers"):
+        search.read_embeddings(file)
+
+
+def test_rows_that_all_lack_the_modality_keep_its_width(tmp_path):
+    found = written(tmp_path / "e.parquet", np.eye(3), np.zeros(3, bool))
+    assert found.vectors["text"].shape == (3, 3)
+    assert not found.present["text"].any()

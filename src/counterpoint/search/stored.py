@@ -18,6 +18,7 @@ from counterpoint.words import counted
 
 WORDED = ("text", "history", "set", "item")  # kinds of modalities that a column of texts shows
 RESERVED = ("item", "split", "label", "source")  # columns that are not texts of a modality
+WIDTH = b"width"  # key of the numbers in a row, in the metadata of a column of embeddings
 
 
 @dataclass(frozen=True, repr=False)
@@ -170,7 +171,8 @@ def read_embeddings(path: Path | str) -> Embeddings:
                     table = opened.read_row_group(group)
                     here = slice(at, at + len(table))
                     for name in modalities:
-                        values, present[name][here] = _rows(table[f"{name}_embedding"].combine_chunks())
+                        column = f"{name}_embedding"
+                        values, present[name][here] = _rows(table[column].combine_chunks(), table.field(column))
                         vectors.setdefault(name, np.zeros((rows, values.shape[1]), np.float32))[here] = values
                     item[here] = table["item"].to_numpy()
                     for name in table.column_names:
@@ -209,14 +211,22 @@ def read_embeddings(path: Path | str) -> Embeddings:
         raise _damaged(path, error) from error
 
 
-def _rows(column: Any) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _rows(column: Any, about: Any) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Return a column's vectors [n, dim], with zeros for nulls, and the mask [n] of its other rows. Read them only."""
-    dim = column.type.list_size
-    if not column.null_count:
-        return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim), np.ones(len(column), bool)
+    pa, _ = arrow()
     there = np.asarray(column.is_valid())
-    values = np.zeros((len(column), dim), np.float32)
-    values[there] = column.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    found = column.drop_null() if column.null_count else column
+    if pa.types.is_fixed_size_list(column.type):  # as earlier versions wrote it
+        width = column.type.list_size
+    else:
+        width = int((about.metadata or {})[WIDTH])
+        if (np.diff(found.offsets) != width).any():
+            raise ValueError(f"{about.name} has a row that does not have {width} numbers")
+    rows = found.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+    if not column.null_count:
+        return rows, there
+    values = np.zeros((len(column), width), np.float32)
+    values[there] = rows
     return values, there
 
 

@@ -24,7 +24,7 @@ from counterpoint.errors import CounterpointError
 from counterpoint.files import replacing
 from counterpoint.search.encoder import BATCH, Encoder
 from counterpoint.search.items import Items
-from counterpoint.search.stored import RESERVED, WORDED, arrow, file_column, text_column
+from counterpoint.search.stored import RESERVED, WIDTH, WORDED, arrow, file_column, text_column
 from counterpoint.waiting import patient_track
 
 GROUP = 4096  # rows that are held before they are written: a row group of the file
@@ -223,8 +223,11 @@ class Maker:
         pa, _ = arrow()
         words = [name for name in RESERVED if name != "item"] + [text_column(name) for name in self.worded]
         words += [file_column(name) for name in self.layout.files]
+        # Not lists of a fixed size: pyarrow below 25 neither writes nor reads their nulls.
+        numbers = pa.list_(pa.float32())
         vectors = [
-            pa.field(f"{name}_embedding", pa.list_(pa.float32(), self.layout.widths[name])) for name in self.items.kinds
+            pa.field(f"{name}_embedding", numbers, metadata={WIDTH: str(self.layout.widths[name])})
+            for name in self.items.kinds
         ]
         return pa.schema([pa.field("item", pa.int64()), *(pa.field(name, pa.string()) for name in words), *vectors])
 
@@ -248,8 +251,9 @@ class Maker:
                 made[there] = self._embedded(name, [values[n] for n in np.flatnonzero(there)], width)
             elif there.any():
                 made[there] = self.encoder.rows(name, values if there.all() else values[there])
-            columns[f"{name}_embedding"] = pa.FixedSizeListArray.from_arrays(
-                pa.array(made.ravel()), width, mask=pa.array(~there)
+            starts = width * np.concatenate([[0], np.cumsum(there)])
+            columns[f"{name}_embedding"] = pa.ListArray.from_arrays(
+                pa.array(starts, pa.int32()), pa.array(made[there].ravel()), mask=pa.array(~there)
             )
         return pa.table(columns, schema=self.schema)
 

@@ -1,6 +1,6 @@
 """Compare CMD's loss with transcriptions of the authors' way: time, value, and peak memory.
 
-    python benchmarks/cmd.py [--rounds 5] [--threads 1]      writes results/bench/cmd.json
+    python benchmarks/cmd_levels.py [--rounds 5] [--threads 1]      writes results/bench/cmd.json
 
 Both take the same float32 outputs and features, forward and backward, in turn in one process. The record has the medians over
 the rounds and the ratio of the medians. A ratio is the transcription's time over ours: above 1 ours is faster. There are
