@@ -90,6 +90,8 @@ def file_of(value: Any) -> bytes:
 
         value = Image.fromarray(pixels)
     exif = value.getexif()
+    if value.mode == "YCbCr":  # Pillow below 13 cannot read its own TIFF files of it
+        value = value.convert("RGB")
     if value.mode in PLAIN and exif.get(ORIENTATION, 1) == 1 and "transparency" not in value.info:
         return ppm(np.asarray(value))
     file = io.BytesIO()
