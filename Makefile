@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 FLOWER := .venv-flower
+LOWEST := .venv-lowest
 # Compiled tests and modules are kept, whatever the machine's default is: half of the time before the first test.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-slow test-flower check new try claims lint types prose docs notebooks bench bench-check catalogue tour lock clean
+.PHONY: demo test test-slow test-flower test-lowest check new try claims lint types prose docs notebooks bench bench-check catalogue tour lock clean
 
 demo: $(STAMP)  ## learn from labelled game clips, find violent moments in a video, write a page
 	$(BIN)/python -m counterpoint.demo
@@ -19,6 +20,9 @@ test-slow: $(STAMP)  ## the tests of several seconds each: runs over two process
 
 test-flower: $(FLOWER)/.installed  ## federations on Flower, in .venv-flower, where Flower's pins stand before ours
 	OMP_NUM_THREADS=1 $(FLOWER)/bin/python -m pytest tests/use/test_flower.py
+
+test-lowest: $(LOWEST)/.installed  ## the default suite with the lowest versions of pyproject.toml; its PyTorch is gigabytes
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --timeout 300
 
 check: $(STAMP)  ## all that CI runs: linter, type checker, English, tests, slow tests
 	bash .ci/run
@@ -119,17 +123,19 @@ lock: $(STAMP)  ## constraints.txt: every version that is installed here
 	$(BIN)/python tools/lock.py
 
 clean:  ## the environment and what was built
-	rm -rf .venv .venv-flower site build dist runs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-flower .venv-lowest site build dist runs .mypy_cache .ruff_cache .pytest_cache
 
 # The arcade, qtawesome, pretty_midi, recbole and nilearn wheels are wanted for sprites, sounds, fonts, soundfont and data only,
 # tinysoundfont without what it plays through. litdata's boto3 refuses the python-dateutil of constraints.txt, and runs with it.
+ALONE := arcade qtawesome tinysoundfont pretty_midi recbole nilearn
+LITDATA := litdata obstore tifffile boto3 botocore s3transfer jmespath
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "counterpoint needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[demo,dev]'
-	$(BIN)/python -m pip install --constraint constraints.txt --no-deps arcade qtawesome tinysoundfont pretty_midi recbole nilearn
-	$(BIN)/python -m pip install --constraint constraints.txt --no-deps litdata obstore tifffile boto3 botocore s3transfer jmespath
+	$(BIN)/python -m pip install --constraint constraints.txt --no-deps $(ALONE)
+	$(BIN)/python -m pip install --constraint constraints.txt --no-deps $(LITDATA)
 	touch $(STAMP)
 
 # Flower's packages come first, all others from .venv.
@@ -140,3 +146,13 @@ $(FLOWER)/.installed: $(STAMP) constraints-flower.txt
 	  > "$$($(FLOWER)/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
 	$(FLOWER)/bin/python -m pip install --quiet --constraint constraints-flower.txt 'flwr[simulation]'
 	touch $(FLOWER)/.installed
+
+# uv knows how to choose the lowest versions; pip does not.
+$(LOWEST)/.installed: pyproject.toml
+	rm -rf $(LOWEST)
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[demo,dev]'
+	$(LOWEST)/bin/python -m pip install --no-deps $(ALONE) $(LITDATA)
+	$(LOWEST)/bin/python -m pip install pytest-timeout
+	touch $@

@@ -590,5 +590,7 @@ def test_an_exported_student_takes_any_number_of_pictures(rooms: dict[str, Align
 
     images = torch.randn(5, 3, 8, 8)
     with torch.no_grad():
-        program = torch.export.export(Student(), (images[:3],), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        program = torch.export.export(
+            Student(), (images[:3],), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False
+        )
         torch.testing.assert_close(program.module()(images), learner.embed(images))

@@ -551,7 +551,7 @@ def test_a_tower_of_texts_exports_with_any_number_of_texts() -> None:
     tower = TextTower(Shape.whole(8, 1, 8), 20, 6).eval()
     mask = torch.arange(6) < torch.tensor([6, 2, 0])[:, None]
     inputs = torch.randint(20, (3, 6)), mask
-    batch = torch.export.Dim("batch")
-    made = torch.export.export(tower, inputs, dynamic_shapes=({0: batch}, {0: batch})).module()
+    batch = torch.export.Dim.AUTO
+    made = torch.export.export(tower, inputs, dynamic_shapes=({0: batch}, {0: batch}), strict=False).module()
     torch.testing.assert_close(made(*(x[:2] for x in inputs)), tower(*inputs)[:2])
     assert not tower(*inputs)[2].any()

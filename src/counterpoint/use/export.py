@@ -93,14 +93,19 @@ class Tower(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Return embeddings [n, dim]; with `classes`, also the logits of the classes [n, classes]."""
         if self.classes:
-            found = _classified(self.encoder, normalise(inputs[0]))
+            found = _classified(self.encoder, _normalised(inputs[0]))
             return F.normalize(found["feature"].float(), dim=1, eps=EPS), found["logits"].float()
         if self.kind == "item":
             rows: Tensor = self.get_buffer("table")[inputs[0]]
             return rows
         if self.kind == "image":
-            return self.encoder.embedded(self.name, normalise(inputs[0]))
+            return self.encoder.embedded(self.name, _normalised(inputs[0]))
         return self.encoder.embedded(self.name, tuple(inputs) if self.kind in ("text", "scenes") else inputs[0])
+
+
+def _normalised(images: Tensor) -> Tensor:
+    """Return uint8 images as `normalise` does, without its operation in place: PyTorch 2.6 cannot write that as ONNX."""
+    return normalise(images.float() / 255)
 
 
 def class_names(encoder: Encoder, name: str) -> Sequence[str]:
@@ -272,7 +277,7 @@ def _traced(tower: Tower, inputs: Sequence[Tensor], name: str) -> Any:
     """Export a tower with torch.export. CounterpointError when its code depends on the values in a batch."""
     try:
         shapes = tuple(_dynamic(tower.kind) for _ in inputs)
-        return torch.export.export(tower, tuple(inputs), dynamic_shapes=(shapes,))
+        return torch.export.export(tower, tuple(inputs), dynamic_shapes=(shapes,), strict=False)
     except Exception as error:  # torch raises many types of exceptions
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CounterpointError(
