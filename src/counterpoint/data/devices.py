@@ -1,6 +1,6 @@
 """The device on which data sources compute: their features, and what they generate.
 
-A command chooses it, where `--device` is given. It is no option of a source: the recorded data are the same on every device.
+The command that loads a source chooses it (`--device`). It is no option of the source, so a run's record does not name it.
 """
 
 from __future__ import annotations
