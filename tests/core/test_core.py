@@ -156,3 +156,13 @@ def test_alone_nothing_is_gathered():
     rows = torch.randn(3, 2)
     assert gather_rows(rows) is rows
     assert global_max(5) == 5
+
+
+def test_gloo_gets_time_to_release_its_tensors_before_the_group_ends(monkeypatch):
+    from counterpoint.core import world
+
+    calls = []
+    monkeypatch.setattr(world.time, "sleep", lambda seconds: calls.append("pause"))
+    monkeypatch.setattr(world.dist, "destroy_process_group", lambda: calls.append("end"))
+    world.leave()
+    assert calls == ["pause", "end"]

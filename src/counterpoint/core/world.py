@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +24,16 @@ def processes() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def leave() -> None:
+    """End the process group of this job.
+
+    The pause is for PyTorch 2.6. Its end of a group holds Python's lock while it waits for Gloo's thread. That thread needs the
+    lock to release the tensors of the last exchange, so both would wait for ever.
+    """
+    time.sleep(0.05)
+    dist.destroy_process_group()
 
 
 def world() -> tuple[int, int]:

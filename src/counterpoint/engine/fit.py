@@ -24,7 +24,7 @@ from rich.console import Console
 from torch import Tensor
 
 from counterpoint.core.distributed import global_max
-from counterpoint.core.world import alone, over, processes
+from counterpoint.core.world import alone, leave, over, processes
 from counterpoint.engine.checkpoint import read_checkpoint, write_checkpoint
 from counterpoint.engine.evaluation import collapse, measure
 from counterpoint.engine.feed import Agreement, Feed
@@ -175,7 +175,7 @@ class Fit:
                 logger.close()
             learner.survey = None
             if started_group:
-                dist.destroy_process_group()
+                leave()
         return self.rows
 
     def _join_processes(self) -> bool:

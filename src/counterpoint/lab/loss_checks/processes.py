@@ -26,6 +26,7 @@ import torch.distributed as dist
 import torch.distributed.nn  # its functions keep the process group that exists when it is imported as their default
 from torch import Tensor
 
+from counterpoint.core.world import leave
 from counterpoint.lab.loss_checks.given import Given, Outcome
 from counterpoint.lab.loss_checks.inputs import Item, distance, joined, share
 from counterpoint.lab.loss_checks.report import ERROR, FAILS, HOLDS, Check, Verdict
@@ -79,7 +80,7 @@ def _serve(rank: int, pipe: Connection, errors: str) -> None:
             pipe.recv()
         except EOFError:
             return
-        dist.destroy_process_group()
+        leave()
 
 
 def _answer(rank: int, question: Question) -> Outcome:
