@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterpoint.core.cca import CCALayer, _Axes, canonical_projections
-from counterpoint.core.world import over
+from counterpoint.core.world import leave, over
 
 PARITY = np.load(Path(__file__).parents[1] / "parity" / "audio-sheet-retrieval.npz")
 COUNTS = [9, 0, 6]
@@ -235,7 +235,7 @@ def work(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=len(COUNTS))
     with over("world"):
         torch.save(run(slice(sum(COUNTS[:rank]), sum(COUNTS[: rank + 1]))), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def test_processes_together_have_the_axes_and_the_gradients_of_one(tmp_path):

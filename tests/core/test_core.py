@@ -15,6 +15,7 @@ from counterpoint.core.contrast import info_nce
 from counterpoint.core.distributed import gather_rows, global_max, over
 from counterpoint.core.mil import extreme_snippets, sequence_lengths, topk_mil_pool
 from counterpoint.core.teacher import blend, cosine_momentum
+from counterpoint.core.world import leave
 
 
 def direct_info_nce(q, p, n, t):
@@ -136,7 +137,7 @@ def _process(rank, size, folder):
         assert labels.tolist() == order.tolist()
         assert global_max(rank) == size - 1
         torch.save((loss.detach(), own.grad), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def test_processes_together_have_the_loss_and_the_gradients_of_one(tmp_path):

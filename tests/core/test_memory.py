@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterpoint.core.memory import Bank, Prototypes, Queue, SampleState, kmeans, latest, moved
-from counterpoint.core.world import over
+from counterpoint.core.world import leave, over
 
 
 def draw(*shape, seed=0):
@@ -195,7 +195,7 @@ def _process(rank, size, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     with over("world"):
         torch.save(_write(slice(3 * rank, 3 * rank + 3)), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def test_all_processes_hold_the_memory_of_one(tmp_path):

@@ -435,6 +435,11 @@ def test_pictures_of_every_mode_become_files_without_loss(mode):
     np.testing.assert_array_equal(decode(file_of(picture), 16), square(picture, 16))
 
 
+def test_a_picture_of_ycbcr_is_no_tiff():
+    """Pillow below 13 writes a TIFF of this mode that it cannot read."""
+    assert file_of(Image.fromarray(PICTURES[0]).convert("YCbCr")).startswith(b"P6")
+
+
 def test_a_picture_is_turned_upright_as_its_file_would_be(tmp_path):
     from counterpoint.data.images import decode
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from counterpoint.core.world import leave
 from counterpoint.engine.batchnorm import synchronise
 
 COUNTS = (5, 2, 1)
@@ -54,7 +55,7 @@ def work(rank: int, folder: str) -> None:
     torch.save(step(net, slice(start, start + COUNTS[rank])), f"{folder}/{rank}.pt")
     net.eval()
     torch.save(net(images()), f"{folder}/eval{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def test_processes_with_uneven_shares_equal_one_process(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def encoder_work(rank: int, folder: str) -> None:
 
     with over("world"):
         torch.save(encoder_gradients(slice(rank, None, 2), True), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def test_two_processes_have_the_loss_and_mean_gradient_of_one_for_a_convolutional_encoder(tmp_path: Path) -> None:

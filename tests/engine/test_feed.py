@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from counterpoint.core.world import leave
 from counterpoint.engine import feed
 from counterpoint.engine.feed import Agreement, Feed, Later
 from launch import free_port
@@ -195,7 +196,7 @@ def agree(rank: int, port: int) -> None:
     both.say(rank == 0)
     both.forget()
     assert both.say(False) is False
-    dist.destroy_process_group()
+    leave()
 
 
 def test_all_processes_learn_of_a_yes_at_the_next_step() -> None:

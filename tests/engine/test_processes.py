@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from toy import Config, Task, Toy, adam
 
 from counterpoint.core.distributed import global_mean
-from counterpoint.core.world import over, processes
+from counterpoint.core.world import leave, over, processes
 from counterpoint.engine.fit import fit
 from counterpoint.engine.gradients import average
 from counterpoint.engine.options import Loop
@@ -182,7 +182,7 @@ def _process(rank: int, size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     torch.save(everything(Path(folder)), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from counterpoint.core.world import leave
+
 COUNTS = [3, 1, 2]
 # Arguments whose batch is not the first axis, or that have none (None). Lists hold tensors whose first axis is it.
 AXES = {
@@ -144,7 +146,7 @@ def work(rank: int, folder: str) -> None:
             fn.of("simclr").nt_xent(*mine, 0.3, ring=ring, group=some).backward()
         found["some"] = [z.grad for z in mine]
     torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from counterpoint.errors import CounterpointError, DataError
 from counterpoint.experiment import Experiment
 from counterpoint.search.encoder import Encoder
 
-pytest.importorskip("pyarrow")
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 FILMS = ["Alien", "Blade Runner", "Casablanca", "Dune", "Élan", "Fargo", "Gilda", "Heat", "Ikiru", "Jaws"]
@@ -71,6 +72,17 @@ def test_histories_sets_and_items_are_embedded_as_they_are_ranked(made, kind):
     assert [file.texts["item"][n] for n in items] == list(data.items)
     assert file.present["item"].nonzero()[0].tolist() == items.tolist()
     assert [file.source[n] for n in last] == list(data.test.names)
+
+
+@pytest.mark.parametrize("kind", ["history", "set"])
+def test_columns_of_embeddings_can_be_read_by_every_pyarrow(made, kind):
+    table = pq.read_table(made / f"{kind}.parquet")
+    for name in (kind, "item"):  # each lacks where the other one is
+        field = table.field(f"{name}_embedding")
+        rows = table[field.name].combine_chunks()
+        assert pa.types.is_list(field.type)  # not one of a fixed size
+        assert rows.null_count
+        assert int(field.metadata[b"width"]) * (len(rows) - rows.null_count) == len(rows.values)
 
 
 @pytest.mark.parametrize("kind", ["history", "set"])

@@ -10,6 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from counterpoint.core.world import leave
+
 # name -> (how many tensors, loss of them); a function of a module's own, which spawned processes find by its name.
 Losses = Callable[[], dict[str, tuple[int, Callable[..., Tensor]]]]
 Draw = Callable[[int, int], list[Tensor]]  # so many tensors of so many rows
@@ -43,7 +45,7 @@ def _work(rank: int, folder: str, losses: Losses, draw: Draw, counts: Sequence[i
     with over("world"):
         found = {name: run(losses, draw, name, sum(counts), share(rank, counts)) for name in losses()}
         torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def check(losses: Losses, draw: Draw, counts: Sequence[int], folder: Path) -> None:

@@ -15,6 +15,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from counterpoint.core import expected as kernel
+from counterpoint.core.world import leave
 from counterpoint.data import digits
 from counterpoint.errors import CounterpointError
 from counterpoint.experiment import Experiment
@@ -369,7 +370,7 @@ def work(rank, folder):
         torch.save(
             {name: both(f, draw(3, sum(COUNTS), 4)[:, share]) for name, f in losses().items()}, f"{folder}/{rank}.pt"
         )
-    dist.destroy_process_group()
+    leave()
 
 
 def test_processes_together_have_the_losses_and_the_gradients_of_one(tmp_path):

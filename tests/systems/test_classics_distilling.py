@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from counterpoint.core import listed
 from counterpoint.core.distil import kd
-from counterpoint.core.world import over
+from counterpoint.core.world import leave, over
 from counterpoint.systems.classics import rkd as rkd_room
 from counterpoint.systems.classics.attention_transfer import attention_transfer
 from counterpoint.systems.classics.crd import CRDLoss, crd
@@ -310,7 +310,7 @@ def _process(rank, size, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     with over("world"):
         torch.save(_crd_step(slice(rank, None, size)), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def test_crd_over_processes_is_that_of_one(tmp_path):

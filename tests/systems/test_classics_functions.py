@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from counterpoint.core.alignment import negative_cosine, off_diagonal_squares, swapped_entropy
 from counterpoint.core.assignment import sinkhorn
 from counterpoint.core.distil import kd
-from counterpoint.core.world import over
+from counterpoint.core.world import leave, over
 from counterpoint.systems.classics.attention_transfer import attention_transfer
 from counterpoint.systems.classics.barlow_twins import barlow
 from counterpoint.systems.classics.crd import crd
@@ -362,7 +362,7 @@ def _process(rank, size, folder, rows):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     with over("world"):
         torch.save({name: _run(name, rows, slice(rank, None, size)) for name in WHOLE}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.mark.parametrize("rows", [7, 2])  # uneven shares, and one process without any

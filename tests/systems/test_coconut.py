@@ -14,6 +14,7 @@ from torch import Tensor
 
 from counterpoint import functional as fn
 from counterpoint import training
+from counterpoint.core.world import leave
 from counterpoint.engine.fit import fit
 from counterpoint.engine.survey import Survey
 from counterpoint.errors import CounterpointError, DataError
@@ -391,7 +392,7 @@ def _fitted(rank: int, size: int, folder: str) -> None:
     row = fit(learner, task, bar=False)[-1]
     torch.save((row, learner.kept), f"{folder}/{size}-{rank}.pt")
     if size > 1:
-        dist.destroy_process_group()
+        leave()
 
 
 @pytest.mark.slow

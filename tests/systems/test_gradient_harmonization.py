@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from counterpoint import cli
 from counterpoint import functional as fn
-from counterpoint.core.world import over
+from counterpoint.core.world import leave, over
 from counterpoint.engine.loading import Position
 from counterpoint.engine.run import Run
 from counterpoint.errors import CounterpointError
@@ -370,7 +370,7 @@ def _process(rank: int, size: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     with over("world"):
         torch.save(_step(slice(rank, None, size)), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def test_processes_together_take_the_step_of_one(tmp_path):

@@ -19,6 +19,7 @@ import counterpoint as cp
 from counterpoint import cli, training
 from counterpoint import functional as fn
 from counterpoint.core import ridge as ridge_file
+from counterpoint.core.world import leave
 from counterpoint.data.distilled import read_set
 from counterpoint.engine.fit import fit
 from counterpoint.engine.options import Loop
@@ -477,7 +478,7 @@ def of_two(rank: int, folder: str) -> None:
     fit(learner, task, bar=False)
     if rank == 0:
         torch.save(learner.state_dict(), f"{folder}/weights.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.mark.slow

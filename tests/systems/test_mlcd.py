@@ -20,6 +20,7 @@ from torch import Tensor
 
 from counterpoint import cli, training
 from counterpoint import functional as fn
+from counterpoint.core.world import leave
 from counterpoint.data.digits import load_canvases
 from counterpoint.engine.fit import fit
 from counterpoint.engine.run import Run
@@ -498,7 +499,7 @@ def _sparse_mean(rank: int, folder: str) -> None:
         assert parameter.grad.is_sparse
         found.append(parameter.grad.to_dense()[:, 0])
     torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 def test_sparse_gradients_are_averaged_over_processes_row_by_row(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from counterpoint import functional as fn
 from counterpoint.catalog import load_system
 from counterpoint.core import label_mixtures
 from counterpoint.core.label_mixtures import BetaShares, Groups, Terms
+from counterpoint.core.world import leave
 from counterpoint.engine.fit import fit
 from counterpoint.engine.options import Loop
 from counterpoint.engine.survey import Survey
@@ -369,7 +370,7 @@ def process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.save(trained(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.mark.slow
